@@ -1,0 +1,204 @@
+"""Checkpoints: their names, how one is found, saved, read, and rebuilt into a model that runs.
+
+A checkpoint is a plain dict of tensors and JSON-like values, in the file `<name>_<top-1>.pt`:
+
+    format, stage ("teacher", "kd", "pruned" or "quantized"), name (such as "pruned_kd_resnet18"), arch (torchvision's),
+    classes (names in label order), image_size (pixels), mean, std (of each channel, for pixels from 0 to 1),
+    state_dict, int8 (None, or {"backend", "float_shapes"}: what the int8 model is rebuilt from),
+    metrics (figures of the test split and more), lineage (one row per stage from the first)
+"""
+
+import hashlib
+import platform
+import re
+from pathlib import Path
+
+import torch
+import torch_pruning
+import torchvision
+from torch import nn
+
+from common import models, quantization
+from common.data import IMAGENET_MEAN, IMAGENET_STD, Splits
+from common.errors import UserError
+from common.files import load_tensors, written_whole
+
+FORMAT = 1
+STAGES = ("teacher", "kd", "pruned", "quantized")
+TYPES = {
+    "format": int,
+    "stage": str,
+    "name": str,
+    "arch": str,
+    "classes": list,
+    "image_size": int,
+    "mean": list,
+    "std": list,
+    "state_dict": dict,
+    "int8": dict | None,
+    "metrics": dict,
+    "lineage": list,
+}
+FILE_NAME = re.compile(r"(?P<name>.+)_(?P<top1>[01]\.\d{4})(-\d+)?\.pt")
+
+
+def next_name(stage: str, base: str, model_name: str | None = None) -> str:
+    """The name of what `stage` makes of the checkpoint or architecture `base`; `model_name` replaces the latter's name.
+
+    A student starts a new chain; a pruned or quantized model goes on with the name of what it was made from.
+    """
+    prefixes, rest = [], base
+    while rest.startswith(tuple(f"{known}_" for known in STAGES)):
+        prefix, _, rest = rest.partition("_")
+        prefixes.append(prefix)
+    kept = [prefix for prefix in prefixes if prefix != "teacher"] if stage in ("pruned", "quantized") else []
+    return "_".join([stage, *kept, model_name or rest])
+
+
+def find(reference: str, folder: str | Path) -> Path:
+    """The checkpoint that `reference` means: a path, a file's name in `folder`, or the start of one.
+
+    The prefix `teacher_` and the suffix `.pt` may be left out. Of several matches the most accurate is taken, of equal
+    ones the newest. Raises UserError, listing what there is.
+    """
+    if Path(reference).is_file():
+        return Path(reference)
+    folder = Path(folder)
+    there = sorted(path for path in folder.glob("*.pt") if FILE_NAME.fullmatch(path.name))
+    wanted = (reference, f"teacher_{reference}")
+    tests = (
+        lambda path: path.name in wanted or path.stem in wanted,
+        lambda path: FILE_NAME.fullmatch(path.name)["name"] in wanted,
+        lambda path: path.name.startswith(wanted),
+    )
+    for test in tests:
+        if matches := [path for path in there if test(path)]:
+            return max(
+                matches, key=lambda path: (FILE_NAME.fullmatch(path.name)["top1"], path.stat().st_mtime)
+            )
+    names = ", ".join(path.name for path in there) or "no checkpoint yet"
+    raise UserError(f"no checkpoint {reference!r}; in {folder} there is: {names}")
+
+
+def load(path: str | Path) -> dict:
+    """Reads the checkpoint in `path`. Raises UserError where it is damaged, foreign or of a newer format."""
+    content = load_tensors(path)
+    if not isinstance(content, dict) or "format" not in content:
+        raise UserError(
+            f"{path} is not a checkpoint of this project (a state dict may be given as --pretrained)"
+        )
+    if content["format"] != FORMAT:
+        raise UserError(
+            f"{path} has checkpoint format {content['format']}; this version reads format {FORMAT}"
+        )
+    for key, kind in TYPES.items():
+        if key not in content or not isinstance(content[key], kind):
+            raise UserError(f"{path} is not a whole checkpoint: its {key!r} is missing or of the wrong kind")
+    return content
+
+
+def open_parent(reference: str, folder: str, *, to: str) -> tuple[Path, dict]:
+    """Finds and loads the float checkpoint that a stage works on; `to` says what for. Raises UserError."""
+    path = find(reference, folder)
+    parent = load(path)
+    if parent["int8"] is not None:
+        raise UserError(f"{path} is an int8 model, the end of a chain: a float checkpoint is needed to {to}")
+    print(f"{path}: {parent['stage']} {parent['arch']}, test top-1 {parent['metrics']['top1']:.2%}")
+    return path, parent
+
+
+def untrained(arch: str, classes: list[str], image_size: int | None) -> dict:
+    """What a chain starts from: a checkpoint without stage, weights, figures and lineage, by default for 224 pixels."""
+    return {
+        "format": FORMAT,
+        "name": arch,
+        "arch": arch,
+        "classes": classes,
+        "image_size": image_size or 224,
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "int8": None,
+        "metrics": {},
+        "lineage": [],
+    }
+
+
+def rebuild(checkpoint: dict) -> nn.Module:
+    """The checkpoint's model on the CPU: float and in training mode, or int8 and in eval mode with its engine set.
+
+    Raises UserError where the weights do not fit the architecture, or this machine has not the engine.
+    """
+    arch, num_classes, int8 = checkpoint["arch"], len(checkpoint["classes"]), checkpoint["int8"]
+    try:
+        if int8 is not None:
+            float_model = models.rebuild(arch, num_classes, int8["float_shapes"])
+            model = quantization.skeleton(float_model, int8["backend"], checkpoint["image_size"])
+            quantization.load_int8_state(model, checkpoint["state_dict"])
+            return model
+        state = checkpoint["state_dict"]
+        model = models.rebuild(arch, num_classes, {key: list(value.shape) for key, value in state.items()})
+        model.load_state_dict(state)
+        return model
+    except (RuntimeError, KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        raise UserError(
+            f"the checkpoint's weights do not fit {arch}: {' '.join(str(error).split())}"
+        ) from None
+
+
+def check_fits(checkpoint: dict, splits: Splits) -> None:
+    """Raises UserError unless the checkpoint's classes are those of `splits`, in the same order.
+
+    Says so where it was trained on another split: its training pictures may be validation pictures here.
+    """
+    own, classes = checkpoint["classes"], splits.classes
+    if own != classes:
+        if sorted(own) == sorted(classes):
+            difference = "the same classes in another order"
+        elif len(own) != len(classes):
+            difference = f"{len(own)} classes, not {len(classes)}"
+        else:
+            difference = f"no class {next(name for name in classes if name not in own)!r}"
+        raise UserError(
+            f"{checkpoint['name']} does not fit this data set: it has {difference}; see --dataset, --data-dir"
+        )
+    if checkpoint["lineage"] and checkpoint["lineage"][-1]["split"] != splits.fingerprint:
+        print(
+            f"note: {checkpoint['name']} was made from other pictures or another split; it may know validation pictures"
+        )
+
+
+def float_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The model's state dict on the CPU, contiguous."""
+    return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+
+
+def lineage_row(stage: str, options: dict, split_fingerprint: str, parent_path: Path | None) -> dict:
+    """What a lineage keeps of one stage; `options` are those of its command line."""
+    return {
+        "stage": stage,
+        "options": {key: value for key, value in options.items() if value is not None},
+        "split": split_fingerprint,
+        "parent": parent_path and parent_path.name,
+        "parent_sha256": parent_path and hashlib.sha256(parent_path.read_bytes()).hexdigest(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
+            "torch-pruning": str(torch_pruning.__version__),
+        },
+    }
+
+
+def save(checkpoint: dict, folder: str | Path) -> Path:
+    """Writes `<name>_<top-1>.pt` into `folder`, whole or not at all, and returns its path.
+
+    An existing file stays: the new one then ends in -2, -3 and so on. Raises UserError where it cannot be written.
+    """
+    stem = f"{checkpoint['name']}_{checkpoint['metrics']['top1']:.4f}"
+    path, number = Path(folder) / f"{stem}.pt", 1
+    while path.exists():
+        number += 1
+        path = Path(folder) / f"{stem}-{number}.pt"
+    with written_whole(path) as temporary:
+        torch.save(checkpoint, temporary)
+    return path

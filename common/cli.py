@@ -1,0 +1,266 @@
+"""What the scripts' command lines share: options, `--config`, devices, seeds, and how a mistake ends.
+
+The only module that knows argparse. It imports no torch, so that `--help` answers at once.
+"""
+
+import argparse
+import difflib
+import math
+import random
+import re
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from common.errors import UserError
+
+DATASETS = ("pet37", "synthetic", "folder")
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that reports a mistake in one line, takes no abbreviations and knows `--config`."""
+
+    def __init__(self, description: str):
+        summary, _, rest = description.strip().partition("\n")
+        super().__init__(
+            description=summary,
+            epilog=rest,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+    def parse_args(self, args=None, namespace=None):
+        """Parses `args` (default: the command line); the values of `--config` come before, so `args` win."""
+        args = list(sys.argv[1:] if args is None else args)
+        finder = Parser("finds --config")
+        finder.add_argument("--config")
+        config, _ = finder.parse_known_args([arg for arg in args if arg not in ("-h", "--help")])
+        if config.config is not None:
+            args = self._config_arguments(config.config, args) + args
+        return super().parse_args(args, namespace)
+
+    def _config_arguments(self, path: str, given: list[str]) -> list[str]:
+        """Turns a YAML mapping into arguments, so that argparse checks types and choices of both alike."""
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            self.error(f"cannot read --config {path}: {error.strerror}")
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            self.error(f"--config {path} is not valid YAML: {' '.join(str(error).split())}")
+        if not isinstance(values, dict):
+            self.error(f"--config {path} must hold lines of the form 'option: value'")
+        options = {text: action for action in self._actions for text in action.option_strings}
+        given = {arg.partition("=")[0] for arg in given}
+        arguments = []
+        for key, value in values.items():
+            option = f"--{str(key).replace('_', '-')}"
+            if option not in options or option in ("--config", "--help"):
+                self.error(f"--config {path}: unknown option {key!r}{did_you_mean(option, options)}")
+            if isinstance(value, list | dict) or value is None:
+                self.error(f"--config {path}: {key} needs one plain value")
+            # an option that excludes this one and stands on the command line wins over the file
+            rivals = [
+                group for group in self._mutually_exclusive_groups if options[option] in group._group_actions
+            ]
+            if not any(
+                given & set(action.option_strings) for group in rivals for action in group._group_actions
+            ):
+                arguments.append(f"{option}={value}")
+        return arguments
+
+
+def did_you_mean(word: str, known) -> str:
+    """` - did you mean X?` for the nearest of `known`, or nothing."""
+    nearest = difflib.get_close_matches(word, list(known), n=1)
+    return f" - did you mean {nearest[0]}?" if nearest else ""
+
+
+def number(kind: type, low: float, high: float = math.inf, *, above: bool = False, below: bool = False):
+    """An argparse type: a finite `kind` from `low` to `high`; `above`, `below`: the bound itself is left out."""
+    low_text = f"above {low:g}" if above else f"at least {low:g}"
+    high_text = "" if high == math.inf else f" and {'below' if below else 'at most'} {high:g}"
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not {'a whole number' if kind is int else 'a number'}"
+            ) from None
+        inside = (value > low if above else value >= low) and (value < high if below else value <= high)
+        if not (inside and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"{text} must be {low_text}{high_text}")
+        return value
+
+    return parse
+
+
+def device_name(text: str) -> str:
+    """An argparse type: auto, cpu, cuda or cuda:N; -1 means cpu and N means cuda:N, as in older tools."""
+    if text == "-1":
+        return "cpu"
+    if text.isdecimal():
+        return f"cuda:{int(text)}"
+    if text in ("auto", "cpu", "cuda") or re.fullmatch(r"cuda:\d+", text):
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is not one of auto, cpu, cuda, cuda:N")
+
+
+def plain_name(text: str) -> str:
+    """An argparse type: a word that can stand in a file name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} may hold letters, digits and . _ + - only")
+    return text
+
+
+def add_data_options(parser: Parser) -> None:
+    """Adds the options that say which pictures are read, how, and how they are split."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", choices=DATASETS, default="pet37", help="default: pet37")
+    group.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="where the pictures are or will be put; default: data (pet37), data/synthetic",
+    )
+    group.add_argument(
+        "--image-size",
+        type=number(int, 8, 4096),
+        metavar="PIXELS",
+        help="side of the square the network sees; default: that of the checkpoint, else 224",
+    )
+    group.add_argument(
+        "--val-fraction",
+        type=number(float, 0, 1, below=True),
+        default=0.2,
+        metavar="SHARE",
+        help="share of the training pictures kept for choosing the best epoch; 0: the last epoch is kept; default: 0.2",
+    )
+    group.add_argument(
+        "--workers",
+        type=number(int, 0, 256),
+        default=2,
+        metavar="N",
+        help="processes that decode pictures; default: 2",
+    )
+
+
+def add_training_options(parser: Parser, *, epochs: int, lr: float) -> None:
+    """Adds the options of the optimizer, the device and the output, with this stage's defaults."""
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--epochs", type=number(int, 0), default=epochs, metavar="N", help=f"default: {epochs}"
+    )
+    group.add_argument(
+        "--batch-size", type=number(int, 2), default=32, metavar="N", help="pictures in a step; default: 32"
+    )
+    group.add_argument(
+        "--lr",
+        type=number(float, 0, above=True),
+        default=lr,
+        help=f"highest learning rate of AdamW; default: {lr:g}",
+    )
+    group.add_argument(
+        "--weight-decay",
+        type=number(float, 0),
+        default=0.05,
+        help="of AdamW, on weights alone; default: 0.05",
+    )
+    group.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="default: 0")
+    group.add_argument(
+        "--device",
+        type=device_name,
+        default="auto",
+        help="auto, cpu, cuda or cuda:N (-1: cpu, N: cuda:N); default: auto",
+    )
+    group = parser.add_argument_group("files")
+    group.add_argument(
+        "--output-dir",
+        default="weights",
+        metavar="DIR",
+        help="where checkpoints are kept and looked up; default: weights",
+    )
+    group.add_argument(
+        "--model-name",
+        type=plain_name,
+        metavar="NAME",
+        help="stands in the file's name instead of the architecture",
+    )
+    group.add_argument(
+        "--config",
+        metavar="FILE.yaml",
+        help="'option: value' lines that become defaults; the command line wins",
+    )
+
+
+def add_pretrained_option(group) -> None:
+    """Adds `--pretrained`, for the scripts that build a torchvision model."""
+    group.add_argument(
+        "--pretrained",
+        default="imagenet",
+        metavar="imagenet|none|PATH",
+        help="initial weights; PATH: a torchvision state dict, its classifier may differ; default: imagenet",
+    )
+
+
+def check_output_dir(folder: str) -> None:
+    """Makes `folder` and writes a file into it, to fail before the training and not after. Raises UserError."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"cannot write to --output-dir {folder}: {error.strerror}") from None
+
+
+def data_arguments(args: argparse.Namespace) -> str:
+    """The options of `args`, ready to paste, that the next stage needs to see the same pictures and checkpoints."""
+    parts = []
+    for name, default in (("dataset", "pet37"), ("data_dir", None), ("output_dir", "weights")):
+        if getattr(args, name) != default:
+            parts += [f"--{name.replace('_', '-')}", shlex.quote(str(getattr(args, name)))]
+    return "".join(f" {part}" for part in parts)
+
+
+def pick_device(name: str):
+    """The `torch.device` that `name` (see `device_name`) means on this machine. Raises UserError."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(name.partition(":")[2] or 0) >= count:
+            raise UserError(
+                f"--device {name}: this machine has {count} CUDA devices; --device cpu always works"
+            )
+    return torch.device(name)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, NumPy and torch (all devices)."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def run(main, parse_args) -> None:
+    """Runs a script: a `UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    program = Path(sys.argv[0]).name
+    try:
+        main(parse_args())
+    except UserError as error:
+        # a loader's worker hands its error on with the traceback in the text: the message is what follows the name
+        message = " ".join(str(error).rpartition("UserError: ")[2].split())
+        print(f"\n{program}: error: {message}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"\n{program}: interrupted; nothing was saved", file=sys.stderr)
+        sys.exit(130)

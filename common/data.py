@@ -1,0 +1,243 @@
+"""Pictures and labels: the three data sets, their splits, and the loaders that feed the stages."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import ImageFolder, OxfordIIITPet
+from torchvision.transforms import v2
+
+from common import synthetic
+from common.errors import UserError
+
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of pixels from 0 to 1
+DEFAULT_DIRS = {"pet37": "data", "synthetic": "data/synthetic"}
+SPLIT_SEED = 0  # not --seed: every stage of a chain must set the same pictures aside for validation
+RESIZE_RATIO = 8 / 7  # of the short side to the crop when scoring: 256 to 224
+
+Sample = tuple[Path, int]  # a picture and its label
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Which pictures train, choose (validation) and score (test), and the class names in label order."""
+
+    train: list[Sample]
+    val: list[Sample]
+    test: list[Sample]
+    classes: list[str]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the class names and the file names and labels of the three splits, 16 hex digits."""
+        digest = hashlib.sha256("\n".join(self.classes).encode())
+        for name in ("train", "val", "test"):
+            digest.update(name.encode())
+            for path, label in sorted((path.name, label) for path, label in getattr(self, name)):
+                digest.update(f"{path}\0{label}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()[:16]
+
+    def __str__(self) -> str:
+        counts = f"{len(self.train)} training, {len(self.val)} validation and {len(self.test)} test pictures"
+        return f"{counts} of {len(self.classes)} classes"
+
+
+class Pictures(Dataset):
+    """Decodes pictures to RGB and transforms them: item i is (image, label)."""
+
+    def __init__(self, samples: list[Sample], transform):
+        self.samples, self.transform = samples, transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        path, label = self.samples[index]
+        try:
+            with Image.open(path) as picture:
+                picture = picture.convert("RGB")
+        except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UserError(f"cannot read the picture {path}: {error}") from None
+        return self.transform(picture), label
+
+
+def load_splits(dataset: str, data_dir: str | None, val_fraction: float) -> Splits:
+    """Reads which pictures a data set has, and sets `val_fraction` of the training part aside.
+
+    `dataset` is pet37, synthetic or folder; the first two are made on first use. Raises UserError for a data set
+    that is not there and cannot be had, and for an empty split.
+    """
+    if data_dir is None and dataset not in DEFAULT_DIRS:
+        raise UserError(f"--dataset {dataset} needs --data-dir")
+    root = Path(data_dir or DEFAULT_DIRS[dataset])
+    if dataset == "folder":
+        return _read_folder(root, val_fraction)
+    if dataset == "synthetic":
+        try:
+            synthetic.write(root)
+        except OSError as error:
+            raise UserError(f"cannot write the synthetic pictures to {root}: {error.strerror}") from None
+    else:
+        _download_pet37(root)
+    trainval, classes = _read_pet37(root, "trainval")
+    test, test_classes = _read_pet37(root, "test")
+    if classes != test_classes:
+        raise UserError(f"{root}: trainval.txt and test.txt do not name the same classes")
+    train, val = split_stratified(trainval, val_fraction)
+    return _checked(Splits(train, val, test, classes), root, val_fraction)
+
+
+def _download_pet37(root: Path) -> None:
+    try:
+        OxfordIIITPet(root, download=True)
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        urls = [url for url, _ in OxfordIIITPet._RESOURCES]
+        if (root / "oxford-iiit-pet" / "annotations" / "trainval.txt").exists():
+            raise UserError(f"cannot read the annotations in {root}/oxford-iiit-pet: {error}") from None
+        raise UserError(
+            f"cannot download Oxford-IIIT Pet ({error}): put {urls[0]} and {urls[1].rpartition('/')[2]} from the same "
+            f"place into {root / 'oxford-iiit-pet'}, or use --dataset synthetic, which needs no network"
+        ) from None
+
+
+def _read_pet37(root: Path, split: str) -> tuple[list[Sample], list[str]]:
+    try:
+        reader = OxfordIIITPet(root, split=split)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"cannot read annotations/{split}.txt in {root / 'oxford-iiit-pet'}: {error}"
+        ) from None
+    missing = [path for path in reader._images if not path.exists()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(reader)} {split} pictures are missing, the first is {missing[0]}: "
+            f"delete {root / 'oxford-iiit-pet'} to have it made anew"
+        )
+    return list(zip(reader._images, reader._labels, strict=True)), reader.classes
+
+
+def _read_folder(root: Path, val_fraction: float) -> Splits:
+    """train/ and test/; val/ is the validation split where there is a test/ as well, else it is the test split."""
+
+    def read(name: str) -> tuple[list[Sample], list[str]]:
+        try:
+            reader = ImageFolder(root / name)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"--data-dir {root} needs {name}/ with a folder of pictures for each class: {error}"
+            ) from None
+        return [(Path(path), label) for path, label in reader.samples], reader.classes
+
+    has_test, has_val = (root / "test").is_dir(), (root / "val").is_dir()
+    if not (has_test or has_val):
+        raise UserError(
+            f"--data-dir {root} needs train/ and test/ (or val/), each with a folder for each class"
+        )
+    train, classes = read("train")
+    test, test_classes = read("test" if has_test else "val")
+    val, val_classes = read("val") if has_test and has_val else ([], classes)
+    if not classes == test_classes == val_classes:
+        raise UserError(f"{root}: train/ and test/ (or val/) do not hold folders of the same names")
+    if not val:
+        train, val = split_stratified(train, val_fraction)
+    return _checked(Splits(train, val, test, classes), root, val_fraction)
+
+
+def _checked(splits: Splits, root: Path, val_fraction: float) -> Splits:
+    for name, needed in (("train", True), ("val", val_fraction > 0), ("test", True)):
+        if needed and not getattr(splits, name):
+            advice = "; --val-fraction 0 does without" if name == "val" else ""
+            raise UserError(f"{root}: the {name} split is empty{advice}")
+    if len(splits.classes) < 2:
+        raise UserError(f"{root}: a classifier needs at least two classes, this has {len(splits.classes)}")
+    return splits
+
+
+def split_stratified(samples: list[Sample], fraction: float) -> tuple[list[Sample], list[Sample]]:
+    """(rest, part): `part` holds round(fraction * len(samples)) samples, shared among the classes by size.
+
+    Seats go by largest remainder; a class always keeps one sample in the rest. Drawn with `SPLIT_SEED`.
+    """
+    labels = np.array([label for _, label in samples])
+    sizes = np.bincount(labels) if len(labels) else np.zeros(0, int)
+    quotas = sizes * fraction
+    seats = np.floor(quotas).astype(int)
+    order = np.argsort(seats - quotas, kind="stable")
+    seats[order[: round(fraction * len(labels)) - seats.sum()]] += 1
+    seats = np.minimum(seats, np.maximum(sizes - 1, 0))
+    rng = np.random.default_rng(SPLIT_SEED)
+    chosen = set()
+    for label, count in enumerate(seats):
+        chosen.update(rng.permutation(np.flatnonzero(labels == label))[:count].tolist())
+    rest = [sample for index, sample in enumerate(samples) if index not in chosen]
+    return rest, [samples[index] for index in sorted(chosen)]
+
+
+def train_transform(image_size: int, mean, std):
+    """Random resized crop and mirror image; float32 [3, image_size, image_size], normalised."""
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(image_size, scale=(0.35, 1.0), antialias=True),
+            v2.RandomHorizontalFlip(),
+            *_to_tensor(mean, std),
+        ]
+    )
+
+
+def eval_transform(image_size: int, mean, std):
+    """The middle square of the picture at 8/7 of `image_size`; float32 [3, image_size, image_size], normalised."""
+    return v2.Compose(
+        [
+            v2.Resize(round(image_size * RESIZE_RATIO), antialias=True),
+            v2.CenterCrop(image_size),
+            *_to_tensor(mean, std),
+        ]
+    )
+
+
+def _to_tensor(mean, std):
+    return v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """Batches of (images float32 [N, 3, S, S], labels int64 [N]); `val` is None where no part was set aside."""
+
+    train: DataLoader
+    val: DataLoader | None
+    test: DataLoader
+
+
+def make_loaders(splits: Splits, checkpoint: dict, *, batch_size: int, workers: int, seed: int) -> Loaders:
+    """Loaders of the three splits, at the checkpoint's image size and normalised by its mean and standard deviation.
+
+    `train` is augmented and shuffled with `seed`, the others are in order.
+    """
+    view = checkpoint["image_size"], checkpoint["mean"], checkpoint["std"]
+
+    def make(samples: list[Sample], transform, **options) -> DataLoader:
+        return DataLoader(
+            Pictures(samples, transform),
+            batch_size,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )
+
+    return Loaders(
+        train=make(
+            splits.train,
+            train_transform(*view),
+            shuffle=True,
+            generator=torch.Generator().manual_seed(seed),
+            # batch norm cannot train on a last batch of one picture
+            drop_last=len(splits.train) % batch_size == 1 and len(splits.train) > 1,
+        ),
+        val=make(splits.val, eval_transform(*view)) if splits.val else None,
+        test=make(splits.test, eval_transform(*view)),
+    )

@@ -1,0 +1,54 @@
+"""The losses that every stage trains with: cross-entropy, or knowledge distillation where there is a teacher."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LossFunction = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def distillation_loss(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float, alpha: float
+) -> Tensor:
+    """Hinton's knowledge distillation loss, the mean over the batch, a scalar.
+
+    alpha * T^2 * KL(softmax(teacher / T) || softmax(student / T)) + (1 - alpha) * cross-entropy(student, labels)
+
+    T^2 keeps the gradient of the first term as large as that of the second whatever the temperature.
+    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
+
+    Args:
+        student_logits: float [N, C].
+        teacher_logits: float [N, C], a constant: no gradient flows into it.
+        labels: int64 [N].
+        temperature: above 0; higher is softer.
+        alpha: share of the teacher in the loss, 0 to 1.
+    """
+    soft_targets = F.log_softmax(teacher_logits.detach() / temperature, dim=1)
+    soft_predictions = F.log_softmax(student_logits / temperature, dim=1)
+    divergence = F.kl_div(soft_predictions, soft_targets, reduction="batchmean", log_target=True)
+    return alpha * temperature**2 * divergence + (1 - alpha) * F.cross_entropy(student_logits, labels)
+
+
+def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(loss, logits) of plain training; images float [N, 3, S, S], labels int64 [N]."""
+    logits = model(images)
+    return F.cross_entropy(logits, labels), logits
+
+
+def taught_by(teacher: nn.Module, *, temperature: float, alpha: float) -> LossFunction:
+    """A loss function as `cross_entropy`, in which `teacher` sees the student's own augmented pictures.
+
+    Puts the teacher into eval mode; it computes without gradients.
+    """
+    teacher.eval()
+
+    def loss_function(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            teacher_logits = teacher(images)
+        logits = model(images)
+        return distillation_loss(logits, teacher_logits, labels, temperature, alpha), logits
+
+    return loss_function

@@ -1,0 +1,111 @@
+"""What is measured of a model: accuracy with its interval, parameters, multiply-accumulates, latency."""
+
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch_pruning
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Score:
+    """Sums over the `n` pictures of a split, divided once."""
+
+    n: int
+    correct1: int
+    correct5: int
+    loss_sum: float
+
+    @property
+    def top1(self) -> float:
+        return self.correct1 / self.n
+
+    @property
+    def top5(self) -> float:
+        return self.correct5 / self.n
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats."""
+        return self.loss_sum / self.n
+
+    def as_dict(self) -> dict:
+        """The figures as a checkpoint keeps them; `ci95` is Wilson's interval of top-1."""
+        return {
+            "n": self.n,
+            "top1": self.top1,
+            "top5": self.top5,
+            "loss": self.loss,
+            "ci95": list(wilson_interval(self.correct1, self.n)),
+        }
+
+    def __str__(self) -> str:
+        low, high = wilson_interval(self.correct1, self.n)
+        return f"top-1 {self.top1:.2%} [{low:.1%}, {high:.1%}], top-5 {self.top5:.2%}, n {self.n}"
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Score:
+    """Scores `model`, moved to `device` and put into eval mode, on batches of (images [N, 3, S, S], labels [N])."""
+    model.to(device).eval()
+    n = correct1 = correct5 = 0
+    loss_sum = 0.0
+    for images, labels in batches:
+        images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        logits = model(images).float().cpu()
+        ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+        n += len(labels)
+        correct1 += int(ranked[:, 0].sum())
+        correct5 += int(ranked.sum())
+        loss_sum += float(F.cross_entropy(logits, labels, reduction="sum"))
+    return Score(n, correct1, correct5, loss_sum)
+
+
+def wilson_interval(correct: int, n: int) -> tuple[float, float]:
+    """The 95 % score interval of a proportion. Source: Wilson, JASA 22 (1927), 209-212."""
+    z = 1.959964
+    share = correct / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """The number of trainable values of a float model."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def size(model: nn.Module, image_size: int) -> dict[str, int]:
+    """`params`, and `macs` (multiply-accumulates for one picture, by torch-pruning's counter), of a float model."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        picture = torch.zeros(1, 3, image_size, image_size, device=device)
+        macs, _ = torch_pruning.utils.count_ops_and_params(model.eval(), picture)
+    model.train(was_training)
+    return {"params": count_parameters(model), "macs": int(macs)}
+
+
+def latency_ms(model: nn.Module, image_size: int, *, threads: int = 1, runs: int = 30) -> float:
+    """Median milliseconds for one picture on the CPU with `threads` threads, after warm-up."""
+    images = torch.rand(1, 3, image_size, image_size).contiguous(memory_format=torch.channels_last)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            model.eval()
+            times = []
+            for _ in range(runs + 5):
+                start = time.perf_counter()
+                model(images)
+                times.append(1000 * (time.perf_counter() - start))
+    finally:
+        torch.set_num_threads(before)
+    return statistics.median(times[5:])

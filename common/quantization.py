@@ -1,0 +1,190 @@
+"""Quantization-aware training in FX graph mode: prepare, calibrate, freeze, convert, and the int8 weights as tensors.
+
+Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+Inference", CVPR 2018. The only module that touches torch.ao.
+"""
+
+import contextlib
+import copy
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+from torch.ao.nn.intrinsic.qat import freeze_bn_stats
+from torch.ao.quantization import (
+    disable_fake_quant,
+    disable_observer,
+    enable_fake_quant,
+    enable_observer,
+    get_default_qat_qconfig_mapping,
+)
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
+
+from common.errors import UserError
+
+BACKENDS = {"server": "fbgemm", "embedded": "qnnpack"}  # what --target-device names
+FREEZE_AT = 2 / 3  # share of the epochs after which observers and batch norm stand still
+CALIBRATION_BATCHES = 16
+
+
+def use_engine(backend: str) -> None:
+    """Makes torch run quantized operations with `backend`. Raises UserError where this build of torch has it not."""
+    if backend not in torch.backends.quantized.supported_engines:
+        raise UserError(f"this machine's torch has no {backend} engine to run the int8 model with")
+    torch.backends.quantized.engine = backend
+
+
+def prepare(model: nn.Module, backend: str, image_size: int) -> nn.Module:
+    """A copy of `model`, traced, its batch norms fused and fake quantization put in, ready to train.
+
+    The copy is converted once and run on one picture, so that a network that cannot be quantized fails here and not
+    after hours of training. Raises UserError.
+    """
+    name = type(model).__name__
+    use_engine(backend)
+    picture = torch.zeros(1, 3, image_size, image_size)
+    float_model = _relu6_to_relu(copy.deepcopy(model).cpu().train())
+    try:
+        with _known_warnings_silenced():
+            prepared = prepare_qat_fx(float_model, get_default_qat_qconfig_mapping(backend), picture)
+    # whatever the tracer stumbles over: control flow, unsupported calls, assertions of the network's own
+    except (
+        torch.fx.proxy.TraceError,
+        TypeError,
+        RuntimeError,
+        AttributeError,
+        AssertionError,
+        ValueError,
+    ) as error:
+        raise UserError(f"{name} cannot be traced for quantization: {_first_line(error)}") from None
+    try:
+        trial = copy.deepcopy(prepared)
+        calibrate(trial, [(torch.rand(2, 3, image_size, image_size), None)], torch.device("cpu"))
+        with torch.inference_mode():
+            convert(trial)(picture)
+    except (
+        RuntimeError,
+        NotImplementedError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        ValueError,
+    ) as error:
+        raise UserError(f"{name} cannot run in int8 with {backend}: {_first_line(error)}") from None
+    return prepared
+
+
+def _relu6_to_relu(model: nn.Module) -> nn.Module:
+    """Replaces each ReLU6 in place: a ReLU is fused into the convolution before it, which a ReLU6 is not.
+
+    Also, the qnnpack engine of torch 2.14 returns the elements of a quantized ReLU6 in the wrong order.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU6):
+                setattr(module, name, nn.ReLU(inplace=child.inplace))
+    return model
+
+
+@torch.no_grad()
+def calibrate(prepared: nn.Module, batches: Iterable, device: torch.device) -> None:
+    """Lets the observers see `CALIBRATION_BATCHES` batches of (images, labels), with the weights as they are."""
+    prepared.eval()
+    prepared.apply(enable_observer).apply(disable_fake_quant)
+    for images, _ in itertools.islice(batches, CALIBRATION_BATCHES):
+        prepared(images.to(device))
+    prepared.apply(enable_fake_quant)
+
+
+def freeze_late(prepared: nn.Module, epoch: int, epochs: int) -> None:
+    """Before `epoch` of `epochs` (from 0): stops observers and batch-norm statistics in the last third of training.
+
+    So that the rest of training sees the very scales that the int8 model will have.
+    """
+    if epoch >= int(FREEZE_AT * epochs):
+        prepared.apply(disable_observer).apply(freeze_bn_stats)
+
+
+def convert(prepared: nn.Module) -> nn.Module:
+    """The int8 model, on the CPU and in eval mode, of a copy of `prepared` as it is now."""
+    with _known_warnings_silenced():
+        return convert_fx(copy.deepcopy(prepared).cpu().eval())
+
+
+def skeleton(float_model: nn.Module, backend: str, image_size: int) -> nn.Module:
+    """An int8 model of the right structure for `load_int8_state`, whatever its weights and scales."""
+    use_engine(backend)
+    picture = torch.zeros(1, 3, image_size, image_size)
+    float_model = _relu6_to_relu(float_model.train())
+    with _known_warnings_silenced():
+        return convert(prepare_qat_fx(float_model, get_default_qat_qconfig_mapping(backend), picture))
+
+
+def int8_state(model: nn.Module) -> dict:
+    """The int8 model's state dict in plain tensors, which any version of torch can read.
+
+    A quantized weight becomes {"int8": Tensor int8, "scale": float64 [] or [channels], "zero_point": int64, same
+    shape}; the packed weight and bias of a Linear a list of the two.
+    """
+    return {
+        key: _to_plain(value)
+        for key, value in model.state_dict().items()
+        if not isinstance(value, torch.dtype)
+    }
+
+
+def load_int8_state(model: nn.Module, state: dict) -> None:
+    """Loads what `int8_state` gave into a `skeleton`. Raises UserError where the names or kinds do not fit."""
+    own = model.state_dict()  # its _metadata tells the modules which layout they read
+    try:
+        for key in set(own) - {key for key, value in own.items() if isinstance(value, torch.dtype)} | set(
+            state
+        ):
+            own[key] = _from_plain(state[key])
+        model.load_state_dict(own)
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"the int8 weights do not fit their architecture: {_first_line(error)}") from None
+
+
+def _to_plain(value):
+    if isinstance(value, tuple):
+        return [_to_plain(part) for part in value]
+    if not value.is_quantized:
+        return value.detach()
+    if value.qscheme() == torch.per_tensor_affine:
+        scale, zero_point = value.q_scale(), value.q_zero_point()
+    else:
+        scale, zero_point = value.q_per_channel_scales(), value.q_per_channel_zero_points()
+    return {
+        "int8": value.int_repr(),
+        "scale": torch.as_tensor(scale, dtype=torch.float64),
+        "zero_point": torch.as_tensor(zero_point, dtype=torch.int64),
+    }
+
+
+def _from_plain(value):
+    if isinstance(value, list):
+        return tuple(_from_plain(part) for part in value)
+    if not isinstance(value, dict):
+        return value
+    integers, scale, zero_point = value["int8"], value["scale"], value["zero_point"]
+    if scale.ndim == 0:
+        real = (integers - zero_point) * scale
+        return torch.quantize_per_tensor(real.float(), scale.item(), int(zero_point), torch.qint8)
+    column = (-1, *[1] * (integers.ndim - 1))
+    real = (integers - zero_point.view(column)) * scale.view(column)
+    return torch.quantize_per_channel(real.float(), scale, zero_point, 0, torch.qint8)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+@contextlib.contextmanager
+def _known_warnings_silenced() -> Iterator[None]:
+    """torch.ao.quantization and the quantized dtypes are deprecated, and each call says so; torch is pinned."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

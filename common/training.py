@@ -1,0 +1,110 @@
+"""fit(): the one training loop of all four stages."""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from common.distillation import LossFunction
+from common.errors import UserError
+from common.metrics import evaluate
+
+WARMUP = 0.05  # share of the steps in which the learning rate rises
+
+
+def fit(
+    model: nn.Module,
+    loss_function: LossFunction,
+    train_loader: DataLoader,
+    val_loader: DataLoader | None,
+    *,
+    epochs: int,
+    lr: float,
+    weight_decay: float,
+    device: torch.device,
+    deploy: Callable[[nn.Module], nn.Module] = copy.deepcopy,
+    deploy_device: torch.device | None = None,
+    before_epoch: Callable[[nn.Module, int], None] | None = None,
+) -> tuple[nn.Module, list[dict]]:
+    """Trains `model`, in place, with AdamW, warm-up and cosine decay, and returns (the best deployed model, one row per epoch).
+
+    After each epoch `deploy(model)` makes the model that counts (a copy, or its int8 form), to run on
+    `deploy_device` (default: `device`); the one with the highest top-1 on `val_loader` is kept, on a tie that with
+    the lower loss; the last one without a `val_loader`. With 0 epochs that is `deploy(model)` itself.
+    `before_epoch(model, epoch)`, epochs counted from 0, may freeze parts of the model.
+
+    Raises UserError when the loss is no longer finite.
+    """
+    model.to(device=device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(_parameter_groups(model, weight_decay), lr=lr)
+    steps = max(1, epochs * len(train_loader))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_cosine(step, steps))
+    best, best_rank, history = None, (-1.0, 0.0), []
+    for epoch in range(epochs):
+        start = time.perf_counter()
+        model.train()
+        if before_epoch:
+            before_epoch(model, epoch)
+        row = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"]}
+        title = f"epoch {epoch + 1}/{epochs}"
+        row |= _train_epoch(model, loss_function, train_loader, optimizer, schedule, device, title)
+        deployed = deploy(model)
+        rank = (-1.0, 0.0)
+        if val_loader is not None:
+            score = evaluate(deployed, val_loader, deploy_device or device)
+            row |= {"val_loss": score.loss, "val_top1": score.top1}
+            rank = (score.top1, -score.loss)
+            print(f"{title}: validation top-1 {score.top1:.2%}, loss {score.loss:.3f}")
+        if best is None or rank > best_rank or val_loader is None:
+            best, best_rank = deployed, rank
+        history.append(row | {"seconds": round(time.perf_counter() - start, 2)})
+    return (deploy(model) if best is None else best), history
+
+
+def share_epochs(epochs: int, steps: int) -> list[int]:
+    """`epochs` shared out between `steps` rounds of training; what is left over goes to the last ones."""
+    each, over = divmod(epochs, steps)
+    return [each + (step >= steps - over) for step in range(steps)]
+
+
+def _train_epoch(model, loss_function, loader, optimizer, schedule, device, title: str) -> dict[str, float]:
+    seen = correct = 0
+    loss_sum = 0.0
+    with tqdm(loader, desc=title, unit="batch", dynamic_ncols=True, leave=False) as bar:
+        for images, labels in bar:
+            images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+            labels = labels.to(device, non_blocking=True)
+            loss, logits = loss_function(model, images, labels)
+            if not math.isfinite(loss.item()):
+                raise UserError(f"the loss is {loss.item()} in {title}: training diverged; try a lower --lr")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            seen += len(labels)
+            loss_sum += loss.item() * len(labels)
+            correct += int((logits.argmax(1) == labels).sum())
+            bar.set_postfix(loss=f"{loss_sum / seen:.3f}", top1=f"{correct / seen:.2%}")
+    return {"train_loss": loss_sum / seen, "train_top1": correct / seen}
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay on the weights of layers, none on biases and norms (vectors)."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _warmup_cosine(step: int, steps: int) -> float:
+    """The share of the highest learning rate at `step`: up in a line, then half a cosine down to 0."""
+    warmup = math.ceil(WARMUP * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

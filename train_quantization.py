@@ -1,0 +1,103 @@
+"""Quantization-aware training: fine-tune with int8 arithmetic simulated, and convert to a model that runs in int8.
+
+    python train_quantization.py --weights pruned_kd_resnet18 --target-device embedded
+
+reads    weights/pruned_kd_resnet18_<top-1>.pt, and the pictures of --dataset
+writes   weights/quantized_pruned_kd_resnet18_<top-1>.pt, and its log and curves beside it
+"""
+
+import functools
+
+from common import cli
+
+
+def parse_args(argv=None):
+    parser = cli.Parser(__doc__)
+    group = parser.add_argument_group("quantization")
+    group.add_argument(
+        "--weights", required=True, metavar="CHECKPOINT", help="a path, a name, or the start of one"
+    )
+    group.add_argument(
+        "--target-device",
+        choices=("server", "embedded"),
+        default="embedded",
+        help="server: x86, fbgemm; embedded: ARM, qnnpack; default: embedded",
+    )
+    cli.add_data_options(parser)
+    cli.add_training_options(parser, epochs=10, lr=5e-5)
+    return parser.parse_args(argv)
+
+
+def main(args):
+    import torch
+
+    from common import (
+        checkpoint,
+        data,
+        metrics,
+        models,
+        quantization,
+        report,
+        training,
+    )  # here: --help needs no torch
+    from common.distillation import cross_entropy
+
+    # model and data; the model is traced before anything that takes time
+    cli.check_output_dir(args.output_dir)
+    device, cpu = cli.pick_device(args.device), torch.device("cpu")
+    cli.seed_everything(args.seed)
+    parent_path, parent = checkpoint.open_parent(args.weights, args.output_dir, to="quantize")
+    parent["image_size"] = args.image_size or parent["image_size"]
+    model = checkpoint.rebuild(parent)
+    models.check_image_size(model, parent["arch"], parent["image_size"])
+    backend = quantization.BACKENDS[args.target_device]
+    prepared = quantization.prepare(model, backend, parent["image_size"])
+    splits = data.load_splits(args.dataset, args.data_dir, args.val_fraction)
+    checkpoint.check_fits(parent, splits)
+    loaders = data.make_loaders(
+        splits, parent, batch_size=args.batch_size, workers=args.workers, seed=args.seed
+    )
+    print(f"{parent['arch']} for {backend}; {splits}")
+
+    # baseline
+    if loaders.val:
+        print(f"float model on validation: {metrics.evaluate(model, loaders.val, device)}")
+
+    # quantization-aware training; what is scored and kept is the converted int8 model
+    quantization.calibrate(prepared.to(device), loaders.train, device)
+    int8_model, history = training.fit(
+        prepared,
+        cross_entropy,
+        loaders.train,
+        loaders.val,
+        epochs=args.epochs,
+        lr=args.lr,
+        weight_decay=args.weight_decay,
+        device=device,
+        deploy=quantization.convert,
+        deploy_device=cpu,
+        before_epoch=functools.partial(quantization.freeze_late, epochs=args.epochs),
+    )
+
+    # score on test, save
+    test = metrics.evaluate(int8_model, loaders.test, cpu)
+    row = checkpoint.lineage_row("quantized", vars(args), splits.fingerprint, parent_path)
+    child = {
+        **parent,
+        "stage": "quantized",
+        "name": checkpoint.next_name("quantized", parent["name"], args.model_name),
+        "state_dict": quantization.int8_state(int8_model),
+        "int8": {"backend": backend, "float_shapes": models.shapes(model)},
+        "metrics": test.as_dict() | metrics.size(model, parent["image_size"]),
+        "lineage": [*parent["lineage"], row],
+    }
+    path = checkpoint.save(child, args.output_dir)
+    report.write_history(history, path)
+    print(f"test, in int8: {test}")
+    print(report.before_after(parent["metrics"], parent_path, child["metrics"], path))
+    print(f"saved {path}")
+    print(f"next: python evaluate.py {path.name}{cli.data_arguments(args)}")
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_args)

@@ -1,0 +1,107 @@
+"""Knowledge distillation: a small network learns from a large one's answers as well as from the labels.
+
+    python train_student.py --teacher resnet50 --student resnet18
+
+reads    weights/teacher_resnet50_<top-1>.pt, and the pictures of --dataset
+writes   weights/kd_resnet18_<top-1>.pt, and its log and curves beside it
+"""
+
+from common import cli
+
+
+def parse_args(argv=None):
+    parser = cli.Parser(__doc__)
+    group = parser.add_argument_group("distillation")
+    group.add_argument(
+        "--teacher", required=True, metavar="CHECKPOINT", help="a path, a name, or the start of one"
+    )
+    group.add_argument(
+        "--student", required=True, metavar="ARCH", help="a classification model of torchvision"
+    )
+    cli.add_pretrained_option(group)
+    group.add_argument(
+        "--temperature",
+        type=cli.number(float, 0, above=True),
+        default=3.0,
+        help="softens both answers; default: 3",
+    )
+    group.add_argument(
+        "--alpha",
+        type=cli.number(float, 0, 1),
+        default=0.9,
+        help="share of the teacher in the loss; default: 0.9",
+    )
+    cli.add_data_options(parser)
+    cli.add_training_options(parser, epochs=30, lr=5e-4)
+    return parser.parse_args(argv)
+
+
+def main(args):
+    from common import (
+        checkpoint,
+        data,
+        metrics,
+        models,
+        report,
+        training,
+    )  # here: --help answers without torch
+    from common.distillation import taught_by
+
+    # teacher, data and student
+    models.check_arch(args.student)
+    cli.check_output_dir(args.output_dir)
+    device = cli.pick_device(args.device)
+    cli.seed_everything(args.seed)
+    teacher_path, parent = checkpoint.open_parent(args.teacher, args.output_dir, to="teach")
+    parent["image_size"] = args.image_size or parent["image_size"]
+    teacher = checkpoint.rebuild(parent).to(device)
+    models.check_image_size(teacher, parent["arch"], parent["image_size"])
+    splits = data.load_splits(args.dataset, args.data_dir, args.val_fraction)
+    checkpoint.check_fits(parent, splits)
+    student = models.build(args.student, len(splits.classes), args.pretrained)
+    models.check_image_size(student, args.student, parent["image_size"])
+    loaders = data.make_loaders(
+        splits, parent, batch_size=args.batch_size, workers=args.workers, seed=args.seed
+    )
+    print(f"{args.student}: {metrics.count_parameters(student):,} parameters; {splits}")
+
+    # baseline
+    if loaders.val:
+        print(f"teacher on validation: {metrics.evaluate(teacher, loaders.val, device)}")
+
+    # distillation
+    best, history = training.fit(
+        student,
+        taught_by(teacher, temperature=args.temperature, alpha=args.alpha),
+        loaders.train,
+        loaders.val,
+        epochs=args.epochs,
+        lr=args.lr,
+        weight_decay=args.weight_decay,
+        device=device,
+    )
+
+    # score on test, save
+    test = metrics.evaluate(best, loaders.test, device)
+    row = checkpoint.lineage_row("kd", vars(args), splits.fingerprint, teacher_path)
+    child = {
+        **parent,
+        "stage": "kd",
+        "name": checkpoint.next_name("kd", args.student, args.model_name),
+        "arch": args.student,
+        "state_dict": checkpoint.float_state(best),
+        "metrics": test.as_dict() | metrics.size(best, parent["image_size"]),
+        "lineage": [*parent["lineage"], row],
+    }
+    path = checkpoint.save(child, args.output_dir)
+    report.write_history(history, path)
+    print(f"test: {test}")
+    print(report.before_after(parent["metrics"], teacher_path, child["metrics"], path))
+    print(f"saved {path}")
+    print(
+        f"next: python train_pruning.py --weights {path.name} --pruning-ratio 0.5{cli.data_arguments(args)}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_args)

@@ -1,0 +1,79 @@
+"""Fine-tune a torchvision model: the teacher, or the network to compress.
+
+    python train_teacher.py --teacher resnet50
+
+reads    the pictures of --dataset, and torchvision's ImageNet weights
+writes   weights/teacher_resnet50_<top-1>.pt, and its log and curves beside it
+"""
+
+from common import cli
+
+
+def parse_args(argv=None):
+    parser = cli.Parser(__doc__)
+    group = parser.add_argument_group("teacher")
+    group.add_argument(
+        "--teacher", required=True, metavar="ARCH", help="a classification model of torchvision"
+    )
+    cli.add_pretrained_option(group)
+    cli.add_data_options(parser)
+    cli.add_training_options(parser, epochs=30, lr=5e-4)
+    return parser.parse_args(argv)
+
+
+def main(args):
+    from common import (
+        checkpoint,
+        data,
+        metrics,
+        models,
+        report,
+        training,
+    )  # here: --help answers without torch
+    from common.distillation import cross_entropy
+
+    # model and data
+    models.check_arch(args.teacher)
+    cli.check_output_dir(args.output_dir)
+    device = cli.pick_device(args.device)
+    cli.seed_everything(args.seed)
+    splits = data.load_splits(args.dataset, args.data_dir, args.val_fraction)
+    blank = checkpoint.untrained(args.teacher, splits.classes, args.image_size)
+    model = models.build(args.teacher, len(splits.classes), args.pretrained)
+    models.check_image_size(model, args.teacher, blank["image_size"])
+    loaders = data.make_loaders(
+        splits, blank, batch_size=args.batch_size, workers=args.workers, seed=args.seed
+    )
+    print(f"{args.teacher}: {metrics.count_parameters(model):,} parameters; {splits}")
+
+    # fine-tuning
+    best, history = training.fit(
+        model,
+        cross_entropy,
+        loaders.train,
+        loaders.val,
+        epochs=args.epochs,
+        lr=args.lr,
+        weight_decay=args.weight_decay,
+        device=device,
+    )
+
+    # score on test, save
+    test = metrics.evaluate(best, loaders.test, device)
+    teacher = {
+        **blank,
+        "stage": "teacher",
+        "name": checkpoint.next_name("teacher", args.teacher, args.model_name),
+        "state_dict": checkpoint.float_state(best),
+        "metrics": test.as_dict() | metrics.size(best, blank["image_size"]),
+        "lineage": [checkpoint.lineage_row("teacher", vars(args), splits.fingerprint, None)],
+    }
+    path = checkpoint.save(teacher, args.output_dir)
+    report.write_history(history, path)
+    print(f"test: {test}")
+    print(f"saved {path}")
+    print(f"next: python train_student.py --teacher {path.name} --student resnet18{cli.data_arguments(args)}")
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_args)
