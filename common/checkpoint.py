@@ -63,8 +63,7 @@ def find(reference: str, folder: str | Path) -> Path:
     """
     if Path(reference).is_file():
         return Path(reference)
-    folder = Path(folder)
-    there = sorted(path for path in folder.glob("*.pt") if FILE_NAME.fullmatch(path.name))
+    there = [path for path in Path(folder).glob("*.pt") if FILE_NAME.fullmatch(path.name)]
     wanted = (reference, f"teacher_{reference}")
     tests = (
         lambda path: path.name in wanted or path.stem in wanted,
@@ -76,8 +75,16 @@ def find(reference: str, folder: str | Path) -> Path:
             return max(
                 matches, key=lambda path: (FILE_NAME.fullmatch(path.name)["top1"], path.stat().st_mtime)
             )
-    names = ", ".join(path.name for path in there) or "no checkpoint yet"
+    names = ", ".join(sorted(path.name for path in there)) or "no checkpoint yet"
     raise UserError(f"no checkpoint {reference!r}; in {folder} there is: {names}")
+
+
+def everything_in(folder: str | Path) -> list[Path]:
+    """The checkpoints in `folder`, in the order in which they were made. Raises UserError where there is none."""
+    there = [path for path in Path(folder).glob("*.pt") if FILE_NAME.fullmatch(path.name)]
+    if not there:
+        raise UserError(f"there is no checkpoint in {folder}")
+    return sorted(there, key=lambda path: path.stat().st_mtime)
 
 
 def load(path: str | Path) -> dict:

@@ -179,12 +179,7 @@ def add_training_options(parser: Parser, *, epochs: int, lr: float) -> None:
         help="auto, cpu, cuda or cuda:N (-1: cpu, N: cuda:N); default: auto",
     )
     group = parser.add_argument_group("files")
-    group.add_argument(
-        "--output-dir",
-        default="weights",
-        metavar="DIR",
-        help="where checkpoints are kept and looked up; default: weights",
-    )
+    add_output_dir_option(group)
     group.add_argument(
         "--model-name",
         type=plain_name,
@@ -195,6 +190,16 @@ def add_training_options(parser: Parser, *, epochs: int, lr: float) -> None:
         "--config",
         metavar="FILE.yaml",
         help="'option: value' lines that become defaults; the command line wins",
+    )
+
+
+def add_output_dir_option(group) -> None:
+    """Adds `--output-dir`, for every script that writes or looks up checkpoints."""
+    group.add_argument(
+        "--output-dir",
+        default="weights",
+        metavar="DIR",
+        help="where checkpoints are kept and looked up; default: weights",
     )
 
 

@@ -21,6 +21,7 @@ from torch.ao.quantization import (
     get_default_qat_qconfig_mapping,
 )
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
+from torchvision.ops import StochasticDepth
 
 from common.errors import UserError
 
@@ -39,16 +40,12 @@ def use_engine(backend: str) -> None:
 def prepare(model: nn.Module, backend: str, image_size: int) -> nn.Module:
     """A copy of `model`, traced, its batch norms fused and fake quantization put in, ready to train.
 
-    The copy is converted once and run on one picture, so that a network that cannot be quantized fails here and not
-    after hours of training. Raises UserError.
+    A copy of that is converted and run at once, so that a network that cannot be quantized fails here and not after
+    hours of training. Raises UserError.
     """
     name = type(model).__name__
-    use_engine(backend)
-    picture = torch.zeros(1, 3, image_size, image_size)
-    float_model = _relu6_to_relu(copy.deepcopy(model).cpu().train())
     try:
-        with _known_warnings_silenced():
-            prepared = prepare_qat_fx(float_model, get_default_qat_qconfig_mapping(backend), picture)
+        prepared = _trace(copy.deepcopy(model).cpu(), backend, image_size)
     # whatever the tracer stumbles over: control flow, unsupported calls, assertions of the network's own
     except (
         torch.fx.proxy.TraceError,
@@ -61,9 +58,11 @@ def prepare(model: nn.Module, backend: str, image_size: int) -> nn.Module:
         raise UserError(f"{name} cannot be traced for quantization: {_first_line(error)}") from None
     try:
         trial = copy.deepcopy(prepared)
-        calibrate(trial, [(torch.rand(2, 3, image_size, image_size), None)], torch.device("cpu"))
+        pictures = torch.rand(4, 3, image_size, image_size)
+        calibrate(trial, [(pictures, None)], torch.device("cpu"))
         with torch.inference_mode():
-            convert(trial)(picture)
+            int8_model = convert(trial)
+            together, alone = int8_model(pictures)[:1], int8_model(pictures[:1])
     except (
         RuntimeError,
         NotImplementedError,
@@ -73,19 +72,28 @@ def prepare(model: nn.Module, backend: str, image_size: int) -> nn.Module:
         ValueError,
     ) as error:
         raise UserError(f"{name} cannot run in int8 with {backend}: {_first_line(error)}") from None
+    if not torch.allclose(together, alone, rtol=0.05, atol=0.05 * float(together.abs().max())):
+        raise UserError(
+            f"{name} cannot be quantized: traced, it answers differently when other pictures are beside one"
+        )
     return prepared
 
 
-def _relu6_to_relu(model: nn.Module) -> nn.Module:
-    """Replaces each ReLU6 in place: a ReLU is fused into the convolution before it, which a ReLU6 is not.
-
-    Also, the qnnpack engine of torch 2.14 returns the elements of a quantized ReLU6 in the wrong order.
-    """
-    for module in list(model.modules()):
+def _trace(float_model: nn.Module, backend: str, image_size: int) -> nn.Module:
+    """Prepares `float_model`, changing it in place, for quantization-aware training with `backend`."""
+    use_engine(backend)
+    for module in list(float_model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU6):
+                # a ReLU is fused into the convolution before it, a ReLU6 is not; and the qnnpack engine of torch 2.14
+                # returns the elements of a quantized ReLU6 in the wrong order
                 setattr(module, name, nn.ReLU(inplace=child.inplace))
-    return model
+            elif isinstance(child, StochasticDepth):
+                # the tracer would write down that it is training: the int8 model would drop layers at random
+                setattr(module, name, nn.Identity())
+    picture = torch.zeros(1, 3, image_size, image_size)
+    with _known_warnings_silenced():
+        return prepare_qat_fx(float_model.train(), get_default_qat_qconfig_mapping(backend), picture)
 
 
 @torch.no_grad()
@@ -115,11 +123,7 @@ def convert(prepared: nn.Module) -> nn.Module:
 
 def skeleton(float_model: nn.Module, backend: str, image_size: int) -> nn.Module:
     """An int8 model of the right structure for `load_int8_state`, whatever its weights and scales."""
-    use_engine(backend)
-    picture = torch.zeros(1, 3, image_size, image_size)
-    float_model = _relu6_to_relu(float_model.train())
-    with _known_warnings_silenced():
-        return convert(prepare_qat_fx(float_model, get_default_qat_qconfig_mapping(backend), picture))
+    return convert(_trace(float_model, backend, image_size))
 
 
 def int8_state(model: nn.Module) -> dict:

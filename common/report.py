@@ -61,3 +61,49 @@ def before_after(before: dict, before_path: Path | None, after: dict, after_path
         old, new = before_path.stat().st_size, after_path.stat().st_size
         rows.append(("bytes", f"{old:,}", f"{new:,} ({old / new:.1f} times smaller)"))
     return "\n".join(f"  {name:<11}{old:>15} => {new}" for name, old, new in rows)
+
+
+def comparison(rows: list[tuple[Path, dict, float]], threads: int) -> str:
+    """A Markdown table of (path, checkpoint, milliseconds for a picture); sizes are compared with the first row."""
+    header = (
+        "checkpoint",
+        "top-1",
+        "95 % interval",
+        "n",
+        "parameters",
+        "MACs",
+        "file",
+        "smaller",
+        "latency",
+        "engine",
+    )
+    first_bytes = rows[0][0].stat().st_size
+    cells = [header]
+    for path, content, milliseconds in rows:
+        figures, size = content["metrics"], path.stat().st_size
+        cells.append(
+            (
+                path.stem,
+                f"{figures['top1']:.2%}",
+                "{:.1%} to {:.1%}".format(*figures["ci95"]),
+                f"{figures['n']}",
+                f"{figures['params'] / 1e6:.2f} M",
+                f"{figures['macs'] / 1e6:.0f} M",
+                f"{size / 1e6:.2f} MB",
+                f"{first_bytes / size:.1f} x",
+                f"{milliseconds:.2f} ms",
+                content["int8"]["backend"] if content["int8"] else "fp32",
+            )
+        )
+    cells.insert(1, [":---"] + ["---:"] * (len(header) - 1))
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    lines = []
+    for row in cells:
+        first, *others = (text.rjust(width) for text, width in zip(row, widths, strict=True))
+        lines.append("| " + " | ".join([first.strip().ljust(widths[0]), *others]) + " |")
+    notes = [
+        f"Top-1 on the test split; latency of one picture with {threads} thread(s) on this machine's CPU."
+    ]
+    if any(content["int8"] and content["int8"]["backend"] == "qnnpack" for _, content, _ in rows):
+        notes.append("qnnpack is made for ARM: its latency on another CPU says nothing about an ARM board.")
+    return "\n".join([*lines, "", *notes])

@@ -74,15 +74,15 @@ def draw(breed: tuple[str, str, str], rng: np.random.Generator) -> Image.Image:
     animal = _animal(colour, pattern, ears, rng)
     if rng.random() < 0.5:
         animal = animal.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    size = int(CANVAS * rng.uniform(0.75, 1.1))
-    animal = animal.rotate(rng.uniform(-25, 25), Image.Resampling.BILINEAR).resize((size, size))
+    size = int(CANVAS * rng.uniform(0.75, 1.0))
+    animal = animal.rotate(rng.uniform(-20, 20), Image.Resampling.BILINEAR).resize((size, size))
     picture = _background(rng)
     room = CANVAS - size
-    corner = tuple(int(room / 2 + rng.uniform(-0.13, 0.13) * CANVAS) for _ in range(2))
+    corner = tuple(int(room / 2 + rng.uniform(-0.1, 0.1) * CANVAS) for _ in range(2))
     picture.paste(animal, corner, animal)
     picture = picture.resize((SIDE, SIDE), Image.Resampling.BOX)
-    light = rng.uniform(0.6, 1.3) * rng.uniform(0.85, 1.15, 3)  # brightness and tint
-    pixels = np.asarray(picture, np.float32) * light + rng.normal(0, 6, (SIDE, SIDE, 3))
+    light = rng.uniform(0.7, 1.25) * rng.uniform(0.9, 1.1, 3)  # brightness and tint
+    pixels = np.asarray(picture, np.float32) * light + rng.normal(0, 4, (SIDE, SIDE, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
@@ -90,7 +90,7 @@ def _background(rng: np.random.Generator) -> Image.Image:
     corners = rng.integers(20, 236, (2, 2, 3), dtype=np.uint8)
     picture = Image.fromarray(corners).resize((CANVAS, CANVAS), Image.Resampling.BILINEAR)
     pen = ImageDraw.Draw(picture)
-    for _ in range(rng.integers(4, 10)):
+    for _ in range(rng.integers(3, 8)):
         x, y = rng.uniform(0, CANVAS, 2)
         w, h = rng.uniform(10, 70, 2)
         shape = pen.ellipse if rng.random() < 0.5 else pen.rectangle
@@ -105,7 +105,7 @@ def _animal(colour, pattern: str, ears: str, rng: np.random.Generator) -> Image.
     pale = _shade(colour, 1.6 if max(colour) < 170 else 0.7)  # seen on an ivory coat too
     outline = Image.new("L", (CANVAS, CANVAS))
     pen = ImageDraw.Draw(outline)
-    pen.ellipse((c - 46, c + 10, c + 46, CANVAS - 6), fill=255)  # body
+    pen.ellipse((c - 46, c + 14, c + 46, CANVAS - 4), fill=255)  # body
     wide = rng.uniform(42, 50)
     pen.ellipse((c - wide, c - 48, c + wide, c + 36), fill=255)  # head
     coat = Image.new("RGB", (CANVAS, CANVAS), colour)
@@ -128,15 +128,17 @@ def _draw_ears(pen: ImageDraw.ImageDraw, ears: str, colour, dark, length: float)
     for side in (-1, 1):
         x, top = c + side * 32, c - 34
         if ears in ("pricked", "tufted"):
-            tip = (x + side * 12, top - 40 * length)
-            pen.polygon([(x - side * 20, top - 4), tip, (x + side * 14, top + 26)], fill=(*colour, 255))
+            tip = (x + side * 8, top - 46 * length)
+            fill = colour if ears == "pricked" else dark
+            pen.polygon([(x - side * 22, top - 4), tip, (x + side * 16, top + 26)], fill=(*fill, 255))
             if ears == "tufted":
-                pen.line([(x, top), tip, (tip[0] + side * 10, tip[1] - 14)], fill=(*dark, 255), width=7)
+                pen.ellipse((tip[0] - 10, tip[1] - 10, tip[0] + 10, tip[1] + 10), fill=(*colour, 255))
         elif ears == "lop":
-            reach = 70 * length
-            pen.ellipse((x + side * 16 - 13, top - 4, x + side * 16 + 13, top + reach), fill=(*dark, 255))
+            reach = 76 * length
+            pen.ellipse((x + side * 16 - 15, top - 4, x + side * 16 + 15, top + reach), fill=(*dark, 255))
         else:
-            radius = 20 * length
+            radius = 27 * length
+            x, top = x + side * 12, top - 8
             pen.ellipse((x - radius, top - radius, x + radius, top + radius), fill=(*colour, 255))
 
 

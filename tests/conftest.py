@@ -1,0 +1,64 @@
+"""What several test files use: a small data set, and a way to run a script's main() as a user would see it."""
+
+import importlib
+import random
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common import cli
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test starts from the same random state."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+def write_pictures(
+    root: Path, classes=("cat", "dog", "fox"), train: int = 8, test: int = 4, side: int = 40
+) -> Path:
+    """A folder data set of plain-coloured noise, one colour for each class."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("test", test)):
+        for label, name in enumerate(classes):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 90, (side, side, 3))
+                pixels[..., label % 3] += 150
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{name}{index}.jpg")
+    return root
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    return write_pictures(tmp_path / "pictures")
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """run("train_teacher", "--epochs", 1, ...): the script in this process, as (code, out, err)."""
+
+    def run_script(script: str, *arguments) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
+        module = importlib.import_module(script)
+        code = 0
+        capsys.readouterr()
+        try:
+            cli.run(module.main, module.parse_args)
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return SimpleNamespace(code=code, out=captured.out, err=captured.err)
+
+    return run_script

@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from common import models
+from common.errors import UserError
+
+
+def test_an_unknown_architecture_is_answered_with_the_nearest_name():
+    with pytest.raises(UserError, match="did you mean resnet18"):
+        models.build("resnet_18", 3)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v2", "squeezenet1_1", "vgg11", "googlenet"])
+def test_the_classifier_is_the_layer_that_yields_the_logits(arch):
+    model = models.build(arch, 7).eval()
+    name, layer = models.classifier(model, 7)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.copy_(torch.arange(7.0) + 1)
+        assert torch.allclose(model(torch.randn(1, 3, 64, 64)), torch.arange(7.0)[None] + 1), name
+
+
+def test_pretrained_weights_load_whatever_the_width_of_their_classifier(tmp_path):
+    source = models.build("squeezenet1_1", 1000)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    model = models.build("squeezenet1_1", 4, str(tmp_path / "weights.pth"))
+    own, given = model.state_dict(), source.state_dict()
+    assert own["classifier.1.weight"].shape[0] == 4
+    assert all(torch.equal(own[key], given[key]) for key in own if not key.startswith("classifier"))
+
+
+def test_a_classifier_of_the_same_width_is_loaded_too(tmp_path):
+    source = models.build("squeezenet1_1", 4)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    model = models.build("squeezenet1_1", 4, str(tmp_path / "weights.pth"))
+    assert torch.equal(model.classifier[1].weight, source.classifier[1].weight)
+
+
+@pytest.mark.parametrize("other", ["resnet34", "resnet50", "mobilenet_v2"])
+def test_weights_of_another_architecture_are_refused(tmp_path, other):
+    torch.save(models.build(other, 1000).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="does not fit resnet18"):
+        models.build("resnet18", 4, str(tmp_path / "weights.pth"))
+
+
+def test_imagenet_weights_that_cannot_be_had_name_the_file_and_the_way_out(monkeypatch):
+    def offline(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setenv("TORCH_HOME", "/nonexistent/never")
+    with pytest.raises(UserError, match=r"resnet18-f37072fd\.pth.*--pretrained none"):
+        models.build("resnet18", 4, "imagenet")
+
+
+def test_a_picture_too_small_for_the_network_is_refused():
+    model = models.build("squeezenet1_1", 3).train()
+    with pytest.raises(UserError, match="squeezenet1_1 cannot take pictures of 8 pixels"):
+        models.check_image_size(model, "squeezenet1_1", 8)
+    models.check_image_size(model, "squeezenet1_1", 64)
+    assert model.training
+
+
+def test_rebuild_refuses_names_of_another_architecture():
+    with pytest.raises(UserError, match="not those of resnet18"):
+        models.rebuild("resnet18", 3, models.shapes(models.build("squeezenet1_1", 3)))

@@ -1,0 +1,71 @@
+import pytest
+import torch
+from torch import nn
+
+from common import models, pruning
+from common.errors import UserError
+from common.metrics import count_parameters
+
+CLASSES = 5
+
+
+def built(arch):
+    model = models.build(arch, CLASSES)
+    return model, {"protect": models.classifier(model, CLASSES)[1], "image_size": 64}
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "mobilenet_v2", "squeezenet1_1"])
+@pytest.mark.parametrize("ratio", [0.4, 0.7])
+def test_the_target_is_met_within_one_point_and_the_rebuilt_model_answers_the_same(arch, ratio):
+    model, limits = built(arch)
+    before = count_parameters(model)
+    pruned = pruning.prune_to_parameters(model, round(ratio * before), **limits)
+    assert abs(count_parameters(pruned) / before - ratio) < 0.01
+    assert count_parameters(model) == before  # the original is left whole
+
+    rebuilt = models.rebuild(arch, CLASSES, models.shapes(pruned))
+    rebuilt.load_state_dict(pruned.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    logits = pruned.eval()(images)
+    assert logits.shape == (2, CLASSES)
+    assert torch.equal(rebuilt.eval()(images), logits)
+
+    widths = [m.weight.shape[0] for m in pruned.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert all(width % 8 == 0 for width in widths if width != CLASSES)
+
+
+def test_the_channels_with_the_smallest_weights_go():
+    model, limits = built("resnet18")
+    with torch.no_grad():
+        model.layer1[0].conv1.weight[:32] *= 1e-3  # half of a layer that only conv2 depends on
+        kept = model.layer1[0].conv1.weight[32:].clone()
+    pruned = pruning.prune_channels(model, 0.5, **limits)
+    assert pruned.layer1[0].conv1.weight.shape == (32, 32, 3, 3)
+    # its inputs are pruned as well: every kept filter is part of one of the large ones
+    for small in pruned.layer1[0].conv1.weight:
+        assert any(torch.isin(small.flatten(), large.flatten()).all() for large in kept)
+
+
+def test_channel_ratio_removes_that_share_of_every_width_and_leaves_eight():
+    model, limits = built("resnet18")
+    pruned = pruning.prune_channels(model, 0.25, **limits)
+    assert (pruned.conv1.out_channels, pruned.layer4[1].conv2.out_channels) == (48, 384)
+    assert pruning.prune_channels(model, 1.0, **limits).layer4[1].conv2.out_channels == 8
+
+
+def test_keeping_everything_changes_nothing():
+    model, limits = built("squeezenet1_1")
+    same = pruning.prune_to_parameters(model, count_parameters(model), **limits)
+    assert models.shapes(same) == models.shapes(model)
+
+
+def test_a_target_out_of_reach_names_the_smallest_network():
+    model, limits = built("squeezenet1_1")
+    with pytest.raises(UserError, match=r"is the least"):
+        pruning.prune_to_parameters(model, 1000, **limits)
+
+
+def test_training_mode_and_device_are_kept():
+    model, limits = built("squeezenet1_1")
+    assert pruning.prune_channels(model.train(), 0.5, **limits).training
+    assert not pruning.prune_channels(model.eval(), 0.5, **limits).training
