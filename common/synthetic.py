@@ -29,13 +29,13 @@ COATS = {
 
 
 def breeds() -> list[tuple[str, str, str]]:
-    """(coat, pattern, ears) of the 37 breeds; those with the same pattern and ears differ in the coat."""
-    combinations = [(turn, p, e) for turn in range(2) for p in range(len(PATTERNS)) for e in range(len(EARS))]
-    coats = list(COATS)
-    return [
-        (coats[(e + 2 * p + 2 * turn) % len(coats)], PATTERNS[p], EARS[e])
-        for turn, p, e in combinations[:BREEDS]
-    ]
+    """(coat, pattern, ears) of the 37 breeds; the seven that share coat and pattern with another differ in the ears."""
+    coats, breeds = list(COATS), []
+    for number in range(BREEDS):
+        coat, pattern = (number // len(PATTERNS)) % len(coats), number % len(PATTERNS)
+        again = number // (len(PATTERNS) * len(coats))
+        breeds.append((coats[coat], PATTERNS[pattern], EARS[(coat + pattern + again) % len(EARS)]))
+    return breeds
 
 
 def write(root: str | Path) -> None:
