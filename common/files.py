@@ -24,23 +24,16 @@ def load_tensors(path: str | Path):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path} is refused: it holds Python objects, not only tensors and plain values"
-        ) from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error) or "Unsupported class" in str(error):
+            raise UserError(
+                f"{path} is refused: it holds Python objects, not only tensors and values"
+            ) from None
+        raise UserError(f"{path} is damaged or not a file of torch.save") from None
     # the readers of zip and of pickle answer damaged bytes with errors of many kinds
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        TypeError,
-        AssertionError,
-    ):
+    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError):
         raise UserError(f"{path} is damaged or not a file of torch.save") from None
 
 

@@ -105,6 +105,9 @@ def rebuild(arch: str, num_classes: int, widths: Shapes) -> nn.Module:
     Raises UserError where `widths` has not the names of that architecture.
     """
     model = build(arch, num_classes)
+    head = classifier(model, num_classes)[0]
+    if widths.get(f"{head}.weight", [num_classes])[0] != num_classes:
+        raise UserError(f"the weights of {arch} have not {num_classes} outputs")
     if set(widths) != set(model.state_dict()):
         differing = sorted(set(widths) ^ set(model.state_dict()))[0]
         raise UserError(f"the weights are not those of {arch}: {differing} differs")

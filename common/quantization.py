@@ -13,13 +13,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 from torch.ao.nn.intrinsic.qat import freeze_bn_stats
-from torch.ao.quantization import (
-    disable_fake_quant,
-    disable_observer,
-    enable_fake_quant,
-    enable_observer,
-    get_default_qat_qconfig_mapping,
-)
+from torch.ao.quantization import disable_observer, get_default_qat_qconfig_mapping
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
 from torchvision.ops import StochasticDepth
 
@@ -100,10 +94,8 @@ def _trace(float_model: nn.Module, backend: str, image_size: int) -> nn.Module:
 def calibrate(prepared: nn.Module, batches: Iterable, device: torch.device) -> None:
     """Lets the observers see `CALIBRATION_BATCHES` batches of (images, labels), with the weights as they are."""
     prepared.eval()
-    prepared.apply(enable_observer).apply(disable_fake_quant)
     for images, _ in itertools.islice(batches, CALIBRATION_BATCHES):
         prepared(images.to(device))
-    prepared.apply(enable_fake_quant)
 
 
 def freeze_late(prepared: nn.Module, epoch: int, epochs: int) -> None:

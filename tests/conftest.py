@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common import cli
+from common import cli, synthetic
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -62,3 +62,11 @@ def run(capsys, monkeypatch):
         return SimpleNamespace(code=code, out=captured.out, err=captured.err)
 
     return run_script
+
+
+@pytest.fixture
+def small_synthetic(tmp_path, monkeypatch) -> Path:
+    """The synthetic data set with 4 training and 2 test pictures of each breed."""
+    monkeypatch.setattr(synthetic, "PICTURES", {"trainval": 4, "test": 2})
+    synthetic.write(tmp_path / "synthetic")
+    return tmp_path / "synthetic"

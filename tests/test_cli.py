@@ -1,0 +1,171 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import train_pruning
+import train_teacher
+from common import cli
+from common.errors import UserError
+from tests.conftest import REPOSITORY
+
+SCRIPTS = ["train_teacher", "train_student", "train_pruning", "train_quantization", "evaluate"]
+
+
+def write(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+def refused(capsys, parse, *arguments) -> str:
+    with pytest.raises(SystemExit) as stop:
+        parse(list(arguments))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_imports_no_torch_and_leaves_no_trace(script, tmp_path):
+    program = (
+        f"import sys, {script}\n"
+        f"try: {script}.parse_args(['--help'])\n"
+        "except SystemExit: sys.exit(3 if 'torch' in sys.modules else 0)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"python {script}.py" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_config_values_are_defaults_and_the_command_line_wins(tmp_path):
+    config = write(
+        tmp_path / "c.yaml", "epochs: 7\nlr: 0.01\nbatch_size: 8\nimage-size: 64\nteacher: resnet50\n"
+    )
+    args = train_teacher.parse_args(["--config", config, "--epochs", "3"])
+    assert (args.epochs, args.lr, args.batch_size, args.image_size, args.teacher) == (
+        3,
+        0.01,
+        8,
+        64,
+        "resnet50",
+    )
+    assert args.weight_decay == 0.05  # neither: the script's own default
+
+
+def test_an_option_on_the_command_line_replaces_the_one_it_excludes(tmp_path):
+    config = write(tmp_path / "c.yaml", "pruning-ratio: 0.3\nweights: kd_resnet18\n")
+    args = train_pruning.parse_args(["--config", config, "--channel-ratio=0.4"])
+    assert (args.pruning_ratio, args.channel_ratio, args.weights) == (None, 0.4, "kd_resnet18")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch: 3", "unknown option 'epoch' - did you mean --epochs?"),
+        ("epochs: many", "'many' is not a whole number"),
+        ("dataset: cifar", "invalid choice: 'cifar'"),
+        ("epochs: [1, 2]", "epochs needs one plain value"),
+        ("- epochs", "must hold lines of the form"),
+        ("epochs: {", "is not valid YAML"),
+        ("config: other.yaml", "unknown option 'config'"),
+    ],
+)
+def test_a_wrong_config_is_one_line(tmp_path, capsys, text, message):
+    config = write(tmp_path / "c.yaml", text)
+    assert message in refused(capsys, train_teacher.parse_args, "--teacher", "resnet18", "--config", config)
+
+
+def test_a_missing_config_is_one_line(capsys):
+    assert "cannot read --config" in refused(capsys, train_teacher.parse_args, "--config", "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        (train_teacher, ["--lr", "nan"], "must be above 0"),
+        (train_teacher, ["--lr", "0"], "must be above 0"),
+        (train_teacher, ["--epochs", "-1"], "must be at least 0"),
+        (train_teacher, ["--epochs", "1.5"], "is not a whole number"),
+        (train_teacher, ["--val-fraction", "1"], "must be at least 0 and below 1"),
+        (train_teacher, ["--device", "tpu"], "is not one of auto, cpu, cuda, cuda:N"),
+        (train_teacher, ["--model-name", "a/b"], "letters, digits"),
+        (train_teacher, ["--epoch", "1"], "unrecognized arguments: --epoch"),
+        (train_pruning, ["--weights", "x", "--pruning-ratio", "0"], "must be above 0 and at most 1"),
+        (train_pruning, ["--weights", "x", "--pruning-ratio", "1.01"], "must be above 0 and at most 1"),
+        (train_pruning, ["--weights", "x", "--channel-ratio", "-0.5"], "must be above 0 and at most 1"),
+        (
+            train_pruning,
+            ["--weights", "x", "--pruning-ratio", "0.5", "--channel-ratio", "0.5"],
+            "not allowed with",
+        ),
+        (train_pruning, [], "one of the arguments --weights --model is required"),
+    ],
+)
+def test_a_wrong_value_is_one_line(capsys, script, arguments, message):
+    arguments = arguments if script is train_pruning else ["--teacher", "resnet18", *arguments]
+    assert message in refused(capsys, script.parse_args, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("auto", "auto"), ("cpu", "cpu"), ("-1", "cpu"), ("0", "cuda:0"), ("3", "cuda:3"), ("cuda:1", "cuda:1")],
+)
+def test_device_names_old_and_new(text, expected):
+    assert train_teacher.parse_args(["--teacher", "resnet18", "--device", text]).device == expected
+
+
+def test_a_device_that_is_not_there_is_named():
+    assert cli.pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match="--device cuda:99: this machine has"):
+        cli.pick_device("cuda:99")
+
+
+def test_a_seed_repeats_the_numbers():
+    cli.seed_everything(5)
+    first = torch.rand(3)
+    cli.seed_everything(5)
+    assert torch.equal(torch.rand(3), first)
+
+
+def test_the_next_stage_is_told_where_the_data_is():
+    args = train_teacher.parse_args(["--teacher", "resnet18", "--dataset", "folder", "--data-dir", "my pets"])
+    assert cli.data_arguments(args) == " --dataset folder --data-dir 'my pets'"
+    assert cli.data_arguments(train_teacher.parse_args(["--teacher", "resnet18"])) == ""
+
+
+def test_a_bug_keeps_its_traceback():
+    def main(_):
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError):
+        cli.run(main, lambda: None)
+
+
+def test_ctrl_c_ends_in_one_line_and_130_with_nothing_written(pictures, tmp_path):
+    output = tmp_path / "weights"
+    command = [sys.executable, "train_teacher.py", "--teacher", "squeezenet1_1", "--pretrained", "none", "--dataset",
+               "folder", "--data-dir", pictures, "--image-size", "32", "--epochs", "100000", "--workers", "1",
+               "--output-dir", output]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    try:
+        while "epoch 2/" not in process.stdout.readline():
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the loader processes as well
+        _, error = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130
+    assert error.rstrip().endswith("train_teacher.py: interrupted; nothing was saved")
+    assert "Traceback" not in error
+    assert list(output.iterdir()) == []

@@ -1,0 +1,168 @@
+from collections import Counter
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import OxfordIIITPet
+
+from common import data
+from common.errors import UserError
+from tests.conftest import write_pictures
+
+VIEW = {"image_size": 32, "mean": data.IMAGENET_MEAN, "std": data.IMAGENET_STD}
+
+
+def samples(*sizes):
+    return [
+        (Path(f"{label}_{index}.jpg"), label) for label, size in enumerate(sizes) for index in range(size)
+    ]
+
+
+def test_the_split_is_stratified_by_largest_remainder():
+    # quotas 2.0, 1.4, 0.6, 0.2 of 21 pictures, of which round(4.2) = 4 go: 2, 1, 1 and none
+    rest, part = data.split_stratified(samples(10, 7, 3, 1), 0.2)
+    assert Counter(label for _, label in part) == {0: 2, 1: 1, 2: 1}
+    assert sorted(rest + part) == sorted(samples(10, 7, 3, 1)) and not set(rest) & set(part)
+    assert data.split_stratified(samples(10, 7, 3, 1), 0.2) == (rest, part)
+
+
+def test_the_full_pet37_gives_2944_and_736():
+    rest, part = data.split_stratified(samples(*[100] * 30, *[96] * 5, 100, 100), 0.2)
+    assert (len(rest), len(part)) == (2944, 736)
+
+
+def test_a_class_of_one_picture_stays_in_training():
+    rest, part = data.split_stratified(samples(1, 1, 50), 0.9)
+    assert {label for _, label in rest} == {0, 1, 2} and {label for _, label in part} == {2}
+    assert data.split_stratified(samples(5, 5), 0.0) == (samples(5, 5), [])
+
+
+def test_a_folder_with_train_and_test_sets_a_part_of_train_aside(pictures):
+    splits = data.load_splits("folder", str(pictures), 0.25)
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (18, 6, 12)
+    assert splits.classes == ["cat", "dog", "fox"]
+    assert not {path for path, _ in splits.train} & {path for path, _ in splits.val}
+
+
+def test_val_is_the_test_split_where_there_is_no_test(pictures):
+    (pictures / "test").rename(pictures / "val")
+    splits = data.load_splits("folder", str(pictures), 0.25)
+    assert len(splits.val) == 6 and {path.parts[-3] for path, _ in splits.test} == {"val"}
+
+
+def test_val_beside_test_is_the_validation_split(pictures, tmp_path):
+    write_pictures(tmp_path / "more", train=1, test=2)
+    (tmp_path / "more" / "test").rename(pictures / "val")
+    splits = data.load_splits("folder", str(pictures), 0.25)
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (24, 6, 12)
+
+
+def test_the_fingerprint_follows_the_split_and_not_the_place(pictures, tmp_path):
+    first = data.load_splits("folder", str(pictures), 0.25).fingerprint
+    pictures.rename(tmp_path / "moved")
+    assert data.load_splits("folder", str(tmp_path / "moved"), 0.25).fingerprint == first
+    assert data.load_splits("folder", str(tmp_path / "moved"), 0.5).fingerprint != first
+
+
+@pytest.mark.parametrize(
+    ("breaks", "message"),
+    [
+        (lambda root: (root / "test").rename(root / "x"), r"needs train/ and test/ \(or val/\)"),
+        (lambda root: (root / "train").rename(root / "x"), "needs train/ with a folder"),
+        (lambda root: (root / "test" / "fox").rename(root / "test" / "owl"), "folders of the same names"),
+        (lambda root: [path.unlink() for path in (root / "train" / "cat").iterdir()], "cat"),
+    ],
+)
+def test_a_folder_of_another_shape_is_refused(pictures, breaks, message):
+    breaks(pictures)
+    with pytest.raises(UserError, match=message):
+        data.load_splits("folder", str(pictures), 0.25)
+
+
+def test_an_empty_validation_split_says_how_to_do_without(pictures):
+    with pytest.raises(UserError, match="the val split is empty; --val-fraction 0"):
+        data.load_splits("folder", str(pictures), 0.01)
+    assert data.load_splits("folder", str(pictures), 0.0).val == []
+
+
+def test_a_folder_needs_its_place():
+    with pytest.raises(UserError, match="--dataset folder needs --data-dir"):
+        data.load_splits("folder", None, 0.2)
+
+
+def test_a_failed_download_names_the_file_the_folder_and_the_way_out(tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.utils.urllib.request.urlopen", offline)
+    with pytest.raises(UserError) as error:
+        data.load_splits("pet37", str(tmp_path), 0.2)
+    message = str(error.value)
+    assert "images.tar.gz" in message and str(tmp_path / "oxford-iiit-pet") in message
+    assert "--dataset synthetic" in message and "\n" not in message
+
+
+def test_listed_pictures_that_are_missing_are_counted(tmp_path, small_synthetic):
+    (small_synthetic / "oxford-iiit-pet" / "images").rename(tmp_path / "images")
+    (small_synthetic / "oxford-iiit-pet" / "images").mkdir()
+    with pytest.raises(UserError, match="148 of 148 trainval pictures are missing"):
+        data.load_splits("pet37", str(small_synthetic), 0.2)
+
+
+def test_synthetic_is_read_by_torchvisions_own_reader(small_synthetic):
+    splits = data.load_splits("synthetic", str(small_synthetic), 0.25)
+    reader = OxfordIIITPet(small_synthetic, split="test", download=False)
+    assert splits.classes == reader.classes and len(splits.classes) == 37
+    assert [label for _, label in splits.test] == [reader[index][1] for index in range(len(reader))]
+
+
+def test_pictures_of_every_mode_become_three_channels(tmp_path):
+    for mode in ("L", "RGBA", "CMYK", "P", "1"):
+        Image.new(mode, (50, 40)).save(tmp_path / f"{mode}.{'png' if mode != 'CMYK' else 'jpg'}")
+    pictures = data.Pictures([(path, 0) for path in tmp_path.iterdir()], data.eval_transform(*VIEW.values()))
+    assert all(pictures[index][0].shape == (3, 32, 32) for index in range(5))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("damage", [b"", b"no picture", None])
+def test_an_unreadable_picture_is_named(pictures, workers, damage):
+    path = pictures / "train" / "dog" / "dog3.jpg"
+    path.write_bytes(path.read_bytes()[:400] if damage is None else damage)
+    loaders = data.make_loaders(
+        data.load_splits("folder", str(pictures), 0.0), VIEW, batch_size=4, workers=workers, seed=0
+    )
+    with pytest.raises(UserError, match="cannot read the picture .*dog3.jpg"):
+        list(loaders.train)
+
+
+def test_batches_are_normalised_shuffled_by_the_seed_and_whole(pictures):
+    splits = data.load_splits("folder", str(pictures), 0.25)
+
+    def labels(seed):
+        loaders = data.make_loaders(splits, VIEW, batch_size=4, workers=0, seed=seed)
+        return [batch.tolist() for _, batch in loaders.train]
+
+    assert labels(0) == labels(0) != labels(1)
+    loaders = data.make_loaders(splits, VIEW, batch_size=5, workers=0, seed=0)
+    images, _ = next(iter(loaders.test))
+    assert images.shape == (5, 3, 32, 32) and images.dtype == torch.float32 and images.min() < -1
+    assert [len(batch) for _, batch in loaders.test] == [5, 5, 2]
+
+
+def test_a_last_training_batch_of_one_picture_is_left_out(pictures):
+    splits = data.load_splits("folder", str(pictures), 0.0)
+    for batch_size, sizes in ((23, [23]), (22, [22, 2]), (40, [24])):
+        loaders = data.make_loaders(splits, VIEW, batch_size=batch_size, workers=0, seed=0)
+        assert [len(batch) for _, batch in loaders.train] == sizes
+
+
+def test_scoring_sees_the_middle_of_the_picture_and_training_a_random_part():
+    picture = Image.new("RGB", (64, 64))
+    picture.paste((255, 255, 255), (24, 24, 40, 40))
+    scoring = data.eval_transform(*VIEW.values())(picture)
+    assert torch.equal(scoring, data.eval_transform(*VIEW.values())(picture))
+    assert scoring[:, 14:18, 14:18].min() > 2 and scoring[:, 0].max() < -1.7
+    training = data.train_transform(*VIEW.values())
+    assert not torch.equal(training(picture), training(picture))

@@ -1,0 +1,185 @@
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision.ops import StochasticDepth
+
+from common import checkpoint, models, quantization
+from common.errors import UserError
+
+CPU = torch.device("cpu")
+CLASSES, SIDE = 5, 64
+
+
+def awake(arch: str) -> nn.Module:
+    """A network whose batch-norm statistics fit its random weights, so that its logits depend on the picture."""
+    model = models.build(arch, CLASSES).train()
+    with torch.no_grad():
+        for _ in range(20):
+            model(torch.randn(16, 3, SIDE, SIDE))
+    return model
+
+
+def quantized(model: nn.Module, backend: str) -> tuple[nn.Module, nn.Module]:
+    prepared = quantization.prepare(model, backend, SIDE)
+    quantization.calibrate(prepared, [(torch.randn(16, 3, SIDE, SIDE), None)], CPU)
+    return prepared, quantization.convert(prepared)
+
+
+@pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
+@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v2", "squeezenet1_1"])
+def test_int8_answers_as_the_float_model_does(arch, backend):
+    # mobilenet_v2 has ReLU6, which the qnnpack engine scrambles: then the similarity is near 0
+    model = awake(arch)
+    _, int8_model = quantized(model, backend)
+    images = torch.randn(16, 3, SIDE, SIDE)
+    with torch.inference_mode():
+        similarity = F.cosine_similarity(int8_model(images), model.eval()(images))
+    assert similarity.min() > 0.9
+
+
+@pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
+@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v2", "squeezenet1_1"])
+def test_int8_is_bit_identical_after_saving_and_loading(arch, backend, tmp_path):
+    model = awake(arch)
+    _, int8_model = quantized(model, backend)
+    torch.save(quantization.int8_state(int8_model), tmp_path / "state.pt")
+    loaded = quantization.skeleton(models.rebuild(arch, CLASSES, models.shapes(model)), backend, SIDE)
+    quantization.load_int8_state(loaded, torch.load(tmp_path / "state.pt", weights_only=True))
+    images = torch.randn(4, 3, SIDE, SIDE)
+    assert torch.equal(loaded(images), int8_model(images))
+
+
+def test_the_saved_state_is_plain_tensors():
+    _, int8_model = quantized(models.build("resnet18", CLASSES), "fbgemm")
+    state = quantization.int8_state(int8_model)
+    weight, bias = state["fc._packed_params._packed_params"]
+    assert weight["int8"].dtype == torch.int8 and weight["int8"].shape == (CLASSES, 512)
+    assert weight["scale"].shape == (CLASSES,)  # fbgemm: one scale for each output channel
+    assert bias.shape == (CLASSES,)
+
+    def leaves(value):
+        if isinstance(value, dict | list):
+            for part in value.values() if isinstance(value, dict) else value:
+                yield from leaves(part)
+        else:
+            yield value
+
+    assert all(torch.is_tensor(leaf) and not leaf.is_quantized for leaf in leaves(state))
+
+
+def test_an_int8_answer_does_not_depend_on_the_other_pictures_of_the_batch():
+    _, int8_model = quantized(awake("mobilenet_v2"), "qnnpack")
+    images = torch.randn(6, 3, SIDE, SIDE)
+    together = int8_model(images)
+    assert torch.equal(torch.cat([int8_model(image[None]) for image in images]), together)
+
+
+def test_evaluating_int8_leaves_the_observers_alone():
+    prepared, _ = quantized(models.build("squeezenet1_1", CLASSES), "fbgemm")
+    before = copy.deepcopy(prepared.state_dict())
+    quantization.convert(prepared)(100 * torch.randn(2, 3, SIDE, SIDE))
+    after = prepared.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_late_in_training_observers_and_batch_norm_stand_still():
+    prepared = quantization.prepare(models.build("resnet18", CLASSES), "fbgemm", SIDE)
+    images = torch.randn(4, 3, SIDE, SIDE)
+
+    def statistics():
+        return {
+            key: value.clone()
+            for key, value in prepared.state_dict().items()
+            if key.endswith(("min_val", "max_val", "running_mean", "running_var")) and "weight" not in key
+        }
+
+    def moved(epoch):
+        before = statistics()
+        quantization.freeze_late(prepared.train(), epoch, epochs=3)
+        prepared(images)
+        return {
+            key.rpartition(".")[2]
+            for key, value in statistics().items()
+            if not torch.equal(value, before[key])
+        }
+
+    assert moved(0) == {"min_val", "max_val", "running_mean", "running_var"}
+    assert {"running_mean", "max_val"} <= moved(1)
+    assert moved(2) == set()
+
+
+def test_what_cannot_be_traced_is_refused():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(3, 8, 3)
+
+        def forward(self, images):
+            return self.layer(images) if images.sum() > 0 else self.layer(-images)
+
+    with pytest.raises(UserError, match="Branches cannot be traced for quantization"):
+        quantization.prepare(Branches(), "fbgemm", SIDE)
+
+
+def test_what_trains_even_in_eval_mode_is_refused():
+    class NormAndReLU(nn.BatchNorm2d):  # traced through: the tracer writes down training=True
+        def forward(self, images):
+            return F.relu(F.batch_norm(images, self.running_mean, self.running_var, training=self.training))
+
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), NormAndReLU(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+    )
+    with pytest.raises(UserError, match="answers differently"):
+        quantization.prepare(model.train(), "fbgemm", SIDE)
+
+
+def test_layers_are_not_dropped_at_random_in_int8():
+    model = models.build("efficientnet_b0", CLASSES)
+    assert any(isinstance(module, StochasticDepth) for module in model.modules())
+    _, int8_model = quantized(model, "fbgemm")
+    image = torch.randn(1, 3, SIDE, SIDE)
+    assert torch.equal(int8_model(image), int8_model(image))
+
+
+def test_the_given_model_is_left_whole():
+    model = models.build("mobilenet_v2", CLASSES)
+    before = copy.deepcopy(model)
+    quantization.prepare(model, "qnnpack", SIDE)
+    assert [type(m) for m in model.modules()] == [type(m) for m in before.modules()]
+    assert models.shapes(model) == models.shapes(before)
+
+
+def test_an_engine_that_this_machine_lacks_is_named():
+    with pytest.raises(UserError, match="no neon9 engine"):
+        quantization.use_engine("neon9")
+
+
+def test_a_pruned_int8_checkpoint_runs_the_same_in_a_fresh_process(tmp_path):
+    from common import pruning
+
+    model = awake("mobilenet_v2")
+    model = pruning.prune_channels(model, 0.5, protect=models.classifier(model, CLASSES)[1], image_size=SIDE)
+    _, int8_model = quantized(model, "qnnpack")
+    content = {
+        **checkpoint.untrained("mobilenet_v2", list("abcde"), SIDE),
+        "stage": "quantized",
+        "state_dict": quantization.int8_state(int8_model),
+        "int8": {"backend": "qnnpack", "float_shapes": models.shapes(model)},
+        "metrics": {"top1": 0.5},
+    }
+    path = checkpoint.save(content, tmp_path)
+    images = torch.randn(3, 3, SIDE, SIDE)
+    torch.save((images, int8_model(images)), tmp_path / "expected.pt")
+    program = (
+        "import sys, torch; from common import checkpoint\n"
+        "images, expected = torch.load(sys.argv[2], weights_only=True)\n"
+        "model = checkpoint.rebuild(checkpoint.load(sys.argv[1]))\n"
+        "assert torch.backends.quantized.engine == 'qnnpack'\n"
+        "assert torch.equal(model(images), expected)"
+    )
+    subprocess.run([sys.executable, "-c", program, path, tmp_path / "expected.pt"], check=True)

@@ -1,0 +1,157 @@
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from common.distillation import cross_entropy
+from common.errors import UserError
+from common.training import _warmup_cosine, fit, share_epochs
+
+CPU = torch.device("cpu")
+
+
+class Flat(nn.Module):
+    """A linear classifier on pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(12, 3)
+
+    def forward(self, images):
+        return self.layer(images.flatten(1))
+
+
+def separable(count: int, shift: int = 0):
+    """Batches of pictures whose class shows in one channel; `shift` turns the labels."""
+    labels = torch.arange(count) % 3
+    images = 0.1 * torch.randn(count, 3, 2, 2)
+    images[torch.arange(count), labels] += 1
+    return list(zip(images.split(8), ((labels + shift) % 3).split(8), strict=True))
+
+
+def trained(val, **options):
+    options = {"epochs": 5, "lr": 0.05, "weight_decay": 0.0, "device": CPU} | options
+    return fit(Flat(), cross_entropy, separable(48), val, **options)
+
+
+def test_training_learns_and_logs_each_epoch():
+    model, history = trained(separable(24))
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5]
+    assert history[-1]["val_top1"] == 1.0
+    assert history[-1]["train_loss"] < history[0]["train_loss"] / 2
+    assert set(history[0]) == {"epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "seconds"}
+    assert isinstance(model, Flat)
+
+
+def test_the_best_epoch_on_validation_is_kept_and_not_the_last():
+    # validation labels are turned, so the first model, the least trained, is the best on them
+    deployed = []
+
+    def deploy(model):
+        deployed.append(copy.deepcopy(model))
+        return deployed[-1]
+
+    best, history = trained(separable(24, shift=1), deploy=deploy)
+    ranks = [(row["val_top1"], -row["val_loss"]) for row in history]
+    assert ranks.index(max(ranks)) < len(ranks) - 1
+    assert best is deployed[ranks.index(max(ranks))]
+
+
+def test_a_model_that_is_never_right_is_saved_all_the_same():
+    best, history = trained([(torch.zeros(2, 3, 2, 2), torch.tensor([0, 0]))], epochs=1)
+    assert history[0]["val_top1"] in (0.0, 1.0) and best is not None
+    worst, history = fit(
+        _always(1), cross_entropy, separable(48), [(torch.zeros(2, 3, 2, 2), torch.tensor([0, 0]))],
+        epochs=2, lr=1e-9, weight_decay=0.0, device=CPU,
+    )  # fmt: skip
+    assert [row["val_top1"] for row in history] == [0.0, 0.0] and worst is not None
+
+
+def _always(label: int) -> nn.Module:
+    model = Flat()
+    with torch.no_grad():
+        model.layer.weight.zero_()
+        model.layer.bias.copy_(10 * nn.functional.one_hot(torch.tensor(label), 3))
+    return model
+
+
+def test_without_validation_the_last_epoch_is_kept():
+    deployed = []
+
+    def deploy(model):
+        deployed.append(copy.deepcopy(model))
+        return deployed[-1]
+
+    best, history = trained(None, deploy=deploy)
+    assert best is deployed[-1] and "val_top1" not in history[0]
+
+
+def test_no_epochs_deploy_the_model_as_it_is():
+    model = Flat()
+    best, history = fit(
+        model, cross_entropy, separable(8), None, epochs=0, lr=1.0, weight_decay=0.0, device=CPU
+    )
+    assert history == [] and best is not model
+    assert torch.equal(best.layer.weight, model.layer.weight)
+
+
+def test_what_is_scored_is_the_deployed_model():
+    # a deployed model that always answers 1 scores the share of that label, however well the other one learns
+    _, history = trained(separable(24), deploy=lambda model: _always(1))
+    assert all(row["val_top1"] == pytest.approx(1 / 3) for row in history)
+    assert history[-1]["train_top1"] > 0.9
+
+
+def test_before_epoch_sees_the_model_in_training_mode():
+    seen = []
+    trained(None, epochs=3, before_epoch=lambda model, epoch: seen.append((epoch, model.training)))
+    assert seen == [(0, True), (1, True), (2, True)]
+
+
+def test_a_loss_that_is_not_finite_ends_in_advice():
+    def broken(model, images, labels):
+        loss, logits = cross_entropy(model, images, labels)
+        return loss * math.nan, logits
+
+    with pytest.raises(UserError, match="the loss is nan in epoch 1/5.*lower --lr"):
+        fit(Flat(), broken, separable(8), None, epochs=5, lr=0.1, weight_decay=0.0, device=CPU)
+
+
+def test_the_same_seed_gives_the_same_weights():
+    def weights():
+        torch.manual_seed(3)
+        return trained(separable(24))[0].layer.weight
+
+    assert torch.equal(weights(), weights())
+
+
+def test_biases_and_norms_do_not_decay():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.BatchNorm1d(3))
+    still = [(torch.zeros(4, 3, 2, 2), torch.tensor([0, 1, 2, 0]))]
+    before = copy.deepcopy(model.state_dict())
+    kept, _ = fit(
+        model, lambda model, images, labels: (0 * sum(p.sum() for p in model.parameters()), model(images)),
+        still, None, epochs=3, lr=0.1, weight_decay=0.5, device=CPU,
+    )  # fmt: skip
+    after = kept.state_dict()
+    assert after["1.weight"].abs().sum() < before["1.weight"].abs().sum()
+    assert torch.equal(after["1.bias"], before["1.bias"]) and torch.equal(
+        after["2.weight"], before["2.weight"]
+    )
+
+
+def test_the_learning_rate_rises_then_falls_to_zero():
+    rates = [_warmup_cosine(step, 100) for step in range(101)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[5] == 1.0 and rates[100] == pytest.approx(0.0, abs=1e-12)
+    assert all(later <= earlier for earlier, later in zip(rates[5:], rates[6:], strict=False))
+    assert _warmup_cosine(0, 1) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "shares"), [(10, 1, [10]), (10, 3, [3, 3, 4]), (2, 3, [0, 1, 1]), (0, 2, [0, 0])]
+)
+def test_epochs_are_shared_out_between_the_steps(epochs, steps, shares):
+    assert share_epochs(epochs, steps) == shares
