@@ -19,13 +19,15 @@ def load_tensors(path: str | Path):
     Raises UserError for a file that is missing, damaged or holds anything else.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch advises weights_only=False for files it refuses
-            return torch.load(path, map_location="cpu", weights_only=True)
+        file = Path(path).open("rb")
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        with file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch advises weights_only=False for files it refuses
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or "Unsupported class" in str(error):
             raise UserError(
@@ -33,7 +35,7 @@ def load_tensors(path: str | Path):
             ) from None
         raise UserError(f"{path} is damaged or not a file of torch.save") from None
     # the readers of zip and of pickle answer damaged bytes with errors of many kinds
-    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError):
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError):
         raise UserError(f"{path} is damaged or not a file of torch.save") from None
 
 

@@ -1,0 +1,143 @@
+"""The four stages, one after the other, as a user runs them."""
+
+import csv
+import re
+
+import pytest
+import torch
+
+from common import checkpoint, metrics
+from tests.conftest import write_pictures
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chain")
+    write_pictures(folder / "pictures", train=12, test=6)
+    return folder
+
+
+@pytest.fixture
+def stage(run, place):
+    """stage(script, *options): runs it on the small data set and gives (its output, the path that it saved)."""
+
+    def run_stage(script, *options, epochs=3):
+        fixed = ("--dataset", "folder", "--data-dir", place / "pictures", "--output-dir", place / "weights")
+        result = run(
+            script, *fixed, "--epochs", epochs, "--workers", 0, "--batch-size", 8, "--lr", 0.001, *options
+        )
+        assert result.code == 0, result.err
+        return result.out, place / "weights" / re.search(r"saved .*/(\S+\.pt)\n", result.out)[1]
+
+    return run_stage
+
+
+def test_the_chain_from_teacher_to_int8(stage, run, place):
+    out, teacher = stage("train_teacher", "--teacher", "resnet18", "--pretrained", "none", "--image-size", 48)
+    assert re.fullmatch(r"teacher_resnet18_[01]\.\d{4}\.pt", teacher.name)
+    assert f"next: python train_student.py --teacher {teacher.name}" in out
+
+    out, student = stage(
+        "train_student", "--teacher", teacher.name[8:], "--student", "mobilenet_v2", "--pretrained", "none"
+    )
+    assert student.name.startswith("kd_mobilenet_v2_") and " => " in out
+
+    out, pruned = stage(
+        "train_pruning", "--weights", student.name, "--pruning-ratio", 0.5, "--pruning-steps", 2
+    )
+    assert pruned.name.startswith("pruned_kd_mobilenet_v2_")
+    assert "before fine-tuning, on validation" in out and "step 2/2" in out
+    with pruned.with_suffix(".csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "2"]
+
+    for target, backend in (("embedded", "qnnpack"), ("server", "fbgemm")):
+        out, quantized = stage(
+            "train_quantization", "--weights", "pruned_kd_mobilenet_v2", "--target-device", target
+        )
+        assert quantized.name.startswith("quantized_pruned_kd_mobilenet_v2_")
+        assert quantized.stat().st_size < 0.35 * pruned.stat().st_size
+        content = checkpoint.load(quantized)
+        assert content["int8"]["backend"] == backend
+        assert [row["stage"] for row in content["lineage"]] == ["teacher", "kd", "pruned", "quantized"]
+        assert [row["parent"] for row in content["lineage"]] == [
+            None,
+            teacher.name,
+            student.name,
+            pruned.name,
+        ]
+
+    before, after = checkpoint.load(student)["metrics"], checkpoint.load(pruned)["metrics"]
+    assert abs(after["params"] / before["params"] - 0.5) < 0.01 and after["macs"] < before["macs"]
+    for path in (teacher, student, pruned, quantized):
+        assert path.with_suffix(".csv").exists() and path.with_suffix(".png").exists()
+
+    result = run("evaluate", "--output-dir", place / "weights", teacher.name, quantized.name)
+    assert result.code == 0 and quantized.stem in result.out and "fbgemm" in result.out
+
+
+def test_the_accuracy_in_the_name_is_that_of_the_file_on_test(stage, place):
+    from common import data
+
+    _, parent = stage(
+        "train_teacher", "--teacher", "squeezenet1_1", "--pretrained", "none", "--image-size", 40
+    )
+    _, path = stage("train_quantization", "--weights", parent.name, epochs=2)
+    for each in (parent, path):
+        content = checkpoint.load(each)
+        splits = data.load_splits("folder", str(place / "pictures"), 0.2)
+        loaders = data.make_loaders(splits, content, batch_size=8, workers=0, seed=0)
+        score = metrics.evaluate(checkpoint.rebuild(content), loaders.test, torch.device("cpu"))
+        assert f"_{score.top1:.4f}" in each.name and content["metrics"]["n"] == score.n == 18
+
+
+def test_no_epochs_prune_or_calibrate_only(stage):
+    _, parent = stage(
+        "train_teacher", "--teacher", "resnet18", "--pretrained", "none", "--image-size", 40, epochs=0
+    )
+    assert not parent.with_suffix(".csv").exists()
+    _, pruned = stage(
+        "train_pruning", "--weights", parent, "--channel-ratio", 0.5, "--model-name", "half", epochs=0
+    )
+    assert pruned.name.startswith("pruned_half_")
+    assert checkpoint.rebuild(checkpoint.load(pruned)).conv1.out_channels == 32
+    _, quantized = stage("train_quantization", "--weights", pruned, epochs=0)
+    assert quantized.name.startswith("quantized_pruned_half_")
+
+
+def test_pruning_starts_from_an_architecture_too(stage):
+    _, path = stage(
+        "train_pruning", "--model", "squeezenet1_1", "--pretrained", "none", "--image-size", 40, "--pruning-ratio", 0.6,
+    )  # fmt: skip
+    content = checkpoint.load(path)
+    assert path.name.startswith("pruned_squeezenet1_1_") and content["lineage"][0]["parent"] is None
+
+
+def test_two_pruning_steps_differ_from_one(stage):
+    _, parent = stage(
+        "train_teacher", "--teacher", "resnet18", "--pretrained", "none", "--image-size", 40, epochs=1
+    )
+    options = ("--weights", parent.name, "--pruning-ratio", 0.5)
+    kernels = []
+    for steps in (1, 2):
+        _, path = stage("train_pruning", *options, "--pruning-steps", steps, epochs=2)
+        kernels.append(checkpoint.load(path)["state_dict"]["conv1.weight"])
+    assert kernels[0].shape != kernels[1].shape or not torch.equal(kernels[0], kernels[1])
+
+
+def test_the_same_command_twice_gives_the_same_weights_and_a_file_of_its_own(stage):
+    options = (
+        "--teacher",
+        "squeezenet1_1",
+        "--pretrained",
+        "none",
+        "--image-size",
+        40,
+        "--seed",
+        7,
+        "--model-name",
+        "twice",
+    )
+    (_, first), (_, second) = stage("train_teacher", *options), stage("train_teacher", *options)
+    assert second.name == first.name.replace(".pt", "-2.pt")
+    one, other = (checkpoint.load(path)["state_dict"] for path in (first, second))
+    assert all(torch.equal(one[key], other[key]) for key in one)
