@@ -2,9 +2,8 @@
 
     python evaluate.py teacher_resnet50 kd_resnet18 pruned_kd_resnet18 quantized_pruned_kd_resnet18
 
-reads    the checkpoints named, or all in --output-dir; accuracy is what each stage measured on the test split,
-         latency is measured now, on this machine's CPU, one picture at a time
-writes   nothing
+reads    the checkpoints named, or all in --output-dir; accuracy is what each stage measured on the test
+split, latency is measured now, on this machine's CPU, one picture at a time writes   nothing
 """
 
 from common import cli

@@ -2,10 +2,10 @@
 
 A checkpoint is a plain dict of tensors and JSON-like values, in the file `<name>_<top-1>.pt`:
 
-    format, stage ("teacher", "kd", "pruned" or "quantized"), name (such as "pruned_kd_resnet18"), arch (torchvision's),
-    classes (names in label order), image_size (pixels), mean, std (of each channel, for pixels from 0 to 1),
-    state_dict, int8 (None, or {"backend", "float_shapes"}: what the int8 model is rebuilt from),
-    metrics (figures of the test split and more), lineage (one row per stage from the first)
+format, stage ("teacher", "kd", "pruned" or "quantized"), name (such as "pruned_kd_resnet18"), arch
+(torchvision's), classes (names in label order), image_size (pixels), mean, std (of each channel, for pixels
+from 0 to 1), state_dict, int8 (None, or {"backend", "float_shapes"}: what the int8 model is rebuilt from),
+metrics (figures of the test split and more), lineage (one row per stage from the first)
 """
 
 import hashlib
@@ -43,7 +43,8 @@ FILE_NAME = re.compile(r"(?P<name>.+)_(?P<top1>[01]\.\d{4})(-\d+)?\.pt")
 
 
 def next_name(stage: str, base: str, model_name: str | None = None) -> str:
-    """The name of what `stage` makes of the checkpoint or architecture `base`; `model_name` replaces the latter's name.
+    """The name of what `stage` makes of the checkpoint or architecture `base`; `model_name` replaces the
+    latter's name.
 
     A student starts a new chain; a pruned or quantized model goes on with the name of what it was made from.
     """
@@ -58,8 +59,8 @@ def next_name(stage: str, base: str, model_name: str | None = None) -> str:
 def find(reference: str, folder: str | Path) -> Path:
     """The checkpoint that `reference` means: a path, a file's name in `folder`, or the start of one.
 
-    The prefix `teacher_` and the suffix `.pt` may be left out. Of several matches the most accurate is taken, of equal
-    ones the newest. Raises UserError, listing what there is.
+    The prefix `teacher_` and the suffix `.pt` may be left out. Of several matches the most accurate is taken,
+    of equal ones the newest. Raises UserError, listing what there is.
     """
     if Path(reference).is_file():
         return Path(reference)
@@ -80,7 +81,9 @@ def find(reference: str, folder: str | Path) -> Path:
 
 
 def everything_in(folder: str | Path) -> list[Path]:
-    """The checkpoints in `folder`, in the order in which they were made. Raises UserError where there is none."""
+    """The checkpoints in `folder`, in the order in which they were made. Raises UserError where there is
+    none.
+    """
     there = [path for path in Path(folder).glob("*.pt") if FILE_NAME.fullmatch(path.name)]
     if not there:
         raise UserError(f"there is no checkpoint in {folder}")
@@ -115,7 +118,9 @@ def open_parent(reference: str, folder: str, *, to: str) -> tuple[Path, dict]:
 
 
 def untrained(arch: str, classes: list[str], image_size: int | None) -> dict:
-    """What a chain starts from: a checkpoint without stage, weights, figures and lineage, by default for 224 pixels."""
+    """What a chain starts from: a checkpoint without stage, weights, figures and lineage, by default for 224
+    pixels.
+    """
     return {
         "format": FORMAT,
         "name": arch,
@@ -131,7 +136,8 @@ def untrained(arch: str, classes: list[str], image_size: int | None) -> dict:
 
 
 def rebuild(checkpoint: dict) -> nn.Module:
-    """The checkpoint's model on the CPU: float and in training mode, or int8 and in eval mode with its engine set.
+    """The checkpoint's model on the CPU: float and in training mode, or int8 and in eval mode with its engine
+    set.
 
     Raises UserError where the weights do not fit the architecture, or this machine has not the engine.
     """
@@ -170,7 +176,8 @@ def check_fits(checkpoint: dict, splits: Splits) -> None:
         )
     if checkpoint["lineage"] and checkpoint["lineage"][-1]["split"] != splits.fingerprint:
         print(
-            f"note: {checkpoint['name']} was made from other pictures or another split; it may know validation pictures"
+            f"note: {checkpoint['name']} was made from other pictures or another split; "
+            "it may have been trained on pictures that are for validation here"
         )
 
 
@@ -199,7 +206,8 @@ def lineage_row(stage: str, options: dict, split_fingerprint: str, parent_path: 
 def save(checkpoint: dict, folder: str | Path) -> Path:
     """Writes `<name>_<top-1>.pt` into `folder`, whole or not at all, and returns its path.
 
-    An existing file stays: the new one then ends in -2, -3 and so on. Raises UserError where it cannot be written.
+    An existing file stays: the new one then ends in -2, -3 and so on. Raises UserError where it cannot be
+    written.
     """
     stem = f"{checkpoint['name']}_{checkpoint['metrics']['top1']:.4f}"
     path, number = Path(folder) / f"{stem}.pt", 1

@@ -82,7 +82,9 @@ def did_you_mean(word: str, known) -> str:
 
 
 def number(kind: type, low: float, high: float = math.inf, *, above: bool = False, below: bool = False):
-    """An argparse type: a finite `kind` from `low` to `high`; `above`, `below`: the bound itself is left out."""
+    """An argparse type: a finite `kind` from `low` to `high`; `above`, `below`: the bound itself is left
+    out.
+    """
     low_text = f"above {low:g}" if above else f"at least {low:g}"
     high_text = "" if high == math.inf else f" and {'below' if below else 'at most'} {high:g}"
 
@@ -139,7 +141,7 @@ def add_data_options(parser: Parser) -> None:
         type=number(float, 0, 1, below=True),
         default=0.2,
         metavar="SHARE",
-        help="share of the training pictures kept for choosing the best epoch; 0: the last epoch is kept; default: 0.2",
+        help="share of the training pictures that chooses the best epoch; 0: the last one is kept; default: 0.2",
     )
     group.add_argument(
         "--workers",
@@ -214,7 +216,9 @@ def add_pretrained_option(group) -> None:
 
 
 def check_output_dir(folder: str) -> None:
-    """Makes `folder` and writes a file into it, to fail before the training and not after. Raises UserError."""
+    """Makes `folder` and writes a file into it, to fail before the training and not after. Raises
+    UserError.
+    """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -223,7 +227,9 @@ def check_output_dir(folder: str) -> None:
 
 
 def data_arguments(args: argparse.Namespace) -> str:
-    """The options of `args`, ready to paste, that the next stage needs to see the same pictures and checkpoints."""
+    """The options of `args`, ready to paste, that the next stage needs to see the same pictures and
+    checkpoints.
+    """
     parts = []
     for name, default in (("dataset", "pet37"), ("data_dir", None), ("output_dir", "weights")):
         if getattr(args, name) != default:
@@ -262,7 +268,7 @@ def run(main, parse_args) -> None:
     try:
         main(parse_args())
     except UserError as error:
-        # a loader's worker hands its error on with the traceback in the text: the message is what follows the name
+        # a loader's worker hands its error on as a traceback in text: the message follows the name
         message = " ".join(str(error).rpartition("UserError: ")[2].split())
         print(f"\n{program}: error: {message}", file=sys.stderr)
         sys.exit(2)

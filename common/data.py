@@ -68,8 +68,8 @@ class Pictures(Dataset):
 def load_splits(dataset: str, data_dir: str | None, val_fraction: float) -> Splits:
     """Reads which pictures a data set has, and sets `val_fraction` of the training part aside.
 
-    `dataset` is pet37, synthetic or folder; the first two are made on first use. Raises UserError for a data set
-    that is not there and cannot be had, and for an empty split.
+    `dataset` is pet37, synthetic or folder; the first two are made on first use. Raises UserError for a data
+    set that is not there and cannot be had, and for an empty split.
     """
     if data_dir is None and dataset not in DEFAULT_DIRS:
         raise UserError(f"--dataset {dataset} needs --data-dir")
@@ -99,8 +99,8 @@ def _download_pet37(root: Path) -> None:
         if (root / "oxford-iiit-pet" / "annotations" / "trainval.txt").exists():
             raise UserError(f"cannot read the annotations in {root}/oxford-iiit-pet: {error}") from None
         raise UserError(
-            f"cannot download Oxford-IIIT Pet ({error}): put {urls[0]} and {urls[1].rpartition('/')[2]} from the same "
-            f"place into {root / 'oxford-iiit-pet'}, or use --dataset synthetic, which needs no network"
+            f"cannot download Oxford-IIIT Pet ({error}): "
+            f"put {urls[0]} and {urls[1].rpartition('/')[2]} from the same place into {root / 'oxford-iiit-pet'}, or use --dataset synthetic, which needs no network"
         ) from None
 
 
@@ -121,7 +121,9 @@ def _read_pet37(root: Path, split: str) -> tuple[list[Sample], list[str]]:
 
 
 def _read_folder(root: Path, val_fraction: float) -> Splits:
-    """train/ and test/; val/ is the validation split where there is a test/ as well, else it is the test split."""
+    """train/ and test/; val/ is the validation split where there is a test/ as well, else it is the test
+    split.
+    """
 
     def read(name: str) -> tuple[list[Sample], list[str]]:
         try:
@@ -189,7 +191,9 @@ def train_transform(image_size: int, mean, std):
 
 
 def eval_transform(image_size: int, mean, std):
-    """The middle square of the picture at 8/7 of `image_size`; float32 [3, image_size, image_size], normalised."""
+    """The middle square of the picture at 8/7 of `image_size`; float32 [3, image_size, image_size],
+    normalised.
+    """
     return v2.Compose(
         [
             v2.Resize(round(image_size * RESIZE_RATIO), antialias=True),
@@ -205,7 +209,9 @@ def _to_tensor(mean, std):
 
 @dataclass(frozen=True)
 class Loaders:
-    """Batches of (images float32 [N, 3, S, S], labels int64 [N]); `val` is None where no part was set aside."""
+    """Batches of (images float32 [N, 3, S, S], labels int64 [N]); `val` is None where no part was set
+    aside.
+    """
 
     train: DataLoader
     val: DataLoader | None
@@ -213,7 +219,8 @@ class Loaders:
 
 
 def make_loaders(splits: Splits, checkpoint: dict, *, batch_size: int, workers: int, seed: int) -> Loaders:
-    """Loaders of the three splits, at the checkpoint's image size and normalised by its mean and standard deviation.
+    """Loaders of the three splits, at the checkpoint's image size and normalised by its mean and standard
+    deviation.
 
     `train` is augmented and shuffled with `seed`, the others are in order.
     """

@@ -1,4 +1,6 @@
-"""The losses that every stage trains with: cross-entropy, or knowledge distillation where there is a teacher."""
+"""The losses that every stage trains with: cross-entropy, or knowledge distillation where there is a
+teacher.
+"""
 
 from collections.abc import Callable
 
@@ -14,7 +16,8 @@ def distillation_loss(
 ) -> Tensor:
     """Hinton's knowledge distillation loss, the mean over the batch, a scalar.
 
-    alpha * T^2 * KL(softmax(teacher / T) || softmax(student / T)) + (1 - alpha) * cross-entropy(student, labels)
+    alpha * T^2 * KL(softmax(teacher / T) || softmax(student / T)) + (1 - alpha) * cross-entropy(student,
+    labels)
 
     T^2 keeps the gradient of the first term as large as that of the second whatever the temperature.
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.

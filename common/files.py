@@ -19,7 +19,7 @@ def load_tensors(path: str | Path):
     Raises UserError for a file that is missing, damaged or holds anything else.
     """
     try:
-        file = Path(path).open("rb")
+        file = Path(path).open("rb")  # noqa: SIM115 - closed below; what fails here is not the content
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
     except OSError as error:
@@ -35,13 +35,23 @@ def load_tensors(path: str | Path):
             ) from None
         raise UserError(f"{path} is damaged or not a file of torch.save") from None
     # the readers of zip and of pickle answer damaged bytes with errors of many kinds
-    except (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError):
+    except (
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        AssertionError,
+    ):
         raise UserError(f"{path} is damaged or not a file of torch.save") from None
 
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Gives a temporary file beside `path` to write; it takes the place of `path` once the block has ended well.
+    """Gives a temporary file beside `path` to write; it takes the place of `path` once the block has ended
+    well.
 
     Raises UserError where the system refuses to write.
     """

@@ -52,7 +52,9 @@ class Score:
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Score:
-    """Scores `model`, moved to `device` and put into eval mode, on batches of (images [N, 3, S, S], labels [N])."""
+    """Scores `model`, moved to `device` and put into eval mode, on batches of (images [N, 3, S, S], labels
+    [N]).
+    """
     model.to(device).eval()
     n = correct1 = correct5 = 0
     loss_sum = 0.0
@@ -82,7 +84,9 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def size(model: nn.Module, image_size: int) -> dict[str, int]:
-    """`params`, and `macs` (multiply-accumulates for one picture, by torch-pruning's counter), of a float model."""
+    """`params`, and `macs` (multiply-accumulates for one picture, by torch-pruning's counter), of a float
+    model.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     with warnings.catch_warnings(), torch.no_grad():

@@ -24,11 +24,12 @@ def check_arch(arch: str) -> None:
 def build(arch: str, num_classes: int, pretrained: str = "none") -> nn.Module:
     """A torchvision model with `num_classes` outputs, float32, in training mode.
 
-    `pretrained`: "none"; "imagenet" (torchvision's default weights, downloaded once); or the path of a torchvision
-    state dict. The classifier keeps its initial weights where its width differs. Raises UserError.
+    `pretrained`: "none"; "imagenet" (torchvision's default weights, downloaded once); or the path of a
+    torchvision state dict. The classifier keeps its initial weights where its width differs. Raises
+    UserError.
     """
     check_arch(arch)
-    # the two with auxiliary heads: those train a network this deep from scratch and are of no use to a student
+    # two have auxiliary heads, which help to train from scratch and are of no use when fine-tuning
     inception = {"aux_logits": False, "init_weights": True, "transform_input": True}
     options = inception if arch in ("googlenet", "inception_v3") else {}
     model = torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **options)
@@ -40,7 +41,9 @@ def build(arch: str, num_classes: int, pretrained: str = "none") -> nn.Module:
 
 
 def classifier(model: nn.Module, num_classes: int) -> tuple[str, nn.Module]:
-    """(name, module) of the last Linear or Conv2d with `num_classes` outputs: the layer that yields the logits."""
+    """(name, module) of the last Linear or Conv2d with `num_classes` outputs: the layer that yields the
+    logits.
+    """
     found = [
         (name, module)
         for name, module in model.named_modules()

@@ -1,7 +1,8 @@
 """Structured pruning to a target with DepGraph, through torch-pruning.
 
-Whole channels go, together with everything that depends on them (Fang et al., "DepGraph: Towards Any Structural
-Pruning", CVPR 2023); the least important first, by the mean L2 norm of a channel over its group of layers.
+Whole channels go, together with everything that depends on them (Fang et al., "DepGraph: Towards Any
+Structural Pruning", CVPR 2023); the least important first, by the mean L2 norm of a channel over its group of
+layers.
 """
 
 import copy
@@ -22,10 +23,10 @@ ROUND_TO = 8  # widths stay multiples of this: odd ones are slow, and some int8 
 def prune_to_parameters(model: nn.Module, target: int, *, protect: nn.Module, image_size: int) -> nn.Module:
     """A pruned copy of `model` that has as nearly `target` parameters as widths in steps of 8 allow.
 
-    Every layer loses the same share of its channels, found by bisection. Because many layers then jump by 8 channels
-    at once, only the first k layers take the last jump, k found in the same way; and where the layer that tips the
-    scale is a large one, a later layer takes its place. A layer never falls below 8 channels. `protect` (the
-    classifier) keeps its outputs.
+    Every layer loses the same share of its channels, found by bisection. Because many layers then jump by 8
+    channels at once, only the first k layers take the last jump, k found in the same way; and where the layer
+    that tips the scale is a large one, a later layer takes its place. A layer never falls below 8 channels.
+    `protect` (the classifier) keeps its outputs.
 
     Raises UserError where the target lies below what can be reached, or the network cannot be pruned.
     """
@@ -41,7 +42,8 @@ def prune_to_parameters(model: nn.Module, target: int, *, protect: nn.Module, im
     smallest = count_parameters(pruned_by(1.0))
     if target < smallest:
         raise UserError(
-            f"this network cannot be pruned to {target:,} parameters: {smallest:,} ({smallest / total:.1%}) is the least"
+            f"this network cannot be pruned to {target:,} parameters: "
+            f"{smallest:,} ({smallest / total:.1%}) is the least"
         )
     low, high = _bisect(lambda share: count_parameters(pruned_by(share)) > target, 0.0, 1.0, 1e-4)
     few, many = _bisect(

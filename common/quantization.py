@@ -1,4 +1,5 @@
-"""Quantization-aware training in FX graph mode: prepare, calibrate, freeze, convert, and the int8 weights as tensors.
+"""Quantization-aware training in FX graph mode: prepare, calibrate, freeze, convert, and the int8 weights as
+tensors.
 
 Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
 Inference", CVPR 2018. The only module that touches torch.ao.
@@ -25,7 +26,9 @@ CALIBRATION_BATCHES = 16
 
 
 def use_engine(backend: str) -> None:
-    """Makes torch run quantized operations with `backend`. Raises UserError where this build of torch has it not."""
+    """Makes torch run quantized operations with `backend`. Raises UserError where this build of torch has it
+    not.
+    """
     if backend not in torch.backends.quantized.supported_engines:
         raise UserError(f"this machine's torch has no {backend} engine to run the int8 model with")
     torch.backends.quantized.engine = backend
@@ -34,8 +37,8 @@ def use_engine(backend: str) -> None:
 def prepare(model: nn.Module, backend: str, image_size: int) -> nn.Module:
     """A copy of `model`, traced, its batch norms fused and fake quantization put in, ready to train.
 
-    A copy of that is converted and run at once, so that a network that cannot be quantized fails here and not after
-    hours of training. Raises UserError.
+    A copy of that is converted and run at once, so that a network that cannot be quantized fails here and not
+    after hours of training. Raises UserError.
     """
     name = type(model).__name__
     try:
@@ -79,8 +82,8 @@ def _trace(float_model: nn.Module, backend: str, image_size: int) -> nn.Module:
     for module in list(float_model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU6):
-                # a ReLU is fused into the convolution before it, a ReLU6 is not; and the qnnpack engine of torch 2.14
-                # returns the elements of a quantized ReLU6 in the wrong order
+                # a ReLU is fused into the convolution before it, a ReLU6 is not; and the qnnpack engine of
+                # torch 2.14 returns the elements of a quantized ReLU6 in the wrong order
                 setattr(module, name, nn.ReLU(inplace=child.inplace))
             elif isinstance(child, StochasticDepth):
                 # the tracer would write down that it is training: the int8 model would drop layers at random
@@ -92,14 +95,17 @@ def _trace(float_model: nn.Module, backend: str, image_size: int) -> nn.Module:
 
 @torch.no_grad()
 def calibrate(prepared: nn.Module, batches: Iterable, device: torch.device) -> None:
-    """Lets the observers see `CALIBRATION_BATCHES` batches of (images, labels), with the weights as they are."""
+    """Lets the observers see `CALIBRATION_BATCHES` batches of (images, labels), with the weights as they
+    are.
+    """
     prepared.eval()
     for images, _ in itertools.islice(batches, CALIBRATION_BATCHES):
         prepared(images.to(device))
 
 
 def freeze_late(prepared: nn.Module, epoch: int, epochs: int) -> None:
-    """Before `epoch` of `epochs` (from 0): stops observers and batch-norm statistics in the last third of training.
+    """Before `epoch` of `epochs` (from 0): stops observers and batch-norm statistics in the last third of
+    training.
 
     So that the rest of training sees the very scales that the int8 model will have.
     """
@@ -121,8 +127,8 @@ def skeleton(float_model: nn.Module, backend: str, image_size: int) -> nn.Module
 def int8_state(model: nn.Module) -> dict:
     """The int8 model's state dict in plain tensors, which any version of torch can read.
 
-    A quantized weight becomes {"int8": Tensor int8, "scale": float64 [] or [channels], "zero_point": int64, same
-    shape}; the packed weight and bias of a Linear a list of the two.
+    A quantized weight becomes {"int8": Tensor int8, "scale": float64 [] or [channels], "zero_point": int64,
+    same shape}; the packed weight and bias of a Linear a list of the two.
     """
     return {
         key: _to_plain(value)
@@ -132,7 +138,9 @@ def int8_state(model: nn.Module) -> dict:
 
 
 def load_int8_state(model: nn.Module, state: dict) -> None:
-    """Loads what `int8_state` gave into a `skeleton`. Raises UserError where the names or kinds do not fit."""
+    """Loads what `int8_state` gave into a `skeleton`. Raises UserError where the names or kinds do not
+    fit.
+    """
     own = model.state_dict()  # its _metadata tells the modules which layout they read
     try:
         for key in set(own) - {key for key, value in own.items() if isinstance(value, torch.dtype)} | set(
@@ -180,7 +188,9 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _known_warnings_silenced() -> Iterator[None]:
-    """torch.ao.quantization and the quantized dtypes are deprecated, and each call says so; torch is pinned."""
+    """torch.ao.quantization and the quantized dtypes are deprecated, and each call says so; torch is
+    pinned.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

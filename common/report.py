@@ -1,4 +1,6 @@
-"""What a stage leaves beside its checkpoint and prints at its end, and the table that compares checkpoints."""
+"""What a stage leaves beside its checkpoint and prints at its end, and the table that compares
+checkpoints.
+"""
 
 import csv
 from pathlib import Path
@@ -7,11 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from common.files import written_whole
-from common.metrics import wilson_interval
 
 
 def write_history(history: list[dict], checkpoint_path: Path) -> None:
-    """Writes the rows of the epochs beside the checkpoint, as CSV and as curves in a PNG; nothing for no epochs.
+    """Writes the rows of the epochs beside the checkpoint, as CSV and as curves in a PNG; nothing for no
+    epochs.
 
     Raises UserError where a file cannot be written.
     """
@@ -64,7 +66,9 @@ def before_after(before: dict, before_path: Path | None, after: dict, after_path
 
 
 def comparison(rows: list[tuple[Path, dict, float]], threads: int) -> str:
-    """A Markdown table of (path, checkpoint, milliseconds for a picture); sizes are compared with the first row."""
+    """A Markdown table of (path, checkpoint, milliseconds for a picture); sizes are compared with the first
+    row.
+    """
     header = (
         "checkpoint",
         "top-1",

@@ -29,7 +29,9 @@ COATS = {
 
 
 def breeds() -> list[tuple[str, str, str]]:
-    """(coat, pattern, ears) of the 37 breeds; the seven that share coat and pattern with another differ in the ears."""
+    """(coat, pattern, ears) of the 37 breeds; the seven that share coat and pattern with another differ in
+    the ears.
+    """
     coats, breeds = list(COATS), []
     for number in range(BREEDS):
         coat, pattern = (number // len(PATTERNS)) % len(coats), number % len(PATTERNS)

@@ -1,4 +1,6 @@
-"""What several test files use: a small data set, and a way to run a script's main() as a user would see it."""
+"""What several test files use: a small data set, and a way to run a script's main() as a user would see
+it.
+"""
 
 import importlib
 import random

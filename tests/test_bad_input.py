@@ -134,7 +134,9 @@ def test_a_network_that_cannot_be_traced_fails_before_the_data_are_read(refused,
 
     monkeypatch.setattr(torchvision.models.SqueezeNet, "forward", forward)
     monkeypatch.setattr(data, "load_splits", None)
-    assert "SqueezeNet cannot be traced for quantization" in refused("train_quantization", "--weights", "squeezenet1_1")
+    assert "SqueezeNet cannot be traced for quantization" in refused(
+        "train_quantization", "--weights", "squeezenet1_1"
+    )
 
 
 def test_an_empty_split(refused, pictures):

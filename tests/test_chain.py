@@ -19,7 +19,9 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def stage(run, place):
-    """stage(script, *options): runs it on the small data set and gives (its output, the path that it saved)."""
+    """stage(script, *options): runs it on the small data set and gives (its output, the path that it
+    saved).
+    """
 
     def run_stage(script, *options, epochs=3):
         fixed = ("--dataset", "folder", "--data-dir", place / "pictures", "--output-dir", place / "weights")
@@ -106,7 +108,8 @@ def test_no_epochs_prune_or_calibrate_only(stage):
 
 def test_pruning_starts_from_an_architecture_too(stage):
     _, path = stage(
-        "train_pruning", "--model", "squeezenet1_1", "--pretrained", "none", "--image-size", 40, "--pruning-ratio", 0.6,
+        "train_pruning", "--model", "squeezenet1_1", "--pretrained", "none", "--image-size", 40,
+        "--pruning-ratio", 0.6,
     )  # fmt: skip
     content = checkpoint.load(path)
     assert path.name.startswith("pruned_squeezenet1_1_") and content["lineage"][0]["parent"] is None

@@ -133,7 +133,7 @@ def test_an_unreadable_picture_is_named(pictures, workers, damage):
     loaders = data.make_loaders(
         data.load_splits("folder", str(pictures), 0.0), VIEW, batch_size=4, workers=workers, seed=0
     )
-    with pytest.raises(UserError, match="cannot read the picture .*dog3.jpg"):
+    with pytest.raises(UserError, match=r"cannot read the picture .*dog3\.jpg"):
         list(loaders.train)
 
 

@@ -63,8 +63,8 @@ def test_the_table_compares_sizes_with_the_first_row(tmp_path):
     ]
     lines = report.comparison(rows, threads=1).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:4]]
-    assert cells[2] == ["teacher_x_0.5000", "50.00%", "40.0% to 60.0%", "100", "2.00 M", "3 M", "4.00 MB", "1.0 x",
-                        "1.50 ms", "fp32"]  # fmt: skip
+    assert cells[2] == ["teacher_x_0.5000", "50.00%", "40.0% to 60.0%", "100", "2.00 M", "3 M", "4.00 MB",
+                        "1.0 x", "1.50 ms", "fp32"]  # fmt: skip
     assert cells[3][6:] == ["0.50 MB", "8.0 x", "1.50 ms", "qnnpack"]
     assert len({len(line) for line in lines[:4]}) == 1
     assert "says nothing about an ARM board" in lines[-1]

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 
 import pytest
@@ -115,7 +116,7 @@ def test_a_loss_that_is_not_finite_ends_in_advice():
         loss, logits = cross_entropy(model, images, labels)
         return loss * math.nan, logits
 
-    with pytest.raises(UserError, match="the loss is nan in epoch 1/5.*lower --lr"):
+    with pytest.raises(UserError, match=r"the loss is nan in epoch 1/5.*lower --lr"):
         fit(Flat(), broken, separable(8), None, epochs=5, lr=0.1, weight_decay=0.0, device=CPU)
 
 
@@ -146,7 +147,7 @@ def test_the_learning_rate_rises_then_falls_to_zero():
     rates = [_warmup_cosine(step, 100) for step in range(101)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[5] == 1.0 and rates[100] == pytest.approx(0.0, abs=1e-12)
-    assert all(later <= earlier for earlier, later in zip(rates[5:], rates[6:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(rates[5:]))
     assert _warmup_cosine(0, 1) == 1.0
 
 
