@@ -141,7 +141,7 @@ def add_data_options(parser: Parser) -> None:
         type=number(float, 0, 1, below=True),
         default=0.2,
         metavar="SHARE",
-        help="share of the training pictures that chooses the best epoch; 0: the last one is kept; default: 0.2",
+        help="share of the training pictures that chooses the best epoch; 0: keep the last; default: 0.2",
     )
     group.add_argument(
         "--workers",

@@ -1,6 +1,7 @@
 """Pictures and labels: the three data sets, their splits, and the loaders that feed the stages."""
 
 import hashlib
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,13 +95,13 @@ def load_splits(dataset: str, data_dir: str | None, val_fraction: float) -> Spli
 def _download_pet37(root: Path) -> None:
     try:
         OxfordIIITPet(root, download=True)
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, tarfile.TarError) as error:
         urls = [url for url, _ in OxfordIIITPet._RESOURCES]
         if (root / "oxford-iiit-pet" / "annotations" / "trainval.txt").exists():
             raise UserError(f"cannot read the annotations in {root}/oxford-iiit-pet: {error}") from None
         raise UserError(
-            f"cannot download Oxford-IIIT Pet ({error}): "
-            f"put {urls[0]} and {urls[1].rpartition('/')[2]} from the same place into {root / 'oxford-iiit-pet'}, or use --dataset synthetic, which needs no network"
+            f"cannot download Oxford-IIIT Pet ({error}): put {' and '.join(urls)} "
+            f"into {root / 'oxford-iiit-pet'}, or use --dataset synthetic, which needs no network"
         ) from None
 
 

@@ -151,8 +151,8 @@ def test_a_bug_keeps_its_traceback():
 def test_ctrl_c_ends_in_one_line_and_130_with_nothing_written(pictures, tmp_path):
     output = tmp_path / "weights"
     command = [sys.executable, "train_teacher.py", "--teacher", "squeezenet1_1", "--pretrained", "none",
-               "--dataset", "folder", "--data-dir", pictures, "--image-size", "32", "--epochs", "100000", "--workers", "1",
-               "--output-dir", output]  # fmt: skip
+               "--dataset", "folder", "--data-dir", pictures, "--image-size", "32", "--epochs", "100000",
+               "--workers", "1", "--output-dir", output]  # fmt: skip
     process = subprocess.Popen(
         command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
