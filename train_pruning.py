@@ -34,7 +34,7 @@ def parse_args(argv=None):
         help="prune and fine-tune N times; default: 1",
     )
     cli.add_data_options(parser)
-    cli.add_training_options(parser, epochs=30, lr=5e-4)
+    cli.add_training_options(parser, epochs=20, lr=5e-4)
     return parser.parse_args(argv)
 
 

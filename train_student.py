@@ -32,7 +32,7 @@ def parse_args(argv=None):
         help="share of the teacher in the loss; default: 0.9",
     )
     cli.add_data_options(parser)
-    cli.add_training_options(parser, epochs=30, lr=5e-4)
+    cli.add_training_options(parser, epochs=20, lr=5e-4)
     return parser.parse_args(argv)
 
 

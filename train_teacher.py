@@ -17,7 +17,7 @@ def parse_args(argv=None):
     )
     cli.add_pretrained_option(group)
     cli.add_data_options(parser)
-    cli.add_training_options(parser, epochs=30, lr=5e-4)
+    cli.add_training_options(parser, epochs=20, lr=5e-4)
     return parser.parse_args(argv)
 
 

@@ -184,7 +184,7 @@ def train_transform(image_size: int, mean, std):
     """Random resized crop and mirror image; float32 [3, image_size, image_size], normalised."""
     return v2.Compose(
         [
-            v2.RandomResizedCrop(image_size, scale=(0.5, 1.0), antialias=True),
+            v2.RandomResizedCrop(image_size, scale=(0.35, 1.0), antialias=True),
             v2.RandomHorizontalFlip(),
             *_to_tensor(mean, std),
         ]
