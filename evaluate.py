@@ -20,7 +20,8 @@ def parse_args(argv=None):
 
 
 def main(args):
-    from common import checkpoint, metrics, report  # here: --help answers without torch
+    # imported here: --help answers without torch
+    from common import checkpoint, metrics, report
 
     paths = [checkpoint.find(reference, args.output_dir) for reference in args.checkpoints]
     rows = []

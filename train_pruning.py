@@ -39,58 +39,44 @@ def parse_args(argv=None):
 
 
 def main(args):
-    from common import (
-        checkpoint,
-        data,
-        metrics,
-        models,
-        pruning,
-        report,
-        training,
-    )  # here: --help needs no torch
+    # imported here: --help answers without torch
+    from common import checkpoint, data, metrics, models, pruning, report, training
     from common.distillation import cross_entropy
 
     # model and data
-    cli.check_output_dir(args.output_dir)
-    device = cli.pick_device(args.device)
-    cli.seed_everything(args.seed)
+    device = cli.start(args.output_dir, args.device, args.seed)
     if args.weights:
-        parent_path, parent = checkpoint.open_parent(args.weights, args.output_dir, to="prune")
+        parent_path, parent = checkpoint.open_parent(
+            args.weights, args.output_dir, args.image_size, to="prune"
+        )
         model = checkpoint.rebuild(parent)
+        splits = data.load_splits(args.dataset, args.data_dir, args.val_fraction)
+        checkpoint.check_fits(parent, splits)
     else:
         models.check_arch(args.model)
-    splits = data.load_splits(args.dataset, args.data_dir, args.val_fraction)
-    if args.model:
+        splits = data.load_splits(args.dataset, args.data_dir, args.val_fraction)
         parent_path, parent = None, checkpoint.untrained(args.model, splits.classes, args.image_size)
         model = models.build(args.model, len(splits.classes), args.pretrained)
-    parent["image_size"] = args.image_size or parent["image_size"]
-    checkpoint.check_fits(parent, splits)
-    models.check_image_size(model, parent["arch"], parent["image_size"])
-    loaders = data.make_loaders(
-        splits, parent, batch_size=args.batch_size, workers=args.workers, seed=args.seed
-    )
+    image_size = parent["image_size"]
+    before = parent["metrics"] | metrics.size(model, image_size)
+    loaders = data.make_loaders(splits, parent, args.batch_size, args.workers, args.seed)
+    print(f"{parent['arch']}: {before['params']:,} parameters, {before['macs']:,} MACs; {splits}")
 
     # baseline
-    model.to(device)
-    before = parent["metrics"] | metrics.size(model, parent["image_size"])
-    print(f"{parent['arch']}: {before['params']:,} parameters, {before['macs']:,} MACs; {splits}")
     if loaders.val:
         print(f"before pruning, on validation: {metrics.evaluate(model, loaders.val, device)}")
 
     # pruning and fine-tuning, step by step
     history, unhealed = [], []
     for step, epochs in enumerate(training.share_epochs(args.epochs, args.pruning_steps), start=1):
-        limits = {
-            "protect": models.classifier(model, len(splits.classes))[1],
-            "image_size": parent["image_size"],
-        }
+        _, protect = models.classifier(model, len(splits.classes))
         if args.channel_ratio:
             removed = 1 - (1 - args.channel_ratio) ** (1 / args.pruning_steps)
-            model = pruning.prune_channels(model, removed, **limits)
+            model = pruning.prune_channels(model, removed, protect=protect, image_size=image_size)
         else:
-            kept = (args.pruning_ratio or 0.5) ** (step / args.pruning_steps)
-            model = pruning.prune_to_parameters(model, round(kept * before["params"]), **limits)
-        after = metrics.size(model, parent["image_size"])
+            target = round(before["params"] * (args.pruning_ratio or 0.5) ** (step / args.pruning_steps))
+            model = pruning.prune_to_parameters(model, target, protect=protect, image_size=image_size)
+        after = metrics.size(model, image_size)
         print(f"step {step}/{args.pruning_steps}: {after['params']:,} parameters, {after['macs']:,} MACs")
         if loaders.val:
             score = metrics.evaluate(model, loaders.val, device)
@@ -110,15 +96,15 @@ def main(args):
 
     # score on test, save
     test = metrics.evaluate(model, loaders.test, device)
-    row = checkpoint.lineage_row("pruned", vars(args), splits.fingerprint, parent_path)
-    child = {
-        **parent,
-        "stage": "pruned",
-        "name": checkpoint.next_name("pruned", parent["name"], args.model_name),
-        "state_dict": checkpoint.float_state(model),
-        "metrics": test.as_dict() | after | {"val_top1_before_fine_tuning": unhealed},
-        "lineage": [*parent["lineage"], row],
-    }
+    child = checkpoint.child(
+        parent,
+        parent_path,
+        "pruned",
+        options=vars(args),
+        split=splits.fingerprint,
+        state_dict=checkpoint.float_state(model),
+        metrics=test.as_dict() | after | {"val_top1_before_fine_tuning": unhealed},
+    )
     path = checkpoint.save(child, args.output_dir)
     report.write_history(history, path)
     print(f"test: {test}")

@@ -30,34 +30,24 @@ def parse_args(argv=None):
 
 
 def main(args):
+    # imported here: --help answers without torch
     import torch
 
-    from common import (
-        checkpoint,
-        data,
-        metrics,
-        models,
-        quantization,
-        report,
-        training,
-    )  # here: --help needs no torch
+    from common import checkpoint, data, metrics, models, quantization, report, training
     from common.distillation import cross_entropy
 
     # model and data; the model is traced before anything that takes time
-    cli.check_output_dir(args.output_dir)
-    device, cpu = cli.pick_device(args.device), torch.device("cpu")
-    cli.seed_everything(args.seed)
-    parent_path, parent = checkpoint.open_parent(args.weights, args.output_dir, to="quantize")
-    parent["image_size"] = args.image_size or parent["image_size"]
+    device, cpu = cli.start(args.output_dir, args.device, args.seed), torch.device("cpu")
+    parent_path, parent = checkpoint.open_parent(
+        args.weights, args.output_dir, args.image_size, to="quantize"
+    )
     model = checkpoint.rebuild(parent)
-    models.check_image_size(model, parent["arch"], parent["image_size"])
+    before = parent["metrics"] | metrics.size(model, parent["image_size"])
     backend = quantization.BACKENDS[args.target_device]
     prepared = quantization.prepare(model, backend, parent["image_size"])
     splits = data.load_splits(args.dataset, args.data_dir, args.val_fraction)
     checkpoint.check_fits(parent, splits)
-    loaders = data.make_loaders(
-        splits, parent, batch_size=args.batch_size, workers=args.workers, seed=args.seed
-    )
+    loaders = data.make_loaders(splits, parent, args.batch_size, args.workers, args.seed)
     print(f"{parent['arch']} for {backend}; {splits}")
 
     # baseline
@@ -82,22 +72,22 @@ def main(args):
 
     # score on test, save
     test = metrics.evaluate(int8_model, loaders.test, cpu)
-    row = checkpoint.lineage_row("quantized", vars(args), splits.fingerprint, parent_path)
-    child = {
-        **parent,
-        "stage": "quantized",
-        "name": checkpoint.next_name("quantized", parent["name"], args.model_name),
-        "state_dict": quantization.int8_state(int8_model),
-        "int8": {"backend": backend, "float_shapes": models.shapes(model)},
-        "metrics": test.as_dict() | metrics.size(model, parent["image_size"]),
-        "lineage": [*parent["lineage"], row],
-    }
+    child = checkpoint.child(
+        parent,
+        parent_path,
+        "quantized",
+        options=vars(args),
+        split=splits.fingerprint,
+        state_dict=quantization.int8_state(int8_model),
+        int8={"backend": backend, "float_shapes": models.shapes(model)},
+        metrics=test.as_dict() | {"params": before["params"], "macs": before["macs"]},
+    )
     path = checkpoint.save(child, args.output_dir)
     report.write_history(history, path)
     print(f"test, in int8: {test}")
-    print(report.before_after(parent["metrics"], parent_path, child["metrics"], path))
+    print(report.before_after(before, parent_path, child["metrics"], path))
     print(f"saved {path}")
-    print(f"next: python evaluate.py {path.name}{cli.data_arguments(args)}")
+    print(f"next: python evaluate.py {parent_path} {path}")
 
 
 if __name__ == "__main__":

@@ -37,33 +37,22 @@ def parse_args(argv=None):
 
 
 def main(args):
-    from common import (
-        checkpoint,
-        data,
-        metrics,
-        models,
-        report,
-        training,
-    )  # here: --help answers without torch
+    # imported here: --help answers without torch
+    from common import checkpoint, data, metrics, models, report, training
     from common.distillation import taught_by
 
     # teacher, data and student
     models.check_arch(args.student)
-    cli.check_output_dir(args.output_dir)
-    device = cli.pick_device(args.device)
-    cli.seed_everything(args.seed)
-    teacher_path, parent = checkpoint.open_parent(args.teacher, args.output_dir, to="teach")
-    parent["image_size"] = args.image_size or parent["image_size"]
+    device = cli.start(args.output_dir, args.device, args.seed)
+    teacher_path, parent = checkpoint.open_parent(args.teacher, args.output_dir, args.image_size, to="teach")
     teacher = checkpoint.rebuild(parent).to(device)
-    models.check_image_size(teacher, parent["arch"], parent["image_size"])
+    before = parent["metrics"] | metrics.size(teacher, parent["image_size"])
     splits = data.load_splits(args.dataset, args.data_dir, args.val_fraction)
     checkpoint.check_fits(parent, splits)
     student = models.build(args.student, len(splits.classes), args.pretrained)
-    models.check_image_size(student, args.student, parent["image_size"])
-    loaders = data.make_loaders(
-        splits, parent, batch_size=args.batch_size, workers=args.workers, seed=args.seed
-    )
-    print(f"{args.student}: {metrics.count_parameters(student):,} parameters; {splits}")
+    size = metrics.size(student, parent["image_size"])
+    loaders = data.make_loaders(splits, parent, args.batch_size, args.workers, args.seed)
+    print(f"{args.student}: {size['params']:,} parameters; {splits}")
 
     # baseline
     if loaders.val:
@@ -83,20 +72,20 @@ def main(args):
 
     # score on test, save
     test = metrics.evaluate(best, loaders.test, device)
-    row = checkpoint.lineage_row("kd", vars(args), splits.fingerprint, teacher_path)
-    child = {
-        **parent,
-        "stage": "kd",
-        "name": checkpoint.next_name("kd", args.student, args.model_name),
-        "arch": args.student,
-        "state_dict": checkpoint.float_state(best),
-        "metrics": test.as_dict() | metrics.size(best, parent["image_size"]),
-        "lineage": [*parent["lineage"], row],
-    }
+    child = checkpoint.child(
+        parent,
+        teacher_path,
+        "kd",
+        options=vars(args),
+        split=splits.fingerprint,
+        arch=args.student,
+        state_dict=checkpoint.float_state(best),
+        metrics=test.as_dict() | size,
+    )
     path = checkpoint.save(child, args.output_dir)
     report.write_history(history, path)
     print(f"test: {test}")
-    print(report.before_after(parent["metrics"], teacher_path, child["metrics"], path))
+    print(report.before_after(before, teacher_path, child["metrics"], path))
     print(f"saved {path}")
     print(
         f"next: python train_pruning.py --weights {path.name} --pruning-ratio 0.5{cli.data_arguments(args)}"

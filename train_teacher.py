@@ -22,29 +22,19 @@ def parse_args(argv=None):
 
 
 def main(args):
-    from common import (
-        checkpoint,
-        data,
-        metrics,
-        models,
-        report,
-        training,
-    )  # here: --help answers without torch
+    # imported here: --help answers without torch
+    from common import checkpoint, data, metrics, models, report, training
     from common.distillation import cross_entropy
 
     # model and data
     models.check_arch(args.teacher)
-    cli.check_output_dir(args.output_dir)
-    device = cli.pick_device(args.device)
-    cli.seed_everything(args.seed)
+    device = cli.start(args.output_dir, args.device, args.seed)
     splits = data.load_splits(args.dataset, args.data_dir, args.val_fraction)
     blank = checkpoint.untrained(args.teacher, splits.classes, args.image_size)
     model = models.build(args.teacher, len(splits.classes), args.pretrained)
-    models.check_image_size(model, args.teacher, blank["image_size"])
-    loaders = data.make_loaders(
-        splits, blank, batch_size=args.batch_size, workers=args.workers, seed=args.seed
-    )
-    print(f"{args.teacher}: {metrics.count_parameters(model):,} parameters; {splits}")
+    size = metrics.size(model, blank["image_size"])
+    loaders = data.make_loaders(splits, blank, args.batch_size, args.workers, args.seed)
+    print(f"{args.teacher}: {size['params']:,} parameters; {splits}")
 
     # fine-tuning
     best, history = training.fit(
@@ -60,14 +50,15 @@ def main(args):
 
     # score on test, save
     test = metrics.evaluate(best, loaders.test, device)
-    teacher = {
-        **blank,
-        "stage": "teacher",
-        "name": checkpoint.next_name("teacher", args.teacher, args.model_name),
-        "state_dict": checkpoint.float_state(best),
-        "metrics": test.as_dict() | metrics.size(best, blank["image_size"]),
-        "lineage": [checkpoint.lineage_row("teacher", vars(args), splits.fingerprint, None)],
-    }
+    teacher = checkpoint.child(
+        blank,
+        None,
+        "teacher",
+        options=vars(args),
+        split=splits.fingerprint,
+        state_dict=checkpoint.float_state(best),
+        metrics=test.as_dict() | size,
+    )
     path = checkpoint.save(teacher, args.output_dir)
     report.write_history(history, path)
     print(f"test: {test}")

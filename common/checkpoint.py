@@ -104,17 +104,23 @@ def load(path: str | Path) -> dict:
     for key, kind in TYPES.items():
         if key not in content or not isinstance(content[key], kind):
             raise UserError(f"{path} is not a whole checkpoint: its {key!r} is missing or of the wrong kind")
+    for figure in ("top1", "ci95", "n", "params", "macs"):
+        if figure not in content["metrics"]:
+            raise UserError(f"{path} is not a whole checkpoint: its metrics lack {figure!r}")
     return content
 
 
-def open_parent(reference: str, folder: str, *, to: str) -> tuple[Path, dict]:
-    """Finds and loads the float checkpoint that a stage works on; `to` says what for. Raises UserError."""
+def open_parent(reference: str, folder: str, image_size: int | None, *, to: str) -> tuple[Path, dict]:
+    """Finds and loads the float checkpoint that a stage works on; `to` says what for.
+
+    `image_size` (pixels), where given, takes the place of the checkpoint's own. Raises UserError.
+    """
     path = find(reference, folder)
     parent = load(path)
     if parent["int8"] is not None:
         raise UserError(f"{path} is an int8 model, the end of a chain: a float checkpoint is needed to {to}")
     print(f"{path}: {parent['stage']} {parent['arch']}, test top-1 {parent['metrics']['top1']:.2%}")
-    return path, parent
+    return path, parent | {"image_size": image_size or parent["image_size"]}
 
 
 def untrained(arch: str, classes: list[str], image_size: int | None) -> dict:
@@ -186,12 +192,18 @@ def float_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
 
 
-def lineage_row(stage: str, options: dict, split_fingerprint: str, parent_path: Path | None) -> dict:
-    """What a lineage keeps of one stage; `options` are those of its command line."""
-    return {
+def child(
+    parent: dict, parent_path: Path | None, stage: str, *, options: dict, split: str, **content
+) -> dict:
+    """The checkpoint that `stage` makes of `parent`: what `content` names is new, the rest is the parent's.
+
+    Its lineage gains a row with `options` (those of the command line), `split` (the fingerprint of the data),
+    the parent's file and the versions of the libraries.
+    """
+    row = {
         "stage": stage,
         "options": {key: value for key, value in options.items() if value is not None},
-        "split": split_fingerprint,
+        "split": split,
         "parent": parent_path and parent_path.name,
         "parent_sha256": parent_path and hashlib.sha256(parent_path.read_bytes()).hexdigest(),
         "versions": {
@@ -201,6 +213,8 @@ def lineage_row(stage: str, options: dict, split_fingerprint: str, parent_path: 
             "torch-pruning": str(torch_pruning.__version__),
         },
     }
+    name = next_name(stage, content.get("arch", parent["name"]), options["model_name"])
+    return {**parent, "stage": stage, "name": name, "lineage": [*parent["lineage"], row], **content}
 
 
 def save(checkpoint: dict, folder: str | Path) -> Path:

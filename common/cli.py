@@ -215,10 +215,15 @@ def add_pretrained_option(group) -> None:
     )
 
 
-def check_output_dir(folder: str) -> None:
-    """Makes `folder` and writes a file into it, to fail before the training and not after. Raises
-    UserError.
-    """
+def start(output_dir: str, device: str, seed: int):
+    """Seeds everything and gives the `torch.device`. Raises UserError for a device or a folder of no use."""
+    _check_output_dir(output_dir)
+    seed_everything(seed)
+    return pick_device(device)
+
+
+def _check_output_dir(folder: str) -> None:
+    """Makes `folder` and writes a file into it, to fail before the training and not after."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

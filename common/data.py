@@ -219,7 +219,7 @@ class Loaders:
     test: DataLoader
 
 
-def make_loaders(splits: Splits, checkpoint: dict, *, batch_size: int, workers: int, seed: int) -> Loaders:
+def make_loaders(splits: Splits, checkpoint: dict, batch_size: int, workers: int, seed: int) -> Loaders:
     """Loaders of the three splits, at the checkpoint's image size and normalised by its mean and standard
     deviation.
 

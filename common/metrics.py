@@ -12,6 +12,8 @@ import torch_pruning
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.errors import UserError
+
 
 @dataclass(frozen=True)
 class Score:
@@ -84,16 +86,23 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def size(model: nn.Module, image_size: int) -> dict[str, int]:
-    """`params`, and `macs` (multiply-accumulates for one picture, by torch-pruning's counter), of a float
+    """`params`, and `macs`: multiply-accumulates for one picture, by torch-pruning's counter; of a float
     model.
+
+    Raises UserError where the model cannot take pictures of `image_size` pixels.
     """
-    device = next(model.parameters()).device
     was_training = model.training
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        picture = torch.zeros(1, 3, image_size, image_size, device=device)
-        macs, _ = torch_pruning.utils.count_ops_and_params(model.eval(), picture)
-    model.train(was_training)
+    picture = torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            macs, _ = torch_pruning.utils.count_ops_and_params(model.eval(), picture)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        name = type(model).__name__
+        raise UserError(f"{name} cannot take pictures of {image_size} pixels: {reason}") from None
+    finally:
+        model.train(was_training)
     return {"params": count_parameters(model), "macs": int(macs)}
 
 

@@ -83,20 +83,6 @@ def _load_backbone(model: nn.Module, arch: str, state, num_classes: int, *, sour
     model.load_state_dict(fitting, strict=False)
 
 
-def check_image_size(model: nn.Module, arch: str, image_size: int) -> None:
-    """Raises UserError where `model` cannot take pictures of `image_size` pixels."""
-    device = next(model.parameters()).device
-    was_training = model.training
-    try:
-        with torch.inference_mode():
-            model.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{arch} cannot take pictures of {image_size} pixels: {reason}") from None
-    finally:
-        model.train(was_training)
-
-
 def shapes(model: nn.Module) -> Shapes:
     """The shape of every entry of the model's state dict: what `rebuild` needs."""
     return {key: list(value.shape) for key, value in model.state_dict().items()}

@@ -10,6 +10,7 @@ from common import checkpoint, data, models, quantization
 from tests.conftest import write_pictures
 
 SIDE = 32
+FIGURES = {"top1": 0.5, "ci95": [0.4, 0.6], "n": 100, "params": 724_000, "macs": 1}
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def weights(tmp_path):
     folder = tmp_path / "weights"
     folder.mkdir()
     model = models.build("squeezenet1_1", 3)
-    blank = checkpoint.untrained("squeezenet1_1", ["cat", "dog", "fox"], SIDE) | {"metrics": {"top1": 0.5}}
+    blank = checkpoint.untrained("squeezenet1_1", ["cat", "dog", "fox"], SIDE) | {"metrics": FIGURES}
     teacher = {
         "stage": "teacher",
         "name": "teacher_squeezenet1_1",
@@ -116,9 +117,7 @@ def test_a_pruning_target_out_of_reach_names_the_smallest(refused):
 @pytest.mark.parametrize(("script", "options"), [*STAGES, (TEACHER[0], TEACHER[1:])])
 def test_pictures_too_small_for_the_network(refused, script, options):
     name = "squeezenet1_1"
-    assert "squeezenet1_1 cannot take pictures of 8 pixels" in refused(
-        script, *options, name, "--image-size", 8
-    )
+    assert "SqueezeNet cannot take pictures of 8 pixels" in refused(script, *options, name, "--image-size", 8)
 
 
 def test_an_unknown_architecture_is_answered_with_the_nearest(refused):

@@ -15,7 +15,7 @@ def content(name="teacher_squeezenet1_1", top1=0.5, **changes):
         "stage": name.partition("_")[0],
         "name": name,
         "state_dict": checkpoint.float_state(model),
-        "metrics": {"top1": top1},
+        "metrics": {"top1": top1, "ci95": [0.4, 0.6], "n": 100, "params": 724_000, "macs": 1},
     } | changes
 
 
@@ -110,6 +110,7 @@ def test_a_truncated_file_is_refused(tmp_path, keep):
         ({"format": 99}, "checkpoint format 99"),
         ({"classes": "cat"}, "'classes' is missing or of the wrong kind"),
         ({"state_dict": None}, "'state_dict' is missing"),
+        ({"metrics": {"top1": 0.5}}, "its metrics lack 'ci95'"),
     ],
 )
 def test_what_is_not_whole_is_refused(tmp_path, changes, message):
@@ -162,4 +163,4 @@ def test_another_split_is_mentioned(capsys):
 def test_an_int8_file_is_no_parent(tmp_path):
     checkpoint.save(content("quantized_x", int8={"backend": "fbgemm", "float_shapes": {}}), tmp_path)
     with pytest.raises(UserError, match="is an int8 model, the end of a chain"):
-        checkpoint.open_parent("quantized_x", tmp_path, to="prune")
+        checkpoint.open_parent("quantized_x", tmp_path, None, to="prune")

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from common import metrics, models
+from common.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -68,6 +69,13 @@ def test_size_of_resnet50_is_the_published_one():
     size = metrics.size(models.build("resnet50", 1000), 224)
     assert size["params"] == 25_557_032
     assert size["macs"] == pytest.approx(4.09e9, rel=0.02)
+
+
+def test_a_picture_too_small_for_the_network_is_refused():
+    model = models.build("squeezenet1_1", 3).train()
+    with pytest.raises(UserError, match="SqueezeNet cannot take pictures of 8 pixels"):
+        metrics.size(model, 8)
+    assert metrics.size(model, 64)["macs"] > 0 and model.training
 
 
 def test_latency_is_positive_and_leaves_the_number_of_threads():

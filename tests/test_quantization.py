@@ -172,7 +172,7 @@ def test_a_pruned_int8_checkpoint_runs_the_same_in_a_fresh_process(tmp_path):
         "stage": "quantized",
         "state_dict": quantization.int8_state(int8_model),
         "int8": {"backend": "qnnpack", "float_shapes": models.shapes(model)},
-        "metrics": {"top1": 0.5},
+        "metrics": {"top1": 0.5, "ci95": [0.4, 0.6], "n": 10, "params": 1, "macs": 1},
     }
     path = checkpoint.save(content, tmp_path)
     images = torch.randn(3, 3, SIDE, SIDE)
