@@ -1,5 +1,4 @@
-"""Quantization-aware training in FX graph mode: prepare, calibrate, freeze, convert, and the int8 weights as
-tensors.
+"""Quantization-aware training in FX graph mode: prepare, calibrate, freeze, convert, int8 weights as tensors.
 
 Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
 Inference", CVPR 2018. The only module that touches torch.ao.
@@ -23,12 +22,15 @@ from common.errors import UserError
 BACKENDS = {"server": "fbgemm", "embedded": "qnnpack"}  # what --target-device names
 FREEZE_AT = 2 / 3  # share of the epochs after which observers and batch norm stand still
 CALIBRATION_BATCHES = 16
+KNOWN_WARNINGS = (  # torch is pinned, and each call would print them again
+    "torch.ao.quantization is deprecated",
+    "Please use quant_min and quant_max",
+    "torch.quantize_per_tensor, torch.quantize_per_channel and other",
+)
 
 
 def use_engine(backend: str) -> None:
-    """Makes torch run quantized operations with `backend`. Raises UserError where this build of torch has it
-    not.
-    """
+    """Makes torch run quantized operations with `backend`. Raises UserError where this torch has it not."""
     if backend not in torch.backends.quantized.supported_engines:
         raise UserError(f"this machine's torch has no {backend} engine to run the int8 model with")
     torch.backends.quantized.engine = backend
@@ -44,14 +46,7 @@ def prepare(model: nn.Module, backend: str, image_size: int) -> nn.Module:
     try:
         prepared = _trace(copy.deepcopy(model).cpu(), backend, image_size)
     # whatever the tracer stumbles over: control flow, unsupported calls, assertions of the network's own
-    except (
-        torch.fx.proxy.TraceError,
-        TypeError,
-        RuntimeError,
-        AttributeError,
-        AssertionError,
-        ValueError,
-    ) as error:
+    except (TypeError, RuntimeError, AttributeError, AssertionError, ValueError) as error:
         raise UserError(f"{name} cannot be traced for quantization: {_first_line(error)}") from None
     try:
         trial = copy.deepcopy(prepared)
@@ -60,14 +55,7 @@ def prepare(model: nn.Module, backend: str, image_size: int) -> nn.Module:
         with torch.inference_mode():
             int8_model = convert(trial)
             together, alone = int8_model(pictures)[:1], int8_model(pictures[:1])
-    except (
-        RuntimeError,
-        NotImplementedError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        ValueError,
-    ) as error:
+    except (TypeError, RuntimeError, AttributeError, AssertionError, ValueError) as error:
         raise UserError(f"{name} cannot run in int8 with {backend}: {_first_line(error)}") from None
     if not torch.allclose(together, alone, rtol=0.05, atol=0.05 * float(together.abs().max())):
         raise UserError(
@@ -89,23 +77,20 @@ def _trace(float_model: nn.Module, backend: str, image_size: int) -> nn.Module:
                 # the tracer would write down that it is training: the int8 model would drop layers at random
                 setattr(module, name, nn.Identity())
     picture = torch.zeros(1, 3, image_size, image_size)
-    with _known_warnings_silenced():
+    with _silenced():
         return prepare_qat_fx(float_model.train(), get_default_qat_qconfig_mapping(backend), picture)
 
 
 @torch.no_grad()
 def calibrate(prepared: nn.Module, batches: Iterable, device: torch.device) -> None:
-    """Lets the observers see `CALIBRATION_BATCHES` batches of (images, labels), with the weights as they
-    are.
-    """
+    """Shows the observers `CALIBRATION_BATCHES` batches of (images, labels), the weights as they are."""
     prepared.eval()
     for images, _ in itertools.islice(batches, CALIBRATION_BATCHES):
         prepared(images.to(device))
 
 
 def freeze_late(prepared: nn.Module, epoch: int, epochs: int) -> None:
-    """Before `epoch` of `epochs` (from 0): stops observers and batch-norm statistics in the last third of
-    training.
+    """Before `epoch` of `epochs` (from 0): stops observers and batch-norm statistics in the last third.
 
     So that the rest of training sees the very scales that the int8 model will have.
     """
@@ -115,13 +100,14 @@ def freeze_late(prepared: nn.Module, epoch: int, epochs: int) -> None:
 
 def convert(prepared: nn.Module) -> nn.Module:
     """The int8 model, on the CPU and in eval mode, of a copy of `prepared` as it is now."""
-    with _known_warnings_silenced():
+    with _silenced():
         return convert_fx(copy.deepcopy(prepared).cpu().eval())
 
 
 def skeleton(float_model: nn.Module, backend: str, image_size: int) -> nn.Module:
     """An int8 model of the right structure for `load_int8_state`, whatever its weights and scales."""
-    return convert(_trace(float_model, backend, image_size))
+    with _silenced("must run observer before calling calculate_qparams"):
+        return convert(_trace(float_model, backend, image_size))
 
 
 def int8_state(model: nn.Module) -> dict:
@@ -130,24 +116,18 @@ def int8_state(model: nn.Module) -> dict:
     A quantized weight becomes {"int8": Tensor int8, "scale": float64 [] or [channels], "zero_point": int64,
     same shape}; the packed weight and bias of a Linear a list of the two.
     """
-    return {
-        key: _to_plain(value)
-        for key, value in model.state_dict().items()
-        if not isinstance(value, torch.dtype)
-    }
+    state = model.state_dict().items()
+    return {key: _to_plain(value) for key, value in state if not isinstance(value, torch.dtype)}
 
 
 def load_int8_state(model: nn.Module, state: dict) -> None:
-    """Loads what `int8_state` gave into a `skeleton`. Raises UserError where the names or kinds do not
-    fit.
-    """
+    """Loads what `int8_state` gave into a `skeleton`. Raises UserError where names or kinds do not fit."""
     own = model.state_dict()  # its _metadata tells the modules which layout they read
+    expected = {key for key, value in own.items() if not isinstance(value, torch.dtype)}
     try:
-        for key in set(own) - {key for key, value in own.items() if isinstance(value, torch.dtype)} | set(
-            state
-        ):
-            own[key] = _from_plain(state[key])
-        model.load_state_dict(own)
+        with _silenced():
+            own.update({key: _from_plain(state[key]) for key in expected | set(state)})
+            model.load_state_dict(own)
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"the int8 weights do not fit their architecture: {_first_line(error)}") from None
 
@@ -187,10 +167,9 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _known_warnings_silenced() -> Iterator[None]:
-    """torch.ao.quantization and the quantized dtypes are deprecated, and each call says so; torch is
-    pinned.
-    """
+def _silenced(*more: str) -> Iterator[None]:
+    """Silences `KNOWN_WARNINGS` and those that begin with one of `more`."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        for message in (*KNOWN_WARNINGS, *more):
+            warnings.filterwarnings("ignore", message)
         yield
