@@ -3,7 +3,6 @@
 import math
 import statistics
 import time
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -86,16 +85,14 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def size(model: nn.Module, image_size: int) -> dict[str, int]:
-    """`params`, and `macs`: multiply-accumulates for one picture, by torch-pruning's counter; of a float
-    model.
+    """`params` of a float model, and its `macs`, the multiply-accumulates for one picture.
 
     Raises UserError where the model cannot take pictures of `image_size` pixels.
     """
     was_training = model.training
     picture = torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with torch.no_grad():
             macs, _ = torch_pruning.utils.count_ops_and_params(model.eval(), picture)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).partition("\n")[0]

@@ -6,7 +6,6 @@ layers.
 """
 
 import copy
-import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -90,16 +89,14 @@ def _prune(model: nn.Module, shares: dict[str, float], *, protect: nn.Module, im
         ratios[module] = min(share, max(0.0, 1 - (ROUND_TO + 0.5) / width))
     device = next(model.parameters()).device
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch_pruning.pruner.BasePruner(
-                pruned,
-                torch.zeros(1, 3, image_size, image_size, device=device),
-                importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
-                pruning_ratio_dict=ratios,
-                ignored_layers=[pruned.get_submodule(protected)],
-                round_to=ROUND_TO,
-            ).step()
+        torch_pruning.pruner.BasePruner(
+            pruned,
+            torch.zeros(1, 3, image_size, image_size, device=device),
+            importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+            pruning_ratio_dict=ratios,
+            ignored_layers=[pruned.get_submodule(protected)],
+            round_to=ROUND_TO,
+        ).step()
     except (ZeroDivisionError, RuntimeError, IndexError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"torch-pruning cannot prune {type(model).__name__}: {error}") from None
     return pruned.train(model.training)

@@ -45,6 +45,12 @@ def test_the_loss_is_a_mean_over_the_batch():
     )
 
 
+def test_the_teachers_logits_are_a_constant():
+    student, teacher = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
+    distillation_loss(student, teacher, torch.tensor([0, 1]), 3.0, 0.9).backward()
+    assert teacher.grad is None and student.grad.abs().sum() > 0
+
+
 def test_without_a_teachers_share_the_loss_is_cross_entropy():
     student, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
     loss = distillation_loss(student, torch.randn(6, 3), labels, 3.0, 0.0)
@@ -54,7 +60,7 @@ def test_without_a_teachers_share_the_loss_is_cross_entropy():
 
 
 def test_the_teacher_is_in_eval_mode_gets_no_gradient_and_sees_the_students_pictures():
-    seen = []
+    seen, gradients = [], []
 
     class Recorder(nn.Module):
         def __init__(self):
@@ -63,6 +69,7 @@ def test_the_teacher_is_in_eval_mode_gets_no_gradient_and_sees_the_students_pict
 
         def forward(self, images):
             seen.append(images)
+            gradients.append(torch.is_grad_enabled())
             return self.layer(images)
 
     teacher, student = Recorder(), Recorder()
@@ -74,4 +81,5 @@ def test_the_teacher_is_in_eval_mode_gets_no_gradient_and_sees_the_students_pict
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert torch.equal(teacher.layer[1].running_mean, statistics)
     assert seen[0] is seen[1]
+    assert gradients == [False, True]
     assert logits.shape == (5, 3)

@@ -11,10 +11,12 @@ def test_a_file_takes_its_place_only_when_it_is_whole(tmp_path):
         temporary.write_text("half")
         raise KeyError
     assert path.read_text() == "old"
-    with written_whole(path) as temporary:
-        temporary.write_text("new")
-        assert path.read_text() == "old"
-    assert path.read_text() == "new"
+    with path.open() as reader:
+        with written_whole(path) as temporary:
+            temporary.write_text("new")
+            assert path.read_text() == "old"
+        assert path.read_text() == "new"
+        assert reader.read() == "old"  # a reader of the old file keeps it: it was replaced, not written over
     assert [each.name for each in tmp_path.iterdir()] == ["log.csv"]
 
 

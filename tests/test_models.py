@@ -20,6 +20,11 @@ def test_the_classifier_is_the_layer_that_yields_the_logits(arch):
         assert torch.allclose(model(torch.randn(1, 3, 64, 64)), torch.arange(7.0)[None] + 1), name
 
 
+def test_the_classifier_is_the_last_layer_of_its_width():
+    assert models.classifier(models.build("resnet18", 64), 64)[0] == "fc"  # the first convolution has 64 too
+    assert models.classifier(models.build("squeezenet1_1", 256), 256)[0] == "classifier.1"
+
+
 def test_pretrained_weights_load_whatever_the_width_of_their_classifier(tmp_path):
     source = models.build("squeezenet1_1", 1000)
     torch.save(source.state_dict(), tmp_path / "weights.pth")
@@ -40,6 +45,14 @@ def test_a_classifier_of_the_same_width_is_loaded_too(tmp_path):
 def test_weights_of_another_architecture_are_refused(tmp_path, other):
     torch.save(models.build(other, 1000).state_dict(), tmp_path / "weights.pth")
     with pytest.raises(UserError, match="does not fit resnet18"):
+        models.build("resnet18", 4, str(tmp_path / "weights.pth"))
+
+
+def test_weights_that_lack_a_layer_are_refused(tmp_path):
+    state = models.build("resnet18", 4).state_dict()
+    del state["layer3.0.conv1.weight"]
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"does not fit resnet18: layer3\.0\.conv1\.weight"):
         models.build("resnet18", 4, str(tmp_path / "weights.pth"))
 
 

@@ -141,11 +141,11 @@ def test_what_trains_even_in_eval_mode_is_refused():
 
 
 def test_layers_are_not_dropped_at_random_in_int8():
-    model = models.build("efficientnet_b0", CLASSES)
+    model = awake("efficientnet_b0")
     assert any(isinstance(module, StochasticDepth) for module in model.modules())
     _, int8_model = quantized(model, "fbgemm")
     image = torch.randn(1, 3, SIDE, SIDE)
-    assert torch.equal(int8_model(image), int8_model(image))
+    assert len({tuple(int8_model(image).flatten().tolist()) for _ in range(8)}) == 1
 
 
 def test_the_given_model_is_left_whole():
