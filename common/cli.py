@@ -275,7 +275,7 @@ def run(main, parse_args) -> None:
     except UserError as error:
         # a loader's worker hands its error on as a traceback in text: the message follows the name
         message = " ".join(str(error).rpartition("UserError: ")[2].split())
-        print(f"\n{program}: error: {message}", file=sys.stderr)
+        print(f"{program}: error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted; nothing was saved", file=sys.stderr)

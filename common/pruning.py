@@ -6,7 +6,8 @@ layers.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 
 import torch
 import torch_pruning
@@ -24,39 +25,43 @@ def prune_to_parameters(model: nn.Module, target: int, *, protect: nn.Module, im
 
     Every layer loses the same share of its channels, found by bisection. Because many layers then jump by 8
     channels at once, only the first k layers take the last jump, k found in the same way; and where the layer
-    that tips the scale is a large one, a later layer takes its place. A layer never falls below 8 channels.
-    `protect` (the classifier) keeps its outputs.
+    that tips the scale is a large one, another layer is made 8 channels wider or narrower. No layer falls
+    below 8 channels. `protect` (the classifier) keeps its outputs.
 
     Raises UserError where the target lies below what can be reached, or the network cannot be pruned.
     """
     total = count_parameters(model)
     if target >= total:
         return copy.deepcopy(model)
-    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    layers = _widths(model)
 
-    def pruned_by(share: float, higher: float = 0.0, jumping: Sequence[str] = ()) -> nn.Module:
-        shares = dict.fromkeys(layers, share) | dict.fromkeys(jumping, higher)
+    def pruned_by(share: float, higher: float = 0.0, k: int = 0, **other: float) -> nn.Module:
+        shares = dict.fromkeys(layers, share) | dict.fromkeys(list(layers)[:k], higher)
+        for name, change in other.items():
+            shares[name] += change
         return _prune(model, shares, protect=protect, image_size=image_size)
 
-    smallest = count_parameters(pruned_by(1.0))
-    if target < smallest:
-        raise UserError(
-            f"this network cannot be pruned to {target:,} parameters: "
-            f"{smallest:,} ({smallest / total:.1%}) is the least"
-        )
-    low, high = _bisect(lambda share: count_parameters(pruned_by(share)) > target, 0.0, 1.0, 1e-4)
-    few, many = _bisect(
-        lambda k: count_parameters(pruned_by(low, high, layers[:k])) > target, 0, len(layers), 1
-    )
+    def too_large(candidate: nn.Module) -> bool:
+        return count_parameters(candidate) > target
 
     def miss(candidate: nn.Module) -> int:
         return abs(count_parameters(candidate) - target)
 
-    best = min((pruned_by(low, high, layers[:k]) for k in (few, many)), key=miss)
-    for name in layers[many:]:
-        if miss(best) <= CLOSE_ENOUGH * total:
-            break
-        best = min(best, pruned_by(low, high, [*layers[:few], name]), key=miss)
+    smallest = pruned_by(1.0)
+    if too_large(smallest):
+        least = count_parameters(smallest)
+        raise UserError(
+            f"this network cannot be pruned to {target:,} parameters: "
+            f"{least:,} ({least / total:.1%}) is the least"
+        )
+    low, high = _bisect(lambda share: too_large(pruned_by(share)), 0.0, 1.0, 1e-4)
+    few, many = _bisect(lambda k: too_large(pruned_by(low, high, k)), 0, len(layers), 1)
+    best = min(pruned_by(low, high, few), pruned_by(low, high, many), key=miss)
+    for k, sign in ((few, 1), (many, -1)):
+        for name, width in layers.items():
+            if miss(best) > CLOSE_ENOUGH * total:
+                change = {name: sign * ROUND_TO / width}
+                best = min(best, pruned_by(low, high, k, **change), key=miss)
     return best
 
 
@@ -65,8 +70,13 @@ def prune_channels(model: nn.Module, ratio: float, *, protect: nn.Module, image_
 
     Raises UserError where the network cannot be pruned.
     """
-    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    return _prune(model, dict.fromkeys(layers, ratio), protect=protect, image_size=image_size)
+    return _prune(model, dict.fromkeys(_widths(model), ratio), protect=protect, image_size=image_size)
+
+
+def _widths(model: nn.Module) -> dict[str, int]:
+    """The number of output channels of each layer that can be pruned, by name."""
+    layers = model.named_modules()
+    return {name: layer.weight.shape[0] for name, layer in layers if isinstance(layer, nn.Conv2d | nn.Linear)}
 
 
 def _bisect(too_large: Callable, low, high, tolerance):
@@ -85,8 +95,10 @@ def _prune(model: nn.Module, shares: dict[str, float], *, protect: nn.Module, im
     for name, share in shares.items():
         module = pruned.get_submodule(name)
         width = module.weight.shape[0]
-        # half a channel more than 8: the library truncates
-        ratios[module] = min(share, max(0.0, 1 - (ROUND_TO + 0.5) / width))
+        # the library rounds down, which halves a layer of 16 for the smallest share: it is given the width
+        # rounded to the nearest, and half a channel more because it truncates
+        kept = max(1, math.floor(width * (1 - share) / ROUND_TO + 0.5)) * ROUND_TO
+        ratios[module] = max(0.0, 1 - (kept + 0.5) / width)
     device = next(model.parameters()).device
     try:
         torch_pruning.pruner.BasePruner(

@@ -173,4 +173,4 @@ def test_a_data_set_that_is_not_there(refused, tmp_path):
 def test_evaluating_what_is_not_there(run, tmp_path):
     for arguments in ((), ("resnet50",)):
         result = run("evaluate", "--output-dir", tmp_path, *arguments)
-        assert result.code == 2 and result.err.count("\n") == 2 and "checkpoint" in result.err
+        assert result.code == 2 and result.err.count("\n") == 1 and "checkpoint" in result.err

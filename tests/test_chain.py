@@ -48,7 +48,10 @@ def test_the_chain_from_teacher_to_int8(stage, run, place):
         "train_pruning", "--weights", student.name, "--pruning-ratio", 0.5, "--pruning-steps", 2
     )
     assert pruned.name.startswith("pruned_kd_mobilenet_v2_")
-    assert "before fine-tuning, on validation" in out and "step 2/2" in out
+    assert "before fine-tuning, on validation" in out
+    widths = [int(count.replace(",", "")) for count in re.findall(r"step ./2: (\S+) parameters", out)]
+    whole = checkpoint.load(student)["metrics"]["params"]
+    assert [count / whole for count in widths] == pytest.approx([0.5**0.5, 0.5], abs=0.01)
     with pruned.with_suffix(".csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "2"]
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torchvision.models.squeezenet import Fire
 
 from common import models, pruning
 from common.errors import UserError
@@ -51,6 +52,13 @@ def test_channel_ratio_removes_that_share_of_every_width_and_leaves_eight():
     pruned = pruning.prune_channels(model, 0.25, **limits)
     assert (pruned.conv1.out_channels, pruned.layer4[1].conv2.out_channels) == (48, 384)
     assert pruning.prune_channels(model, 1.0, **limits).layer4[1].conv2.out_channels == 8
+
+
+def test_widths_are_rounded_to_the_nearest_multiple_of_eight():
+    model, limits = built("squeezenet1_1")  # 0.8 of 16, 32, 48 and 64: 12.8, 25.6, 38.4 and 51.2
+    pruned = pruning.prune_channels(model, 0.2, **limits)
+    fires = [module for module in pruned.modules() if isinstance(module, Fire)]
+    assert [fire.squeeze.out_channels for fire in fires] == [16, 16, 24, 24, 40, 40, 48, 48]
 
 
 def test_keeping_everything_changes_nothing():
