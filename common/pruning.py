@@ -30,39 +30,36 @@ def prune_to_parameters(model: nn.Module, target: int, *, protect: nn.Module, im
 
     Raises UserError where the target lies below what can be reached, or the network cannot be pruned.
     """
-    total = count_parameters(model)
+    total, widths = count_parameters(model), _widths(model)
     if target >= total:
         return copy.deepcopy(model)
-    layers = _widths(model)
 
-    def pruned_by(share: float, higher: float = 0.0, k: int = 0, **other: float) -> nn.Module:
-        shares = dict.fromkeys(layers, share) | dict.fromkeys(list(layers)[:k], higher)
-        for name, change in other.items():
-            shares[name] += change
-        return _prune(model, shares, protect=protect, image_size=image_size)
+    def excess(shares: dict[str, float]) -> int:
+        pruned = _prune(model, shares, protect=protect, image_size=image_size)
+        return count_parameters(pruned) - target
 
-    def too_large(candidate: nn.Module) -> bool:
-        return count_parameters(candidate) > target
-
-    def miss(candidate: nn.Module) -> int:
-        return abs(count_parameters(candidate) - target)
-
-    smallest = pruned_by(1.0)
-    if too_large(smallest):
-        least = count_parameters(smallest)
+    least = target + excess(dict.fromkeys(widths, 1.0))
+    if least > target:
         raise UserError(
             f"this network cannot be pruned to {target:,} parameters: "
             f"{least:,} ({least / total:.1%}) is the least"
         )
-    low, high = _bisect(lambda share: too_large(pruned_by(share)), 0.0, 1.0, 1e-4)
-    few, many = _bisect(lambda k: too_large(pruned_by(low, high, k)), 0, len(layers), 1)
-    best = min(pruned_by(low, high, few), pruned_by(low, high, many), key=miss)
-    for k, sign in ((few, 1), (many, -1)):
-        for name, width in layers.items():
-            if miss(best) > CLOSE_ENOUGH * total:
-                change = {name: sign * ROUND_TO / width}
-                best = min(best, pruned_by(low, high, k, **change), key=miss)
-    return best
+    low, high = _bisect(lambda share: excess(dict.fromkeys(widths, share)) > 0, 0.0, 1.0, 1e-4)
+
+    def jumping(k: int) -> dict[str, float]:
+        return dict.fromkeys(widths, low) | dict.fromkeys(list(widths)[:k], high)
+
+    few, many = _bisect(lambda k: excess(jumping(k)) > 0, 0, len(widths), 1)
+    best = min(jumping(few), jumping(many), key=lambda shares: abs(excess(shares)))
+    closest = abs(excess(best))
+    for start, sign in ((jumping(few), 1), (jumping(many), -1)):
+        for name, width in widths.items():
+            if closest <= CLOSE_ENOUGH * total:
+                break
+            shares = start | {name: start[name] + sign * ROUND_TO / width}
+            if (missed := abs(excess(shares))) < closest:
+                best, closest = shares, missed
+    return _prune(model, best, protect=protect, image_size=image_size)
 
 
 def prune_channels(model: nn.Module, ratio: float, *, protect: nn.Module, image_size: int) -> nn.Module:
