@@ -1,5 +1,4 @@
-"""Quantization-aware training: fine-tune with int8 arithmetic simulated, and convert to a model that runs in
-int8.
+"""Quantization-aware training: fine-tune as if in int8, and convert to a model that runs in int8.
 
     python train_quantization.py --weights pruned_kd_resnet18 --target-device embedded
 

@@ -81,9 +81,7 @@ def find(reference: str, folder: str | Path) -> Path:
 
 
 def everything_in(folder: str | Path) -> list[Path]:
-    """The checkpoints in `folder`, in the order in which they were made. Raises UserError where there is
-    none.
-    """
+    """The checkpoints in `folder`, the oldest first. Raises UserError where there is none."""
     there = [path for path in Path(folder).glob("*.pt") if FILE_NAME.fullmatch(path.name)]
     if not there:
         raise UserError(f"there is no checkpoint in {folder}")
@@ -124,9 +122,7 @@ def open_parent(reference: str, folder: str, image_size: int | None, *, to: str)
 
 
 def untrained(arch: str, classes: list[str], image_size: int | None) -> dict:
-    """What a chain starts from: a checkpoint without stage, weights, figures and lineage, by default for 224
-    pixels.
-    """
+    """What a chain starts from: a checkpoint without stage, weights, figures and lineage; 224 px by default."""
     return {
         "format": FORMAT,
         "name": arch,
@@ -220,8 +216,7 @@ def child(
 def save(checkpoint: dict, folder: str | Path) -> Path:
     """Writes `<name>_<top-1>.pt` into `folder`, whole or not at all, and returns its path.
 
-    An existing file stays: the new one then ends in -2, -3 and so on. Raises UserError where it cannot be
-    written.
+    An existing file stays: the new one then ends in -2, -3 and so on. Raises UserError.
     """
     stem = f"{checkpoint['name']}_{checkpoint['metrics']['top1']:.4f}"
     path, number = Path(folder) / f"{stem}.pt", 1

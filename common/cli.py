@@ -82,9 +82,7 @@ def did_you_mean(word: str, known) -> str:
 
 
 def number(kind: type, low: float, high: float = math.inf, *, above: bool = False, below: bool = False):
-    """An argparse type: a finite `kind` from `low` to `high`; `above`, `below`: the bound itself is left
-    out.
-    """
+    """An argparse type: a finite `kind` from `low` to `high`; `above`, `below` leave the bound itself out."""
     low_text = f"above {low:g}" if above else f"at least {low:g}"
     high_text = "" if high == math.inf else f" and {'below' if below else 'at most'} {high:g}"
 
@@ -232,9 +230,7 @@ def _check_output_dir(folder: str) -> None:
 
 
 def data_arguments(args: argparse.Namespace) -> str:
-    """The options of `args`, ready to paste, that the next stage needs to see the same pictures and
-    checkpoints.
-    """
+    """The options of `args`, ready to paste, with which the next stage finds the same data and files."""
     parts = []
     for name, default in (("dataset", "pet37"), ("data_dir", None), ("output_dir", "weights")):
         if getattr(args, name) != default:

@@ -122,9 +122,7 @@ def _read_pet37(root: Path, split: str) -> tuple[list[Sample], list[str]]:
 
 
 def _read_folder(root: Path, val_fraction: float) -> Splits:
-    """train/ and test/; val/ is the validation split where there is a test/ as well, else it is the test
-    split.
-    """
+    """train/ and test/; a val/ is the validation split where there is a test/ too, else the test split."""
 
     def read(name: str) -> tuple[list[Sample], list[str]]:
         try:
@@ -192,9 +190,7 @@ def train_transform(image_size: int, mean, std):
 
 
 def eval_transform(image_size: int, mean, std):
-    """The middle square of the picture at 8/7 of `image_size`; float32 [3, image_size, image_size],
-    normalised.
-    """
+    """The middle square of the picture at 8/7 of the size; float32 [3, image_size, image_size], normalised."""
     return v2.Compose(
         [
             v2.Resize(round(image_size * RESIZE_RATIO), antialias=True),
@@ -210,9 +206,7 @@ def _to_tensor(mean, std):
 
 @dataclass(frozen=True)
 class Loaders:
-    """Batches of (images float32 [N, 3, S, S], labels int64 [N]); `val` is None where no part was set
-    aside.
-    """
+    """Batches of (images float32 [N, 3, S, S], labels int64 [N]); no `val` where no part was set aside."""
 
     train: DataLoader
     val: DataLoader | None

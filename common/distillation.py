@@ -1,6 +1,4 @@
-"""The losses that every stage trains with: cross-entropy, or knowledge distillation where there is a
-teacher.
-"""
+"""The losses that the stages train with: cross-entropy, or knowledge distillation from a teacher."""
 
 from collections.abc import Callable
 

@@ -41,9 +41,7 @@ def build(arch: str, num_classes: int, pretrained: str = "none") -> nn.Module:
 
 
 def classifier(model: nn.Module, num_classes: int) -> tuple[str, nn.Module]:
-    """(name, module) of the last Linear or Conv2d with `num_classes` outputs: the layer that yields the
-    logits.
-    """
+    """(name, module) of the last Linear or Conv2d with `num_classes` outputs: it yields the logits."""
     found = [
         (name, module)
         for name, module in model.named_modules()

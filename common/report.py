@@ -1,6 +1,4 @@
-"""What a stage leaves beside its checkpoint and prints at its end, and the table that compares
-checkpoints.
-"""
+"""What a stage writes beside its checkpoint and prints at its end; the table of checkpoints."""
 
 import csv
 from pathlib import Path
@@ -66,9 +64,7 @@ def before_after(before: dict, before_path: Path | None, after: dict, after_path
 
 
 def comparison(rows: list[tuple[Path, dict, float]], threads: int) -> str:
-    """A Markdown table of (path, checkpoint, milliseconds for a picture); sizes are compared with the first
-    row.
-    """
+    """A Markdown table of (path, checkpoint, ms for a picture); sizes are compared with the first row."""
     header = (
         "checkpoint",
         "top-1",

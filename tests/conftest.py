@@ -1,6 +1,4 @@
-"""What several test files use: a small data set, and a way to run a script's main() as a user would see
-it.
-"""
+"""What several test files use: a small data set, and a way to run a script as a user would."""
 
 import importlib
 import random

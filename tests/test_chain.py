@@ -19,9 +19,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def stage(run, place):
-    """stage(script, *options): runs it on the small data set and gives (its output, the path that it
-    saved).
-    """
+    """stage(script, *options): runs it on the small data set and gives (its output, the saved path)."""
 
     def run_stage(script, *options, epochs=3):
         fixed = ("--dataset", "folder", "--data-dir", place / "pictures", "--output-dir", place / "weights")

@@ -16,9 +16,7 @@ CLASSES, SIDE = 5, 64
 
 
 def awake(arch: str) -> nn.Module:
-    """A network whose batch-norm statistics fit its random weights, so that its logits depend on the
-    picture.
-    """
+    """A network whose batch-norm statistics fit its random weights: its logits depend on the picture."""
     model = models.build(arch, CLASSES).train()
     with torch.no_grad():
         for _ in range(20):
