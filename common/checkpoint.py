@@ -122,7 +122,7 @@ def open_parent(reference: str, folder: str, image_size: int | None, *, to: str)
 
 
 def untrained(arch: str, classes: list[str], image_size: int | None) -> dict:
-    """What a chain starts from: a checkpoint without stage, weights, figures and lineage; 224 px by default."""
+    """What a chain starts from: a checkpoint without stage, weights, figures and lineage; for 224 px."""
     return {
         "format": FORMAT,
         "name": arch,

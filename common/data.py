@@ -190,7 +190,7 @@ def train_transform(image_size: int, mean, std):
 
 
 def eval_transform(image_size: int, mean, std):
-    """The middle square of the picture at 8/7 of the size; float32 [3, image_size, image_size], normalised."""
+    """The middle of the picture at 8/7 of the size; float32 [3, image_size, image_size], normalised."""
     return v2.Compose(
         [
             v2.Resize(round(image_size * RESIZE_RATIO), antialias=True),
