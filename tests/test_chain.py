@@ -1,4 +1,4 @@
-"""The four stages, one after the other, as a user runs them."""
+"""The four stages, one after the other, as a user runs them, on a small part of the synthetic data set."""
 
 import csv
 import re
@@ -6,14 +6,15 @@ import re
 import pytest
 import torch
 
-from common import checkpoint, metrics
-from tests.conftest import write_pictures
+from common import checkpoint, data, metrics, synthetic
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chain")
-    write_pictures(folder / "pictures", train=12, test=6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "PICTURES", {"trainval": 3, "test": 1})
+        synthetic.write(folder / "pictures")
     return folder
 
 
@@ -22,9 +23,16 @@ def stage(run, place):
     """stage(script, *options): runs it on the small data set and gives (its output, the saved path)."""
 
     def run_stage(script, *options, epochs=3):
-        fixed = ("--dataset", "folder", "--data-dir", place / "pictures", "--output-dir", place / "weights")
+        fixed = (
+            "--dataset",
+            "synthetic",
+            "--data-dir",
+            place / "pictures",
+            "--output-dir",
+            place / "weights",
+        )
         result = run(
-            script, *fixed, "--epochs", epochs, "--workers", 0, "--batch-size", 8, "--lr", 0.001, *options
+            script, *fixed, "--epochs", epochs, "--workers", 0, "--batch-size", 16, "--lr", 0.001, *options
         )
         assert result.code == 0, result.err
         return result.out, place / "weights" / re.search(r"saved .*/(\S+\.pt)\n", result.out)[1]
@@ -79,18 +87,16 @@ def test_the_chain_from_teacher_to_int8(stage, run, place):
 
 
 def test_the_accuracy_in_the_name_is_that_of_the_file_on_test(stage, place):
-    from common import data
-
     _, parent = stage(
         "train_teacher", "--teacher", "squeezenet1_1", "--pretrained", "none", "--image-size", 40
     )
     _, path = stage("train_quantization", "--weights", parent.name, epochs=2)
     for each in (parent, path):
         content = checkpoint.load(each)
-        splits = data.load_splits("folder", str(place / "pictures"), 0.2)
+        splits = data.load_splits("synthetic", str(place / "pictures"), 0.2)
         loaders = data.make_loaders(splits, content, batch_size=8, workers=0, seed=0)
         score = metrics.evaluate(checkpoint.rebuild(content), loaders.test, torch.device("cpu"))
-        assert f"_{score.top1:.4f}" in each.name and content["metrics"]["n"] == score.n == 18
+        assert f"_{score.top1:.4f}" in each.name and content["metrics"]["n"] == score.n == 37
 
 
 def test_no_epochs_prune_or_calibrate_only(stage):
