@@ -56,12 +56,12 @@ def test_weights_that_lack_a_layer_are_refused(tmp_path):
         models.build("resnet18", 4, str(tmp_path / "weights.pth"))
 
 
-def test_imagenet_weights_that_cannot_be_had_name_the_file_and_the_way_out(monkeypatch):
+def test_imagenet_weights_that_cannot_be_had_name_the_file_and_the_way_out(monkeypatch, tmp_path):
     def offline(*_, **__):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    monkeypatch.setenv("TORCH_HOME", "/nonexistent/never")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"resnet18-f37072fd\.pth.*--pretrained none"):
         models.build("resnet18", 4, "imagenet")
 
