@@ -43,8 +43,7 @@ FILE_NAME = re.compile(r"(?P<name>.+)_(?P<top1>[01]\.\d{4})(-\d+)?\.pt")
 
 
 def next_name(stage: str, base: str, model_name: str | None = None) -> str:
-    """The name of what `stage` makes of the checkpoint or architecture `base`; `model_name` replaces the
-    latter's name.
+    """The name of what `stage` makes of `base`; `model_name` takes the architecture's place in it.
 
     A student starts a new chain; a pruned or quantized model goes on with the name of what it was made from.
     """
@@ -64,7 +63,7 @@ def find(reference: str, folder: str | Path) -> Path:
     """
     if Path(reference).is_file():
         return Path(reference)
-    there = [path for path in Path(folder).glob("*.pt") if FILE_NAME.fullmatch(path.name)]
+    there = _files_in(folder)
     wanted = (reference, f"teacher_{reference}")
     tests = (
         lambda path: path.name in wanted or path.stem in wanted,
@@ -82,10 +81,14 @@ def find(reference: str, folder: str | Path) -> Path:
 
 def everything_in(folder: str | Path) -> list[Path]:
     """The checkpoints in `folder`, the oldest first. Raises UserError where there is none."""
-    there = [path for path in Path(folder).glob("*.pt") if FILE_NAME.fullmatch(path.name)]
+    there = _files_in(folder)
     if not there:
         raise UserError(f"there is no checkpoint in {folder}")
     return sorted(there, key=lambda path: path.stat().st_mtime)
+
+
+def _files_in(folder: str | Path) -> list[Path]:
+    return [path for path in Path(folder).glob("*.pt") if FILE_NAME.fullmatch(path.name)]
 
 
 def load(path: str | Path) -> dict:
@@ -138,8 +141,7 @@ def untrained(arch: str, classes: list[str], image_size: int | None) -> dict:
 
 
 def rebuild(checkpoint: dict) -> nn.Module:
-    """The checkpoint's model on the CPU: float and in training mode, or int8 and in eval mode with its engine
-    set.
+    """The checkpoint's model on the CPU: float, or int8 with torch's engine set to the one it was made for.
 
     Raises UserError where the weights do not fit the architecture, or this machine has not the engine.
     """

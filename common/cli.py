@@ -4,7 +4,6 @@ The only module that knows argparse. It imports no torch, so that `--help` answe
 """
 
 import argparse
-import difflib
 import math
 import random
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from common.errors import UserError
+from common.errors import UserError, did_you_mean
 
 DATASETS = ("pet37", "synthetic", "folder")
 
@@ -73,12 +72,6 @@ class Parser(argparse.ArgumentParser):
             ):
                 arguments.append(f"{option}={value}")
         return arguments
-
-
-def did_you_mean(word: str, known) -> str:
-    """` - did you mean X?` for the nearest of `known`, or nothing."""
-    nearest = difflib.get_close_matches(word, list(known), n=1)
-    return f" - did you mean {nearest[0]}?" if nearest else ""
 
 
 def number(kind: type, low: float, high: float = math.inf, *, above: bool = False, below: bool = False):

@@ -50,8 +50,7 @@ def load_tensors(path: str | Path):
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Gives a temporary file beside `path` to write; it takes the place of `path` once the block has ended
-    well.
+    """Gives a temporary file beside `path` to write, which replaces `path` once the block has ended well.
 
     Raises UserError where the system refuses to write.
     """

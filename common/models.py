@@ -1,12 +1,10 @@
 """torchvision classification models: build one, load weights, rebuild a pruned one."""
 
-import difflib
-
 import torch
 import torchvision
 from torch import nn
 
-from common.errors import UserError
+from common.errors import UserError, did_you_mean
 from common.files import load_tensors
 
 Shapes = dict[str, list[int]]  # of every parameter and buffer of a model, by name
@@ -16,9 +14,7 @@ def check_arch(arch: str) -> None:
     """Raises UserError, with the nearest name, unless `arch` is a classification model of torchvision."""
     known = torchvision.models.list_models(module=torchvision.models)
     if arch not in known:
-        nearest = difflib.get_close_matches(arch, known, n=1, cutoff=0.4)
-        hint = f" - did you mean {nearest[0]}?" if nearest else ""
-        raise UserError(f"torchvision has no classification model {arch!r}{hint}")
+        raise UserError(f"torchvision has no classification model {arch!r}{did_you_mean(arch, known)}")
 
 
 def build(arch: str, num_classes: int, pretrained: str = "none") -> nn.Module:

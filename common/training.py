@@ -31,8 +31,7 @@ def fit(
     deploy_device: torch.device | None = None,
     before_epoch: Callable[[nn.Module, int], None] | None = None,
 ) -> tuple[nn.Module, list[dict]]:
-    """Trains `model`, in place, with AdamW, warm-up and cosine decay, and returns (the best deployed model,
-    one row per epoch).
+    """Trains `model` in place, with AdamW and warm-up and cosine decay: (best deployed model, row per epoch).
 
     After each epoch `deploy(model)` makes the model that counts (a copy, or its int8 form), to run on
     `deploy_device` (default: `device`); the one with the highest top-1 on `val_loader` is kept, on a tie that
