@@ -23,6 +23,15 @@ def parse_args(argv=None):
         default="embedded",
         help="server: x86, fbgemm; embedded: ARM, qnnpack; default: embedded",
     )
+    group.add_argument(
+        "--calibration-batches",
+        type=cli.number(int, 1),
+        default=16,
+        metavar="N",
+        help="batches of training pictures that set the first scales; with --epochs 0 (post-training "
+        "quantization) the only ones; default: 16",
+    )
+    cli.add_engine_option(group)
     cli.add_data_options(parser)
     cli.add_training_options(parser, epochs=10, lr=5e-5)
     return parser.parse_args(argv)
@@ -32,7 +41,7 @@ def main(args):
     # imported here: --help answers without torch
     import torch
 
-    from common import checkpoint, data, metrics, models, quantization, report, training
+    from common import checkpoint, data, engines, metrics, models, quantization, report, training
     from common.distillation import cross_entropy
 
     # model and data; the model is traced before anything that takes time
@@ -43,19 +52,20 @@ def main(args):
     model = checkpoint.rebuild(parent)
     before = parent["metrics"] | metrics.size(model, parent["image_size"])
     backend = quantization.BACKENDS[args.target_device]
+    engine = engines.use(backend, args.engine)
     prepared = quantization.prepare(model, backend, parent["image_size"])
     splits = data.load_splits(args.dataset, args.data_dir, args.val_fraction)
     checkpoint.check_fits(parent, splits)
     loaders = data.make_loaders(splits, parent, args.batch_size, args.workers, args.seed)
-    print(f"{parent['arch']} for {backend}; {splits}")
+    print(f"{parent['arch']} for {backend}, run by {engine}; {splits}")
 
     # baseline
     if loaders.val:
         print(f"float model on validation: {metrics.evaluate(model, loaders.val, device)}")
 
     # quantization-aware training; what is scored and kept is the converted int8 model
-    quantization.calibrate(prepared.to(device), loaders.train, device)
-    int8_model, history = training.fit(
+    quantization.calibrate(prepared.to(device), loaders.train, device, args.calibration_batches)
+    converted, history = training.fit(
         prepared,
         cross_entropy,
         loaders.train,
@@ -68,22 +78,33 @@ def main(args):
         deploy_device=cpu,
         before_epoch=functools.partial(quantization.freeze_late, epochs=args.epochs),
     )
+    quantization.check_agreement(converted, loaders.val or loaders.test, engine)
 
     # score on test, save
-    test = metrics.evaluate(int8_model, loaders.test, cpu)
+    test = metrics.evaluate(converted.int8, loaders.test, cpu)
+    others = {
+        "fp32": metrics.evaluate(model, loaders.test, device),
+        "fake_quant": metrics.evaluate(converted.fake_quant, loaders.test, device),
+    }
     child = checkpoint.child(
         parent,
         parent_path,
         "quantized",
         options=vars(args),
         split=splits.fingerprint,
-        state_dict=quantization.int8_state(int8_model),
+        state_dict=quantization.int8_state(converted.int8),
         int8={"backend": backend, "float_shapes": models.shapes(model)},
-        metrics=test.as_dict() | {"params": before["params"], "macs": before["macs"]},
+        metrics=test.as_dict()
+        | {"params": before["params"], "macs": before["macs"], "engine": engine}
+        | {name: {"top1": s.top1, "agreement": s.agreement(test)} for name, s in others.items()},
     )
     path = checkpoint.save(child, args.output_dir)
     report.write_history(history, path)
-    print(f"test, in int8: {test}")
+    for name, score in others.items():
+        print(f"test, {name}: {score}; the int8 model agrees on {test.agreement(score):.2%}")
+    print(f"test, int8 with {engine}: {test}")
+    if test.agreement(others["fake_quant"]) < 0.99:
+        print("warning: int8 and fake-quant disagree on more than 1 % of the test pictures")
     print(report.before_after(before, parent_path, child["metrics"], path))
     print(f"saved {path}")
     print(f"next: python evaluate.py {parent_path} {path}")

@@ -18,7 +18,7 @@ import torch_pruning
 import torchvision
 from torch import nn
 
-from common import models, quantization
+from common import engines, models, quantization
 from common.data import IMAGENET_MEAN, IMAGENET_STD, Splits
 from common.errors import UserError
 from common.files import load_tensors, written_whole
@@ -140,14 +140,17 @@ def untrained(arch: str, classes: list[str], image_size: int | None) -> dict:
     }
 
 
-def rebuild(checkpoint: dict) -> nn.Module:
-    """The checkpoint's model on the CPU: float, or int8 with torch's engine set to the one it was made for.
+def rebuild(checkpoint: dict, engine: str | None = None) -> nn.Module:
+    """The checkpoint's model on the CPU: float, or int8 with torch's engine set to `engine` or what `use`
+    finds.
 
-    Raises UserError where the weights do not fit the architecture, or this machine has not the engine.
+    Raises UserError where the weights do not fit the architecture, or this machine has no engine that runs
+    them right.
     """
     arch, num_classes, int8 = checkpoint["arch"], len(checkpoint["classes"]), checkpoint["int8"]
     try:
         if int8 is not None:
+            engines.use(int8["backend"], engine)
             float_model = models.rebuild(arch, num_classes, int8["float_shapes"])
             model = quantization.skeleton(float_model, int8["backend"], checkpoint["image_size"])
             quantization.load_int8_state(model, checkpoint["state_dict"])
@@ -162,12 +165,9 @@ def rebuild(checkpoint: dict) -> nn.Module:
         ) from None
 
 
-def check_fits(checkpoint: dict, splits: Splits) -> None:
-    """Raises UserError unless the checkpoint's classes are those of `splits`, in the same order.
-
-    Says so where it was trained on another split: its training pictures may be validation pictures here.
-    """
-    own, classes = checkpoint["classes"], splits.classes
+def check_classes(checkpoint: dict, classes: list[str]) -> None:
+    """Raises UserError unless the checkpoint's classes are `classes`, in the same order."""
+    own = checkpoint["classes"]
     if own != classes:
         if sorted(own) == sorted(classes):
             difference = "the same classes in another order"
@@ -178,6 +178,14 @@ def check_fits(checkpoint: dict, splits: Splits) -> None:
         raise UserError(
             f"{checkpoint['name']} does not fit this data set: it has {difference}; see --dataset, --data-dir"
         )
+
+
+def check_fits(checkpoint: dict, splits: Splits) -> None:
+    """Raises UserError unless the checkpoint's classes are those of `splits`, in the same order.
+
+    Says so where it was trained on another split: its training pictures may be validation pictures here.
+    """
+    check_classes(checkpoint, splits.classes)
     if checkpoint["lineage"] and checkpoint["lineage"][-1]["split"] != splits.fingerprint:
         print(
             f"note: {checkpoint['name']} was made from other pictures or another split; "

@@ -17,6 +17,7 @@ import yaml
 from common.errors import UserError, did_you_mean
 
 DATASETS = ("pet37", "synthetic", "folder")
+ENGINES = ("fbgemm", "onednn", "qnnpack", "x86")
 
 
 class Parser(argparse.ArgumentParser):
@@ -112,8 +113,8 @@ def plain_name(text: str) -> str:
     return text
 
 
-def add_data_options(parser: Parser) -> None:
-    """Adds the options that say which pictures are read, how, and how they are split."""
+def add_dataset_options(parser: Parser):
+    """Adds the options that say which pictures are read, and gives their group."""
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=DATASETS, default="pet37", help="default: pet37")
     group.add_argument(
@@ -121,6 +122,19 @@ def add_data_options(parser: Parser) -> None:
         metavar="DIR",
         help="where the pictures are or will be put; default: data (pet37), data/synthetic",
     )
+    group.add_argument(
+        "--workers",
+        type=number(int, 0, 256),
+        default=2,
+        metavar="N",
+        help="processes that decode pictures; default: 2",
+    )
+    return group
+
+
+def add_data_options(parser: Parser) -> None:
+    """Adds the options that say which pictures are read, how, and how they are split."""
+    group = add_dataset_options(parser)
     group.add_argument(
         "--image-size",
         type=number(int, 8, 4096),
@@ -133,13 +147,6 @@ def add_data_options(parser: Parser) -> None:
         default=0.2,
         metavar="SHARE",
         help="share of the training pictures that chooses the best epoch; 0: keep the last; default: 0.2",
-    )
-    group.add_argument(
-        "--workers",
-        type=number(int, 0, 256),
-        default=2,
-        metavar="N",
-        help="processes that decode pictures; default: 2",
     )
 
 
@@ -183,6 +190,15 @@ def add_training_options(parser: Parser, *, epochs: int, lr: float) -> None:
         "--config",
         metavar="FILE.yaml",
         help="'option: value' lines that become defaults; the command line wins",
+    )
+
+
+def add_engine_option(group) -> None:
+    """Adds `--engine`, for the scripts that run int8 models."""
+    group.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="what runs int8 models; default: the fastest here that gives right results",
     )
 
 

@@ -189,11 +189,16 @@ def train_transform(image_size: int, mean, std):
     )
 
 
+def resized_side(image_size: int) -> int:
+    """The short side, in pixels, that a picture has before `image_size` pixels are cut from its middle."""
+    return round(image_size * RESIZE_RATIO)
+
+
 def eval_transform(image_size: int, mean, std):
     """The middle of the picture at 8/7 of the size; float32 [3, image_size, image_size], normalised."""
     return v2.Compose(
         [
-            v2.Resize(round(image_size * RESIZE_RATIO), antialias=True),
+            v2.Resize(resized_side(image_size), antialias=True),
             v2.CenterCrop(image_size),
             *_to_tensor(mean, std),
         ]
@@ -219,27 +224,37 @@ def make_loaders(splits: Splits, checkpoint: dict, batch_size: int, workers: int
 
     `train` is augmented and shuffled with `seed`, the others are in order.
     """
-    view = checkpoint["image_size"], checkpoint["mean"], checkpoint["std"]
-
-    def make(samples: list[Sample], transform, **options) -> DataLoader:
-        return DataLoader(
-            Pictures(samples, transform),
-            batch_size,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            **options,
-        )
-
+    train = Pictures(splits.train, train_transform(*_view(checkpoint)))
     return Loaders(
-        train=make(
-            splits.train,
-            train_transform(*view),
+        train=_loader(
+            train,
+            batch_size,
+            workers,
             shuffle=True,
             generator=torch.Generator().manual_seed(seed),
             # batch norm cannot train on a last batch of one picture
             drop_last=len(splits.train) % batch_size == 1 and len(splits.train) > 1,
         ),
-        val=make(splits.val, eval_transform(*view)) if splits.val else None,
-        test=make(splits.test, eval_transform(*view)),
+        val=scoring_loader(splits.val, checkpoint, batch_size, workers) if splits.val else None,
+        test=scoring_loader(splits.test, checkpoint, batch_size, workers),
+    )
+
+
+def scoring_loader(samples: list[Sample], checkpoint: dict, batch_size: int, workers: int) -> DataLoader:
+    """Batches of `samples`, in order and as `eval_transform` gives them for the checkpoint."""
+    return _loader(Pictures(samples, eval_transform(*_view(checkpoint))), batch_size, workers)
+
+
+def _view(checkpoint: dict) -> tuple[int, list[float], list[float]]:
+    return checkpoint["image_size"], checkpoint["mean"], checkpoint["std"]
+
+
+def _loader(pictures: Pictures, batch_size: int, workers: int, **options) -> DataLoader:
+    return DataLoader(
+        pictures,
+        batch_size,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        **options,
     )

@@ -1,8 +1,6 @@
-"""What is measured of a model: accuracy with its interval, parameters, multiply-accumulates, latency."""
+"""What is measured of a model: accuracy with its interval, parameters, multiply-accumulates."""
 
 import math
-import statistics
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,12 +14,15 @@ from common.errors import UserError
 
 @dataclass(frozen=True)
 class Score:
-    """Sums over the `n` pictures of a split, divided once."""
+    """Sums over the `n` pictures of a split, divided once; and the class `answers`, int64 [n], in their
+    order.
+    """
 
     n: int
     correct1: int
     correct5: int
     loss_sum: float
+    answers: Tensor
 
     @property
     def top1(self) -> float:
@@ -35,6 +36,10 @@ class Score:
     def loss(self) -> float:
         """Mean cross-entropy in nats."""
         return self.loss_sum / self.n
+
+    def agreement(self, other: "Score") -> float:
+        """The share of the pictures to which both gave the same answer."""
+        return float((self.answers == other.answers).double().mean())
 
     def as_dict(self) -> dict:
         """The figures as a checkpoint keeps them; `ci95` is Wilson's interval of top-1."""
@@ -58,16 +63,18 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device:
     """
     model.to(device).eval()
     n = correct1 = correct5 = 0
-    loss_sum = 0.0
+    loss_sum, answers = 0.0, []
     for images, labels in batches:
         images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         logits = model(images).float().cpu()
-        ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+        top5 = logits.topk(min(5, logits.shape[1])).indices
+        ranked = top5 == labels[:, None]
+        answers.append(top5[:, 0])
         n += len(labels)
         correct1 += int(ranked[:, 0].sum())
         correct5 += int(ranked.sum())
         loss_sum += float(F.cross_entropy(logits, labels, reduction="sum"))
-    return Score(n, correct1, correct5, loss_sum)
+    return Score(n, correct1, correct5, loss_sum, torch.cat(answers))
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
@@ -101,21 +108,3 @@ def size(model: nn.Module, image_size: int) -> dict[str, int]:
     finally:
         model.train(was_training)
     return {"params": count_parameters(model), "macs": int(macs)}
-
-
-def latency_ms(model: nn.Module, image_size: int, *, threads: int = 1, runs: int = 30) -> float:
-    """Median milliseconds for one picture on the CPU with `threads` threads, after warm-up."""
-    images = torch.rand(1, 3, image_size, image_size).contiguous(memory_format=torch.channels_last)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.inference_mode():
-            model.eval()
-            times = []
-            for _ in range(runs + 5):
-                start = time.perf_counter()
-                model(images)
-                times.append(1000 * (time.perf_counter() - start))
-    finally:
-        torch.set_num_threads(before)
-    return statistics.median(times[5:])

@@ -11,17 +11,29 @@ import warnings
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
 from torch.ao.nn.intrinsic.qat import freeze_bn_stats
-from torch.ao.quantization import disable_observer, get_default_qat_qconfig_mapping
+from torch.ao.quantization import (
+    FakeQuantize,
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+    QConfig,
+    QConfigMapping,
+    default_placeholder_observer,
+    disable_observer,
+    get_default_qat_qconfig_mapping,
+)
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
+from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
+from common import metrics
 from common.errors import UserError
 
 BACKENDS = {"server": "fbgemm", "embedded": "qnnpack"}  # what --target-device names
 FREEZE_AT = 2 / 3  # share of the epochs after which observers and batch norm stand still
-CALIBRATION_BATCHES = 16
+AGREEMENT = 0.9  # share of pictures with equal answers below which an int8 model is not saved
+DIFFERENT = 0.5  # norm of the difference to that of the values: a layer that computes something else
 KNOWN_WARNINGS = (  # torch is pinned, and each call would print them again
     "torch.ao.quantization is deprecated",
     "Please use quant_min and quant_max",
@@ -29,31 +41,24 @@ KNOWN_WARNINGS = (  # torch is pinned, and each call would print them again
 )
 
 
-def use_engine(backend: str) -> None:
-    """Makes torch run quantized operations with `backend`. Raises UserError where this torch has it not."""
-    if backend not in torch.backends.quantized.supported_engines:
-        raise UserError(f"this machine's torch has no {backend} engine to run the int8 model with")
-    torch.backends.quantized.engine = backend
-
-
 def prepare(model: nn.Module, backend: str, image_size: int) -> nn.Module:
     """A copy of `model`, traced, its batch norms fused and fake quantization put in, ready to train.
 
-    A copy of that is converted and run at once, so that a network that cannot be quantized fails here and not
-    after hours of training. Raises UserError.
+    A copy of that is converted and run at once, with torch's engine as it is set, so that a network that
+    cannot be quantized fails here and not after hours of training. Raises UserError.
     """
     name = type(model).__name__
     try:
-        prepared = _trace(copy.deepcopy(model).cpu(), backend, image_size)
+        prepared = trace(copy.deepcopy(model).cpu(), backend, image_size)
     # whatever the tracer stumbles over: control flow, unsupported calls, assertions of the network's own
     except (TypeError, RuntimeError, AttributeError, AssertionError, ValueError) as error:
         raise UserError(f"{name} cannot be traced for quantization: {_first_line(error)}") from None
     try:
         trial = copy.deepcopy(prepared)
         pictures = torch.rand(4, 3, image_size, image_size)
-        calibrate(trial, [(pictures, None)], torch.device("cpu"))
+        calibrate(trial, [(pictures, None)], torch.device("cpu"), 1)
         with torch.inference_mode():
-            int8_model = convert(trial)
+            int8_model = convert(trial).int8
             together, alone = int8_model(pictures)[:1], int8_model(pictures[:1])
     except (TypeError, RuntimeError, AttributeError, AssertionError, ValueError) as error:
         raise UserError(f"{name} cannot run in int8 with {backend}: {_first_line(error)}") from None
@@ -64,28 +69,68 @@ def prepare(model: nn.Module, backend: str, image_size: int) -> nn.Module:
     return prepared
 
 
-def _trace(float_model: nn.Module, backend: str, image_size: int) -> nn.Module:
+def trace(float_model: nn.Module, backend: str, image_size: int) -> nn.Module:
     """Prepares `float_model`, changing it in place, for quantization-aware training with `backend`."""
-    use_engine(backend)
     for module in list(float_model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU6):
                 # a ReLU is fused into the convolution before it, a ReLU6 is not; and the qnnpack engine of
                 # torch 2.14 returns the elements of a quantized ReLU6 in the wrong order
                 setattr(module, name, nn.ReLU(inplace=child.inplace))
-            elif isinstance(child, StochasticDepth):
-                # the tracer would write down that it is training: the int8 model would drop layers at random
+            elif isinstance(child, nn.Dropout | StochasticDepth):
+                # the tracer would write down that stochastic depth is training: the int8 model would drop
+                # layers at random; and it would give dropout scales of its own, which the int8 model does not
+                # apply
                 setattr(module, name, nn.Identity())
     picture = torch.zeros(1, 3, image_size, image_size)
     with _silenced():
-        return prepare_qat_fx(float_model.train(), get_default_qat_qconfig_mapping(backend), picture)
+        return prepare_qat_fx(float_model.train(), _qconfig_mapping(backend), picture)
+
+
+def _qconfig_mapping(backend: str) -> QConfigMapping:
+    """torch's defaults for `backend`, changed so that fake quantization computes what the int8 model will.
+
+    The fused fake-quant modules that are torch's default train with weight scales that are 1/255 off those
+    that are converted; and from -128 to 127 the largest weight of a channel lies halfway between two
+    integers, so that the least noise decides which of them it becomes.
+    """
+    weight = {
+        "quant_min": -127,
+        "quant_max": 127,
+        "dtype": torch.qint8,
+        "observer": MovingAverageMinMaxObserver,
+    }
+    if backend == "fbgemm":
+        activation = FakeQuantize.with_args(observer=SevenBitObserver, quant_min=0, quant_max=255)
+        weight |= {"qscheme": torch.per_channel_symmetric, "observer": MovingAveragePerChannelMinMaxObserver}
+    else:
+        activation = FakeQuantize.with_args(observer=MovingAverageMinMaxObserver, quant_min=0, quant_max=255)
+        weight |= {"qscheme": torch.per_tensor_symmetric}
+    mapping = get_default_qat_qconfig_mapping(backend)
+    mapping.set_global(QConfig(activation, FakeQuantize.with_args(**weight)))
+    for norm in (nn.LayerNorm, F.layer_norm):  # its weights stay in float
+        mapping.set_object_type(norm, QConfig(activation, default_placeholder_observer))
+    return mapping
+
+
+class SevenBitObserver(MovingAverageMinMaxObserver):
+    """Spreads the range that it has seen over the values 0 to 127, and leaves 128 to 255 to what lies beyond.
+
+    With 7 bits the kernels of CPUs without VNNI do not overflow, as with torch's `reduce_range`. But that
+    cuts fake quantization off at 127, while the int8 model goes on to 255.
+    """
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """(scale float32 [1], zero point int32 [1]) for uint8."""
+        scale, zero_point = super().calculate_qparams()
+        return scale * 255 / 127, (zero_point * 127 / 255).round().to(zero_point.dtype)
 
 
 @torch.no_grad()
-def calibrate(prepared: nn.Module, batches: Iterable, device: torch.device) -> None:
-    """Shows the observers `CALIBRATION_BATCHES` batches of (images, labels), the weights as they are."""
+def calibrate(prepared: nn.Module, batches: Iterable, device: torch.device, count: int) -> None:
+    """Shows the observers the first `count` of `batches` of (images, labels), the weights as they are."""
     prepared.eval()
-    for images, _ in itertools.islice(batches, CALIBRATION_BATCHES):
+    for images, _ in itertools.islice(batches, count):
         prepared(images.to(device))
 
 
@@ -98,16 +143,105 @@ def freeze_late(prepared: nn.Module, epoch: int, epochs: int) -> None:
         prepared.apply(disable_observer).apply(freeze_bn_stats)
 
 
-def convert(prepared: nn.Module) -> nn.Module:
-    """The int8 model, on the CPU and in eval mode, of a copy of `prepared` as it is now."""
-    with _silenced():
-        return convert_fx(copy.deepcopy(prepared).cpu().eval())
+class Converted(nn.Module):
+    """An int8 model, which is what runs and counts, and the fake-quant model that it was made from."""
+
+    def __init__(self, fake_quant: nn.Module):
+        super().__init__()
+        self.fake_quant = fake_quant
+        with _silenced():
+            self.int8 = convert_fx(copy.deepcopy(fake_quant))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.int8(images)
+
+
+def convert(prepared: nn.Module) -> Converted:
+    """The int8 model of a copy of `prepared` as it is now, on the CPU, in eval mode, its observers at rest."""
+    return Converted(_round_biases(copy.deepcopy(prepared).cpu().eval().apply(disable_observer)))
+
+
+@torch.no_grad()
+def _round_biases(prepared: fx.GraphModule) -> fx.GraphModule:
+    """Rounds each layer's bias to a multiple of input scale times weight scale, as int32 arithmetic does.
+
+    Source: Jacob et al., CVPR 2018, equation 11. With batch norm, it is the folded bias that is rounded.
+    """
+    for node in prepared.graph.nodes:
+        layer = prepared.get_submodule(node.target) if node.op == "call_module" else None
+        source = node.all_input_nodes[0] if node.all_input_nodes else None
+        if not hasattr(layer, "weight_fake_quant") or source.op != "call_module":
+            continue
+        step = layer.weight_fake_quant.scale * prepared.get_submodule(source.target).scale
+        norm = getattr(layer, "bn", None)
+        if norm is not None:
+            scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+            mean = norm.running_mean if layer.bias is None else norm.running_mean - layer.bias
+            folded = norm.bias - mean * scale
+            norm.bias += (folded / step).round() * step - folded
+        elif layer.bias is not None:
+            layer.bias.copy_((layer.bias / step).round() * step)
+    return prepared
+
+
+def check_agreement(converted: Converted, batches: Iterable, engine: str) -> None:
+    """Raises UserError where the int8 model answers fewer than `AGREEMENT` of the pictures as fake-quant
+    does.
+
+    `batches` of (images, labels); the labels play no part. The message names the first layer that differs.
+    """
+    cpu = torch.device("cpu")
+    int8, fake_quant = (
+        metrics.evaluate(model, batches, cpu) for model in (converted.int8, converted.fake_quant)
+    )
+    agreement = int8.agreement(fake_quant)
+    if agreement < AGREEMENT:
+        images, _ = next(iter(batches))
+        layer = first_difference(converted, images) or "none far off; it adds up"
+        raise UserError(
+            f"not saved: run by {engine}, the int8 model answers {agreement:.1%} of {int8.n} pictures as "
+            f"the fake-quantized one does, less than {AGREEMENT:.0%}; first layer that differs: {layer}"
+        )
+
+
+@torch.inference_mode()
+def first_difference(converted: Converted, images: Tensor) -> str | None:
+    """The first layer at which the int8 model leaves its fake-quant model, for `images` [N, 3, S, S]; None:
+    at none.
+
+    The two have the same layers under the same names; what is compared is each layer's quantized output.
+    """
+    fake_quant, int8 = _Recorder(converted.fake_quant), _Recorder(converted.int8)
+    fake_quant.run(images)
+    int8.run(images)
+    for node in converted.fake_quant.graph.nodes:
+        if node.op == "call_module" and "activation_post_process" in node.target:
+            layer = node.args[0].name
+            if layer in int8.values:
+                wanted, given = fake_quant.values[node.name], int8.values[layer]
+                if (given - wanted).norm() > DIFFERENT * wanted.norm():
+                    return layer
+    return None
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a traced model and keeps every value, as float, by the name of its node."""
+
+    def __init__(self, model: fx.GraphModule):
+        super().__init__(model)
+        self.values = {}
+
+    def run_node(self, node):
+        value = super().run_node(node)
+        if torch.is_tensor(value):
+            self.values[node.name] = value.dequantize() if value.is_quantized else value
+        return value
 
 
 def skeleton(float_model: nn.Module, backend: str, image_size: int) -> nn.Module:
     """An int8 model of the right structure for `load_int8_state`, whatever its weights and scales."""
     with _silenced("must run observer before calling calculate_qparams"):
-        return convert(_trace(float_model, backend, image_size))
+        return convert_fx(trace(float_model, backend, image_size).eval())
 
 
 def int8_state(model: nn.Module) -> dict:
@@ -135,8 +269,8 @@ def load_int8_state(model: nn.Module, state: dict) -> None:
 def _to_plain(value):
     if isinstance(value, tuple):
         return [_to_plain(part) for part in value]
-    if not value.is_quantized:
-        return value.detach()
+    if value is None or not value.is_quantized:  # a convolution without a bias has None
+        return value
     if value.qscheme() == torch.per_tensor_affine:
         scale, zero_point = value.q_scale(), value.q_zero_point()
     else:

@@ -1,4 +1,4 @@
-"""What a stage writes beside its checkpoint and prints at its end; the table of checkpoints."""
+"""What a stage writes beside its checkpoint and prints at its end; the tables of checkpoints."""
 
 import csv
 from pathlib import Path
@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from common.files import written_whole
+from common.latency import Latency
 
 
 def write_history(history: list[dict], checkpoint_path: Path) -> None:
@@ -63,23 +64,11 @@ def before_after(before: dict, before_path: Path | None, after: dict, after_path
     return "\n".join(f"  {name:<11}{old:>15} => {new}" for name, old, new in rows)
 
 
-def comparison(rows: list[tuple[Path, dict, float]], threads: int) -> str:
-    """A Markdown table of (path, checkpoint, ms for a picture); sizes are compared with the first row."""
-    header = (
-        "checkpoint",
-        "top-1",
-        "95 % interval",
-        "n",
-        "parameters",
-        "MACs",
-        "file",
-        "smaller",
-        "latency",
-        "engine",
-    )
+def comparison(rows: list[tuple[Path, dict]]) -> str:
+    """A Markdown table of (path, checkpoint): accuracy and size; sizes are compared with the first row."""
     first_bytes = rows[0][0].stat().st_size
-    cells = [header]
-    for path, content, milliseconds in rows:
+    cells = [("checkpoint", "top-1", "95 % interval", "n", "parameters", "MACs", "file", "smaller")]
+    for path, content in rows:
         figures, size = content["metrics"], path.stat().st_size
         cells.append(
             (
@@ -91,19 +80,39 @@ def comparison(rows: list[tuple[Path, dict, float]], threads: int) -> str:
                 f"{figures['macs'] / 1e6:.0f} M",
                 f"{size / 1e6:.2f} MB",
                 f"{first_bytes / size:.1f} x",
-                f"{milliseconds:.2f} ms",
-                content["int8"]["backend"] if content["int8"] else "fp32",
             )
         )
-    cells.insert(1, [":---"] + ["---:"] * (len(header) - 1))
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    lines = []
-    for row in cells:
-        first, *others = (text.rjust(width) for text, width in zip(row, widths, strict=True))
-        lines.append("| " + " | ".join([first.strip().ljust(widths[0]), *others]) + " |")
-    notes = [
-        f"Top-1 on the test split; latency of one picture with {threads} thread(s) on this machine's CPU."
-    ]
-    if any(content["int8"] and content["int8"]["backend"] == "qnnpack" for _, content, _ in rows):
-        notes.append("qnnpack is made for ARM: its latency on another CPU says nothing about an ARM board.")
-    return "\n".join([*lines, "", *notes])
+    return _markdown(cells)
+
+
+def latencies(rows: list[tuple[str, str, Latency, Latency]]) -> str:
+    """A Markdown table of (name, engine, latency of one picture alone, latency in a batch).
+
+    How many times as fast a row is goes by the medians for one picture alone, against the first row.
+    """
+    single, batched = f"batch {rows[0][2].batch}", f"batch {rows[0][3].batch}"
+    cells = [("model", "engine", f"{single}: p50", "p95", "faster", f"{batched}: p50", "p95")]
+    for name, engine, alone, together in rows:
+        cells.append(
+            (
+                name,
+                engine,
+                f"{alone.p50:.2f} ms",
+                f"{alone.p95:.2f} ms",
+                f"{rows[0][2].p50 / alone.p50:.1f} x",
+                f"{together.p50:.2f} ms",
+                f"{together.p95:.2f} ms",
+            )
+        )
+    return _markdown(cells)
+
+
+def _markdown(rows: list[tuple[str, ...]]) -> str:
+    """Aligned for reading as text too: the first column to the left, the others to the right."""
+    header, *body = rows
+    lines = [header, (":---", *["---:"] * (len(header) - 1)), *body]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "| " + " | ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) + " |"
+        for line in lines
+    )

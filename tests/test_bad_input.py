@@ -27,11 +27,11 @@ def weights(tmp_path):
     }
     checkpoint.save(blank | teacher, folder)
     prepared = quantization.prepare(model, "qnnpack", SIDE)
-    quantization.calibrate(prepared, [(torch.randn(2, 3, SIDE, SIDE), None)], torch.device("cpu"))
+    quantization.calibrate(prepared, [(torch.randn(2, 3, SIDE, SIDE), None)], torch.device("cpu"), 1)
     int8 = {
         "stage": "quantized",
         "name": "quantized_squeezenet1_1",
-        "state_dict": quantization.int8_state(quantization.convert(prepared)),
+        "state_dict": quantization.int8_state(quantization.convert(prepared).int8),
         "int8": {"backend": "qnnpack", "float_shapes": models.shapes(model)},
     }
     checkpoint.save(blank | int8, folder)

@@ -78,7 +78,7 @@ def test_a_picture_too_small_for_the_network_is_refused():
     assert metrics.size(model, 64)["macs"] > 0 and model.training
 
 
-def test_latency_is_positive_and_leaves_the_number_of_threads():
-    before = torch.get_num_threads()
-    assert metrics.latency_ms(models.build("squeezenet1_1", 3), 32, threads=1, runs=3) > 0
-    assert torch.get_num_threads() == before
+def test_agreement_is_the_share_of_equal_answers():
+    one = metrics.evaluate(Fixed(torch.eye(4)), batches([0, 0, 0, 0], 3), CPU)
+    other = metrics.evaluate(Fixed(torch.eye(4)[[0, 1, 2, 0]]), batches([0, 0, 0, 0], 2), CPU)
+    assert one.answers.tolist() == [0, 1, 2, 3] and one.agreement(other) == 0.75

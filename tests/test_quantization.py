@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
-from common import checkpoint, models, quantization
+from common import checkpoint, engines, models, quantization
 from common.errors import UserError
 
 CPU = torch.device("cpu")
@@ -25,9 +25,10 @@ def awake(arch: str) -> nn.Module:
 
 
 def quantized(model: nn.Module, backend: str) -> tuple[nn.Module, nn.Module]:
+    engines.use(backend)
     prepared = quantization.prepare(model, backend, SIDE)
-    quantization.calibrate(prepared, [(torch.randn(16, 3, SIDE, SIDE), None)], CPU)
-    return prepared, quantization.convert(prepared)
+    quantization.calibrate(prepared, [(torch.randn(16, 3, SIDE, SIDE), None)], CPU, 1)
+    return prepared, quantization.convert(prepared).int8
 
 
 @pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
@@ -152,11 +153,6 @@ def test_the_given_model_is_left_whole():
     quantization.prepare(model, "qnnpack", SIDE)
     assert [type(m) for m in model.modules()] == [type(m) for m in before.modules()]
     assert models.shapes(model) == models.shapes(before)
-
-
-def test_an_engine_that_this_machine_lacks_is_named():
-    with pytest.raises(UserError, match="no neon9 engine"):
-        quantization.use_engine("neon9")
 
 
 def test_a_pruned_int8_checkpoint_runs_the_same_in_a_fresh_process(tmp_path):

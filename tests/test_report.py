@@ -3,6 +3,7 @@ import csv
 from PIL import Image
 
 from common import report
+from common.latency import Latency
 
 HISTORY = [
     {"epoch": 1, "train_loss": 2.0, "train_top1": 0.2, "val_loss": 1.5, "val_top1": 0.4},
@@ -44,28 +45,32 @@ def test_before_and_after(tmp_path):
     assert len(report.before_after({"params": 1, "macs": 1}, None, after, tmp_path / "b").splitlines()) == 3
 
 
-def row(path, size, backend, top1=0.5):
+def row(path, size, top1=0.5):
     path.write_bytes(bytes(size))
-    metrics = {
-        "top1": top1,
-        "ci95": [top1 - 0.1, top1 + 0.1],
-        "n": 100,
-        "params": 2_000_000,
-        "macs": 3_000_000,
-    }
-    return path, {"metrics": metrics, "int8": backend and {"backend": backend}}, 1.5
+    figures = {"top1": top1, "ci95": [top1 - 0.1, top1 + 0.1], "n": 100}
+    return path, {"metrics": {**figures, "params": 2_000_000, "macs": 3_000_000}}
+
+
+def cells_of(table):
+    lines = table.splitlines()
+    assert len({len(line) for line in lines}) == 1
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def test_the_table_compares_sizes_with_the_first_row(tmp_path):
-    rows = [
-        row(tmp_path / "teacher_x_0.5000.pt", 4_000_000, None),
-        row(tmp_path / "q.pt", 500_000, "qnnpack"),
-    ]
-    lines = report.comparison(rows, threads=1).splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:4]]
+    cells = cells_of(
+        report.comparison([row(tmp_path / "teacher_x_0.5000.pt", 4_000_000), row(tmp_path / "q.pt", 500_000)])
+    )
     assert cells[2] == ["teacher_x_0.5000", "50.00%", "40.0% to 60.0%", "100", "2.00 M", "3 M", "4.00 MB",
-                        "1.0 x", "1.50 ms", "fp32"]  # fmt: skip
-    assert cells[3][6:] == ["0.50 MB", "8.0 x", "1.50 ms", "qnnpack"]
-    assert len({len(line) for line in lines[:4]}) == 1
-    assert "says nothing about an ARM board" in lines[-1]
-    assert "ARM" not in report.comparison([row(tmp_path / "q.pt", 10, "fbgemm")], threads=1)
+                        "1.0 x"]  # fmt: skip
+    assert cells[3][6:] == ["0.50 MB", "8.0 x"]
+
+
+def test_the_latencies_are_compared_with_the_first_row():
+    rows = [
+        ("teacher", "fp32", Latency(8.0, 9.0, 1), Latency(6.0, 7.0, 4)),
+        ("int8", "onednn", Latency(2.0, 2.5, 1), Latency(1.0, 1.25, 4)),
+    ]
+    cells = cells_of(report.latencies(rows))
+    assert cells[0][2:] == ["batch 1: p50", "p95", "faster", "batch 4: p50", "p95"]
+    assert cells[3] == ["int8", "onednn", "2.00 ms", "2.50 ms", "4.0 x", "1.00 ms", "1.25 ms"]
