@@ -55,8 +55,8 @@ def use(backend: str, engine: str | None = None) -> str:
 @functools.cache
 def trial(backend: str, engine: str) -> Trial:
     """Runs a small network, quantized for `backend`, with `engine`, against its fake-quant form."""
-    fake_quant, images = _fake_quant(backend)
-    with torch.inference_mode(), _engine(engine):
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(), _engine(engine):
+        fake_quant, images = _fake_quant(backend)
         try:
             int8_model = quantization.convert(fake_quant).int8
             logits = int8_model(images)
@@ -77,10 +77,8 @@ def trial(backend: str, engine: str) -> Trial:
 @functools.cache
 def _fake_quant(backend: str) -> tuple[nn.Module, Tensor]:
     """The network, calibrated, and the pictures: half of them noise, half as bright as can be."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = _Network()
-        images = torch.rand(4, 3, SIDE, SIDE)
+    torch.manual_seed(0)
+    network, images = _Network(), torch.rand(4, 3, SIDE, SIDE)
     images[:2] = 1
     prepared = quantization.trace(network, backend, SIDE)
     quantization.calibrate(prepared, [(images, None)], torch.device("cpu"), 1)

@@ -16,6 +16,10 @@ from common import cli, synthetic
 REPOSITORY = Path(__file__).parents[1]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--write-docs", action="store_true", help="write docs/ARCHITECTURES.md from what is found")
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test starts from the same random state."""

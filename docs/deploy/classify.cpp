@@ -1,0 +1,117 @@
+// Classify pictures with an ONNX file that export.py wrote: classify MODEL.onnx PICTURE...
+// Prints the five likeliest classes of each picture. The metadata of the file say how to prepare a picture.
+// A mistake ends in one line and exit code 2; a picture that cannot be read is one line, and the rest go on.
+
+#include <onnxruntime_cxx_api.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <opencv2/core/utils/logger.hpp>
+#include <opencv2/imgcodecs.hpp>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+constexpr int THREADS = 0;  // 0: as many as there are cores
+
+int complain(const std::string& line) {
+    std::fprintf(stderr, "%s\n", line.substr(0, line.find('\n')).c_str());
+    return 2;
+}
+
+// The picture with `width` columns, transposed. This is Pillow's bilinear resize, which cv::resize is not: a
+// triangle of weights, as wide as the scale where the picture shrinks, in fixed point of 22 bits.
+cv::Mat resized_columns(const cv::Mat& picture, int width) {
+    cv::Mat result(width, picture.rows, CV_8UC3);
+    const double scale = double(picture.cols) / width, reach = std::max(scale, 1.0);
+    for (int column = 0; column < width; column++) {
+        const double centre = (column + 0.5) * scale;
+        const int first = std::max(int(centre - reach + 0.5), 0);
+        const int count = std::min(int(centre + reach + 0.5), picture.cols) - first;
+        std::vector<double> shares;
+        for (int i = first; i < first + count; i++) shares.push_back(1 - std::abs(i - centre + 0.5) / reach);
+        const double sum = std::accumulate(shares.begin(), shares.end(), 0.0);
+        std::vector<int> weights;
+        for (double share : shares) weights.push_back(int(share / sum * (1 << 22) + 0.5));
+        for (int row = 0; row < picture.rows; row++) {
+            cv::Vec3i value(1 << 21, 1 << 21, 1 << 21);
+            for (int i = 0; i < count; i++) value += cv::Vec3i(picture.at<cv::Vec3b>(row, first + i)) * weights[i];
+            for (int c = 0; c < 3; c++) result.at<cv::Vec3b>(column, row)[c] = uchar(value[c] >> 22);
+        }
+    }
+    return result;
+}
+
+struct Model {
+    Ort::Session& session;
+    std::vector<std::string> classes = metadata("classes");
+    std::vector<float> mean = metadata("mean"), deviation = metadata("std");
+    int resize = metadata("resize"), side = metadata("image_size");
+
+    nlohmann::json metadata(const char* name) const {
+        Ort::AllocatorWithDefaultOptions allocator;
+        const auto text = session.GetModelMetadata().LookupCustomMetadataMapAllocated(name, allocator);
+        if (!text) throw std::runtime_error("its metadata do not say the " + std::string(name));
+        return nlohmann::json::parse(text.get());
+    }
+
+    // float32 [3, side, side]: the middle of the picture, once its short side is `resize`; normalised.
+    std::vector<float> prepared(cv::Mat picture) const {
+        const int64_t width = picture.cols, height = picture.rows, shorter = std::min(width, height);
+        picture = resized_columns(picture, int(resize * width / shorter));
+        picture = resized_columns(picture, int(resize * height / shorter));
+        const int left = std::lrint((picture.cols - side) / 2.0), top = std::lrint((picture.rows - side) / 2.0);
+        std::vector<float> values;
+        for (int i = 0; i < 3 * side * side; i++) {
+            const int channel = i / (side * side), row = i / side % side, column = i % side;
+            const auto& pixel = picture.at<cv::Vec3b>(top + row, left + column);  // blue, green, red
+            values.push_back((pixel[2 - channel] / 255.0f - mean[channel]) / deviation[channel]);
+        }
+        return values;
+    }
+
+    void classify(const std::string& path) {
+        const cv::Mat picture = cv::imread(path, cv::IMREAD_COLOR | cv::IMREAD_IGNORE_ORIENTATION);
+        if (picture.empty()) throw std::runtime_error("it is missing, or no picture");
+        std::vector<float> values = prepared(picture);
+        const int64_t shape[] = {1, 3, side, side};
+        const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+        const auto images = Ort::Value::CreateTensor<float>(memory, values.data(), values.size(), shape, 4);
+        const char *input = "images", *output = "logits";
+        const auto results = session.Run(Ort::RunOptions{}, &input, &images, 1, &output, 1);
+        const float* logits = results[0].GetTensorData<float>();
+        std::vector<size_t> order(classes.size());
+        std::iota(order.begin(), order.end(), 0);
+        std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return logits[a] > logits[b]; });
+        const float highest = logits[order[0]];
+        double sum = 0;
+        for (size_t k : order) sum += std::exp(logits[k] - highest);
+        std::printf("%s\n", path.c_str());
+        order.resize(std::min<size_t>(5, order.size()));
+        for (size_t k : order)
+            std::printf("  %6.2f%%  %s\n", 100 * std::exp(logits[k] - highest) / sum, classes[k].c_str());
+    }
+};
+
+int main(int count, char** arguments) try {
+    if (count < 3) return complain("usage: classify MODEL.onnx PICTURE...");
+    cv::utils::logging::setLogLevel(cv::utils::logging::LOG_LEVEL_SILENT);
+    Ort::Env environment(ORT_LOGGING_LEVEL_ERROR);
+    Ort::SessionOptions options;
+    options.SetIntraOpNumThreads(THREADS);
+    Ort::Session session(environment, arguments[1], options);
+    Model model{session};
+    int status = 0;
+    for (int i = 2; i < count; i++) try {
+            model.classify(arguments[i]);
+        } catch (const std::exception& error) {
+            status = complain("cannot classify " + std::string(arguments[i]) + ": " + error.what());
+        }
+    return status;
+} catch (const std::exception& error) {
+    return complain("cannot use " + std::string(arguments[1]) + ": " + error.what());
+}

@@ -1,0 +1,48 @@
+"""Takes one torchvision network through prune, quantize, reload and export, as a user would: a process of its own.
+
+    python -m tests.architectures resnet18 FOLDER PICTURES
+
+prints one JSON object: what it came to. A network that a stage refuses before training is no failure of the program.
+"""
+
+import contextlib
+import importlib
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+from common.errors import UserError
+
+SIDE, CHANNELS_REMOVED, EPOCHS = 64, 0.25, 2
+
+
+def main(arch: str, folder: Path, pictures: Path) -> dict:
+    data = ["--dataset", "folder", "--data-dir", pictures, "--workers", 0, "--output-dir", folder]
+    training = [*data, "--image-size", SIDE, "--batch-size", 8, "--lr", 0.001]
+    start = ["--model", arch, "--pretrained", "none", "--channel-ratio", CHANNELS_REMOVED]
+    result = {"arch": arch}
+    steps = (
+        ("pruned", "train_pruning", lambda: [*start, "--epochs", EPOCHS, *training]),
+        ("int8", "train_quantization", lambda: ["--weights", result["pruned"], "--epochs", 1, *training]),
+        ("onnx", "export", lambda: [result["int8"], "--output", folder / "model.onnx", *data]),
+    )
+    for name, script, arguments in steps:
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(said):
+                module = importlib.import_module(script)
+                module.main(module.parse_args([str(argument) for argument in arguments()]))
+        except UserError as error:
+            trained = "epoch 1/" in said.getvalue()
+            return result | {"refused": str(error), "by": script, "after_training": trained}
+        result[name] = re.search(r"saved (\S+?):?\s", said.getvalue())[1]
+        if name == "pruned":
+            before, after = re.search(r"parameters\s+([\d,]+) => ([\d,]+)", said.getvalue()).groups()
+            result |= {"before": int(before.replace(",", "")), "after": int(after.replace(",", ""))}
+    return result | {"bytes": {name: Path(result[name]).stat().st_size for name in ("pruned", "int8", "onnx")}}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))))
