@@ -157,7 +157,9 @@ def rebuild(checkpoint: dict, engine: str | None = None) -> nn.Module:
             return model
         state = checkpoint["state_dict"]
         model = models.rebuild(arch, num_classes, {key: list(value.shape) for key, value in state.items()})
-        model.load_state_dict(state)
+        own = model.state_dict()  # its _metadata tells a module (of mnasnet) which layout it reads
+        own.update(state)
+        model.load_state_dict(own)
         return model
     except (RuntimeError, KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise UserError(

@@ -73,7 +73,7 @@ def _pinned(threads: int):
 
 
 def others_load(seconds: float = 1.0) -> float | None:
-    """How many cores other programs keep busy, over `seconds` in which this one sleeps; None where unknown."""
+    """How many cores others keep busy, over `seconds` in which this program sleeps; None where unknown."""
     before = _busy_seconds()
     start = time.perf_counter()
     time.sleep(seconds)
@@ -82,7 +82,7 @@ def others_load(seconds: float = 1.0) -> float | None:
 
 
 def _busy_seconds() -> float | None:
-    """The time that all cores together have spent working since the start; None where there is no /proc/stat."""
+    """The time that all cores together have worked since the start; None where there is no /proc/stat."""
     try:
         fields = Path("/proc/stat").read_text().partition("\n")[0].split()[1:]
     except OSError:

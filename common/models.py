@@ -74,7 +74,8 @@ def _load_backbone(model: nn.Module, arch: str, state, num_classes: int, *, sour
     ]
     if unknown or missing:
         raise UserError(f"{source} does not fit {arch}: {(missing + unknown)[0]} differs")
-    model.load_state_dict(fitting, strict=False)
+    own.update(fitting)  # and not the file's own dict: mnasnet reads own's _metadata
+    model.load_state_dict(own)
 
 
 def shapes(model: nn.Module) -> Shapes:

@@ -1,8 +1,8 @@
-"""Takes one torchvision network through prune, quantize, reload and export, as a user would: a process of its own.
+"""Takes one torchvision network through prune, quantize, reload and export, as a user would.
 
     python -m tests.architectures resnet18 FOLDER PICTURES
 
-prints one JSON object: what it came to. A network that a stage refuses before training is no failure of the program.
+prints one JSON object: what it came to. That a stage refuses a network is no failure of this program.
 """
 
 import contextlib
@@ -39,9 +39,11 @@ def main(arch: str, folder: Path, pictures: Path) -> dict:
             return result | {"refused": str(error), "by": script, "after_training": trained}
         result[name] = re.search(r"saved (\S+?):?\s", said.getvalue())[1]
         if name == "pruned":
-            before, after = re.search(r"parameters\s+([\d,]+) => ([\d,]+)", said.getvalue()).groups()
-            result |= {"before": int(before.replace(",", "")), "after": int(after.replace(",", ""))}
-    return result | {"bytes": {name: Path(result[name]).stat().st_size for name in ("pruned", "int8", "onnx")}}
+            counts = re.search(r"parameters\s+([\d,]+) => ([\d,]+)", said.getvalue()).groups()
+            result["parameters"] = [int(count.replace(",", "")) for count in counts]
+    return result | {
+        "bytes": {name: Path(result[name]).stat().st_size for name in ("pruned", "int8", "onnx")}
+    }
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def pytest_addoption(parser):
-    parser.addoption("--write-docs", action="store_true", help="write docs/ARCHITECTURES.md from what is found")
+    parser.addoption("--write-docs", action="store_true", help="write docs/ARCHITECTURES.md")
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,8 @@ def test_the_engine_that_is_found_computes_what_fake_quantization_does():
 
 @pytest.mark.parametrize("engine", ["fbgemm", "x86"])
 def test_an_engine_that_overflows_is_refused(engine):
-    # qnnpack's models use all 8 bits of an activation: fbgemm's depthwise kernels, which the x86 engine takes too
-    # beyond 100 channels, add two products of them in 16 bits
+    # qnnpack's models use all 8 bits of an activation: fbgemm's depthwise kernels, which the x86 engine takes
+    # too beyond 100 channels, add two products of them in 16 bits
     if engine not in LISTED:
         pytest.skip(f"this machine's torch has no {engine}")
     with pytest.raises(UserError, match=f"made for qnnpack: {engine} gives wrong results.*overflow"):
@@ -26,7 +26,7 @@ def test_an_engine_that_overflows_is_refused(engine):
 
 
 def test_an_engine_that_is_not_there_is_named():
-    with pytest.raises(UserError, match="no engine neon9; it has .*qnnpack"):
+    with pytest.raises(UserError, match=r"no engine neon9; it has .*qnnpack"):
         engines.use("fbgemm", "neon9")
 
 
@@ -36,7 +36,11 @@ def trials(monkeypatch, results):
 
 
 def test_the_fastest_engine_that_is_right_is_taken(monkeypatch):
-    right = {"qnnpack": engines.Trial("", 9.0), "onednn": engines.Trial("", 2.0), "x86": engines.Trial("", 1.0)}
+    right = {
+        "qnnpack": engines.Trial("", 9.0),
+        "onednn": engines.Trial("", 2.0),
+        "x86": engines.Trial("", 1.0),
+    }
     with monkeypatch.context() as patch:
         trials(patch, right | {"fbgemm": engines.Trial("gives wrong results", 0)})
         assert engines.use("fbgemm") == "x86"

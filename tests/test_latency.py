@@ -61,4 +61,6 @@ def test_the_conditions_warn_of_a_busy_machine():
     assert "nothing else was running" in latency.conditions(1, [0.0, 0.05])
     assert "WARNING: other programs kept up to 1.2 cores busy" in latency.conditions(1, [0.0, 1.2])
     assert "not known here" in latency.conditions(1, [None])
-    assert latency.instruction_set() in latency.conditions(2, [0.0]) and "2 pinned" in latency.conditions(2, [0])
+    assert latency.instruction_set() in latency.conditions(2, [0.0]) and "2 pinned" in latency.conditions(
+        2, [0]
+    )

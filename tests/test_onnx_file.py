@@ -47,7 +47,9 @@ def test_int8_arithmetic_is_the_same_to_the_last_bit(tmp_path):
         torch.nn.Linear(8 * 15 * 15, CLASSES),
     )  # fmt: skip
     _, int8_model = quantized(model, "qnnpack")
-    with onnx_file.written(content("resnet18", model, int8_model, "qnnpack"), int8_model, tmp_path / "m.onnx") as m:
+    with onnx_file.written(
+        content("resnet18", model, int8_model, "qnnpack"), int8_model, tmp_path / "m.onnx"
+    ) as m:
         images = torch.randn(64, 3, SIDE, SIDE)
         wanted, given = int8_model(images), m(images)
     step = torch.unique(wanted).diff().min()
@@ -92,8 +94,11 @@ def test_files_of_others_are_refused_in_one_line(tmp_path):
         onnx_file.OnnxModel(tmp_path / "missing.onnx")
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "ab"]
     graph = helper.make_graph([helper.make_node("Relu", ["a"], ["b"])], "g", value[:1], value[1:])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "b.onnx")
-    with pytest.raises(UserError, match="not written by export.py"):
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10),
+        tmp_path / "b.onnx",
+    )
+    with pytest.raises(UserError, match=r"not written by export\.py"):
         onnx_file.OnnxModel(tmp_path / "b.onnx")
 
 

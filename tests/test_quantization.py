@@ -55,6 +55,69 @@ def test_int8_is_bit_identical_after_saving_and_loading(arch, backend, tmp_path)
     assert torch.equal(loaded(images), int8_model(images))
 
 
+@pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
+def test_fake_quantization_computes_what_int8_does(backend):
+    # brighter pictures than were calibrated with: beyond the range that was seen both go on, or stop, alike
+    engines.use(backend)
+    prepared = quantization.prepare(awake("squeezenet1_1"), backend, SIDE)
+    quantization.calibrate(prepared, [(torch.randn(16, 3, SIDE, SIDE), None)], CPU, 1)
+    converted = quantization.convert(prepared)
+    for factor in (1, 1.7):
+        images = factor * torch.randn(8, 3, SIDE, SIDE)
+        with torch.inference_mode():
+            wanted, given = converted.fake_quant(images), converted(images)
+        assert (given - wanted).norm() < 0.04 * wanted.norm()
+
+
+@pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
+def test_weights_and_biases_are_those_of_fake_quantization(backend):
+    engines.use(backend)
+    prepared = quantization.prepare(awake("resnet18"), backend, SIDE)
+    quantization.calibrate(prepared, [(torch.randn(8, 3, SIDE, SIDE), None)], CPU, 1)
+    converted = quantization.convert(prepared)
+    layer, int8_layer = converted.fake_quant.get_submodule("conv1"), converted.int8.get_submodule("conv1")
+    scale = layer.bn.weight / torch.sqrt(layer.bn.running_var + layer.bn.eps)
+    weight = layer.weight_fake_quant(layer.weight * scale.view(-1, 1, 1, 1))
+    assert torch.equal(int8_layer.weight().dequantize(), weight)
+    integers = int8_layer.weight().int_repr()
+    assert integers.int().abs().max() == 127  # -128 twice wraps round on ARM without dot product
+    # Jacob et al., equation 11: whole multiples of input scale times weight scale
+    steps = int8_layer.bias() / (layer.weight_fake_quant.scale * converted.int8.conv1_input_scale_0)
+    assert (steps - steps.round()).abs().max() < 1e-2 * steps.abs().max().clamp(min=1) / 100
+
+
+def test_seven_bits_are_used_of_fbgemm_s_activations():
+    observer = quantization.SevenBitObserver(quant_min=0, quant_max=255, dtype=torch.quint8)
+    observer(torch.tensor([-1.0, 3.0]))
+    scale, zero_point = observer.calculate_qparams()
+    assert scale.item() == pytest.approx(4 / 127) and zero_point.item() == round(127 / 4)
+
+
+def test_an_int8_model_that_answers_otherwise_is_not_saved():
+    engines.use("qnnpack")
+    prepared = quantization.prepare(awake("squeezenet1_1"), "qnnpack", SIDE)
+    pictures = [(torch.randn(16, 3, SIDE, SIDE), torch.zeros(16, dtype=torch.long))]
+    quantization.calibrate(prepared, pictures, CPU, 1)
+    converted = quantization.convert(prepared)
+    quantization.check_agreement(converted, pictures, "qnnpack")
+    assert quantization.first_difference(converted, pictures[0][0]) is None
+    layer = converted.int8.get_submodule("features.6.squeeze")
+    layer.set_weight_bias(layer.weight(), layer.bias() + 1000)  # as a faulty engine might compute
+    with pytest.raises(UserError, match=r"run by qnnpack.*16 pictures.*differs: features_6_squeeze"):
+        quantization.check_agreement(converted, pictures, "qnnpack")
+
+
+def test_a_layer_without_a_bias_is_saved_and_loaded():
+    model = awake("densenet121")  # the convolutions inside its blocks have none, and keep none
+    _, int8_model = quantized(model, "fbgemm")
+    loaded = quantization.skeleton(
+        models.rebuild("densenet121", CLASSES, models.shapes(model)), "fbgemm", SIDE
+    )
+    quantization.load_int8_state(loaded, quantization.int8_state(int8_model))
+    images = torch.randn(2, 3, SIDE, SIDE)
+    assert torch.equal(loaded(images), int8_model(images))
+
+
 def test_the_saved_state_is_plain_tensors():
     _, int8_model = quantized(models.build("resnet18", CLASSES), "fbgemm")
     state = quantization.int8_state(int8_model)

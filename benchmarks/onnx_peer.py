@@ -1,0 +1,98 @@
+"""Int8 checkpoints, and their ONNX files, beside ONNX Runtime's own static quantization of the same parent.
+
+    python benchmarks/onnx_peer.py --data-dir data --weights teacher_mobilenet_v2 quantized_mobilenet_v2
+
+The first of --weights is the fp32 parent, the others int8 checkpoints of it. The peer is `quantize_static` of
+the parent's ONNX file, in QDQ form, per channel, with the calibration pictures that train_quantization.py
+uses by default. Everything is scored on the whole test split and timed in this one run; the table goes to
+standard output.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import itertools
+
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from common import checkpoint, cli, data, latency, metrics, onnx_file
+
+CALIBRATION_BATCHES, BATCH = 16, 32
+
+
+class Reader(CalibrationDataReader):
+    def __init__(self, batches):
+        self.batches = iter([{onnx_file.INPUT: images.numpy()} for images, _ in batches])
+
+    def get_next(self):
+        return next(self.batches, None)
+
+
+def parse_args(argv=None):
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--weights", nargs="+", required=True, metavar="CHECKPOINT", help="fp32, then int8")
+    parser.add_argument("--threads", type=cli.number(int, 1), default=1, metavar="N", help="default: 1")
+    cli.add_dataset_options(parser)
+    cli.add_output_dir_option(parser)
+    return parser.parse_args(argv)
+
+
+def main(args):
+    paths = [checkpoint.find(name, args.output_dir) for name in args.weights]
+    parent = checkpoint.load(paths[0])
+    splits = data.load_splits(args.dataset, args.data_dir, val_fraction=0.2)
+    checkpoint.check_classes(parent, splits.classes)
+    cli.seed_everything(0)
+    loaders = data.make_loaders(splits, parent, BATCH, args.workers, seed=0)
+    loads = []
+    print("| model | runs in | test top-1 | file | p50 | p95 |")
+    print("| :--- | :--- | ---: | ---: | ---: | ---: |")
+
+    def row(name, runs_in, model, path, memory_format):
+        loads.append(latency.others_load())
+        times = latency.measure(
+            model, parent["image_size"], batch=1, threads=args.threads, memory_format=memory_format
+        )
+        score = metrics.evaluate(model, loaders.test, torch.device("cpu"))
+        size, speed = f"{path.stat().st_size / 1e6:.2f} MB", f"{times.p50:.2f} ms | {times.p95:.2f} ms"
+        print(f"| {name} | {runs_in} | {score.top1:.2%} | {size} | {speed} |")
+
+    with tempfile.TemporaryDirectory() as folder:
+        for path in paths:
+            content = checkpoint.load(path)
+            model = checkpoint.rebuild(content)
+            engine = f"torch, {torch.backends.quantized.engine}" if content["int8"] else "torch, fp32"
+            row(path.stem, engine, model, path, torch.channels_last)
+            exported = Path(folder) / f"{path.stem}.onnx"
+            with onnx_file.written(content, model, exported):
+                pass
+            onnx_model = onnx_file.OnnxModel(exported, args.threads)
+            row(exported.name, "ONNX Runtime", onnx_model, exported, torch.contiguous_format)
+        prepared, peer = Path(folder) / "prepared.onnx", Path(folder) / "quantize_static.onnx"
+        quant_pre_process(Path(folder) / f"{paths[0].stem}.onnx", prepared)
+        quantize_static(
+            prepared,
+            peer,
+            Reader(itertools.islice(loaders.train, CALIBRATION_BATCHES)),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        row(
+            "quantize_static",
+            "ONNX Runtime",
+            onnx_file.OnnxModel(peer, args.threads),
+            peer,
+            torch.contiguous_format,
+        )
+    print("\n" + latency.conditions(args.threads, loads))
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_args)
