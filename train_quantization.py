@@ -41,7 +41,7 @@ def main(args):
     # imported here: --help answers without torch
     import torch
 
-    from common import checkpoint, data, engines, metrics, models, quantization, report, training
+    from common import agreement, checkpoint, data, engines, metrics, models, quantization, report, training
     from common.distillation import cross_entropy
 
     # model and data; the model is traced before anything that takes time
@@ -78,7 +78,7 @@ def main(args):
         deploy_device=cpu,
         before_epoch=functools.partial(quantization.freeze_late, epochs=args.epochs),
     )
-    quantization.check_agreement(converted, loaders.val or loaders.test, engine)
+    agreement.check(converted, loaders.val or loaders.test, engine)
 
     # score on test, save
     test = metrics.evaluate(converted.int8, loaders.test, cpu)

@@ -45,15 +45,19 @@ def _export(model: nn.Module, checkpoint: dict) -> onnx.ModelProto:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            model.eval(),
-            (torch.zeros(2, 3, side, side),),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                model.eval(),
+                (torch.zeros(2, 3, side, side),),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            reason = str(error.__cause__ or error).strip().partition("\n")[0]
+            raise UserError(f"{checkpoint['arch']} cannot be written as ONNX: {reason}") from None
     proto = program.model_proto
     for node in proto.graph.node:  # where in the source each comes from: a quarter of a small network's file
         node.ClearField("metadata_props")

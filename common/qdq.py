@@ -13,25 +13,32 @@ from torch.ao.nn import intrinsic
 from torch.ao.nn import quantized as nnq
 from torch.nn import functional as F
 
+from common.agreement import Recorder
+from common.errors import UserError
+
 
 def float_twin(int8_model: fx.GraphModule, image_size: int) -> nn.Module:
     """The model that `torch.onnx.export` writes as QDQ: float inputs [N, 3, S, S] and logits [N, classes].
 
     Every value that is quantized in `int8_model` passes a QuantizeLinear and a DequantizeLinear with the very
-    scale and zero point that it has there. Outside of an export the model cannot run.
+    scale and zero point that it has there. Outside of an export the model cannot run. Raises UserError where
+    a layer has no form in ONNX.
     """
-    recorder = _Recorder(int8_model)
-    with torch.inference_mode():
-        recorder.run(torch.zeros(1, 3, image_size, image_size))
-    grids, twin = recorder.grids, copy.deepcopy(int8_model)
+    grids, twin = _grids(int8_model, image_size), copy.deepcopy(int8_model)
     for node in list(twin.graph.nodes):
         if node.op == "call_module":
             module = twin.get_submodule(node.target)
             if type(module) in LAYERS:
                 input_scale = grids[node.all_input_nodes[0].name][0]
                 twin.set_submodule(node.target, LAYERS[type(module)](module, input_scale))
+            elif type(module).__module__.startswith("torch.ao."):
+                raise UserError(
+                    f"{node.target}, a quantized {type(module).__name__}, cannot be written as ONNX"
+                )
         elif node.target in FUNCTIONS:
             node.target = FUNCTIONS[node.target]
+        elif str(node.target).startswith("quantized."):
+            raise UserError(f"the operation {node.target} cannot be written as ONNX")
         elif node.target is torch.quantize_per_tensor or node.target == "dequantize":
             node.op, node.target, node.args, node.kwargs = "call_function", _same, node.args[:1], {}
         if node.name in grids:
@@ -47,18 +54,13 @@ def float_twin(int8_model: fx.GraphModule, image_size: int) -> nn.Module:
     return twin
 
 
-class _Recorder(fx.Interpreter):
-    """Runs an int8 model and keeps the (scale, zero point) of every quantized value."""
-
-    def __init__(self, model: fx.GraphModule):
-        super().__init__(model)
-        self.grids = {}
-
-    def run_node(self, node):
-        value = super().run_node(node)
-        if torch.is_tensor(value) and value.is_quantized:
-            self.grids[node.name] = value.q_scale(), value.q_zero_point()
-        return value
+def _grids(int8_model: fx.GraphModule, image_size: int) -> dict[str, tuple[float, int]]:
+    """The (scale, zero point) of every quantized value, by the name of the node that makes it."""
+    recorder = Recorder(int8_model)
+    with torch.inference_mode():
+        recorder.run(torch.zeros(1, 3, image_size, image_size))
+    values = recorder.values.items()
+    return {name: (value.q_scale(), value.q_zero_point()) for name, value in values if value.is_quantized}
 
 
 class QuantizeDequantize(nn.Module):

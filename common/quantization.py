@@ -27,13 +27,10 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
-from common import metrics
 from common.errors import UserError
 
 BACKENDS = {"server": "fbgemm", "embedded": "qnnpack"}  # what --target-device names
 FREEZE_AT = 2 / 3  # share of the epochs after which observers and batch norm stand still
-AGREEMENT = 0.9  # share of pictures with equal answers below which an int8 model is not saved
-DIFFERENT = 0.5  # norm of the difference to that of the values: a layer that computes something else
 KNOWN_WARNINGS = (  # torch is pinned, and each call would print them again
     "torch.ao.quantization is deprecated",
     "Please use quant_min and quant_max",
@@ -157,7 +154,7 @@ class Converted(nn.Module):
 
 
 def convert(prepared: nn.Module) -> Converted:
-    """The int8 model of a copy of `prepared` as it is now, on the CPU, in eval mode, its observers at rest."""
+    """The int8 model of a copy of `prepared` as it is now: on the CPU, in eval mode, observers at rest."""
     return Converted(_round_biases(copy.deepcopy(prepared).cpu().eval().apply(disable_observer)))
 
 
@@ -182,60 +179,6 @@ def _round_biases(prepared: fx.GraphModule) -> fx.GraphModule:
         elif layer.bias is not None:
             layer.bias.copy_((layer.bias / step).round() * step)
     return prepared
-
-
-def check_agreement(converted: Converted, batches: Iterable, engine: str) -> None:
-    """Raises UserError where the int8 model answers fewer than `AGREEMENT` of the pictures as fake-quant
-    does.
-
-    `batches` of (images, labels); the labels play no part. The message names the first layer that differs.
-    """
-    cpu = torch.device("cpu")
-    int8, fake_quant = (
-        metrics.evaluate(model, batches, cpu) for model in (converted.int8, converted.fake_quant)
-    )
-    agreement = int8.agreement(fake_quant)
-    if agreement < AGREEMENT:
-        images, _ = next(iter(batches))
-        layer = first_difference(converted, images) or "none far off; it adds up"
-        raise UserError(
-            f"not saved: run by {engine}, the int8 model answers {agreement:.1%} of {int8.n} pictures as "
-            f"the fake-quantized one does, less than {AGREEMENT:.0%}; first layer that differs: {layer}"
-        )
-
-
-@torch.inference_mode()
-def first_difference(converted: Converted, images: Tensor) -> str | None:
-    """The first layer at which the int8 model leaves its fake-quant model, for `images` [N, 3, S, S]; None:
-    at none.
-
-    The two have the same layers under the same names; what is compared is each layer's quantized output.
-    """
-    fake_quant, int8 = _Recorder(converted.fake_quant), _Recorder(converted.int8)
-    fake_quant.run(images)
-    int8.run(images)
-    for node in converted.fake_quant.graph.nodes:
-        if node.op == "call_module" and "activation_post_process" in node.target:
-            layer = node.args[0].name
-            if layer in int8.values:
-                wanted, given = fake_quant.values[node.name], int8.values[layer]
-                if (given - wanted).norm() > DIFFERENT * wanted.norm():
-                    return layer
-    return None
-
-
-class _Recorder(fx.Interpreter):
-    """Runs a traced model and keeps every value, as float, by the name of its node."""
-
-    def __init__(self, model: fx.GraphModule):
-        super().__init__(model)
-        self.values = {}
-
-    def run_node(self, node):
-        value = super().run_node(node)
-        if torch.is_tensor(value):
-            self.values[node.name] = value.dequantize() if value.is_quantized else value
-        return value
 
 
 def skeleton(float_model: nn.Module, backend: str, image_size: int) -> nn.Module:

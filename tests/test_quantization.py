@@ -93,26 +93,15 @@ def test_seven_bits_are_used_of_fbgemm_s_activations():
     assert scale.item() == pytest.approx(4 / 127) and zero_point.item() == round(127 / 4)
 
 
-def test_an_int8_model_that_answers_otherwise_is_not_saved():
-    engines.use("qnnpack")
-    prepared = quantization.prepare(awake("squeezenet1_1"), "qnnpack", SIDE)
-    pictures = [(torch.randn(16, 3, SIDE, SIDE), torch.zeros(16, dtype=torch.long))]
-    quantization.calibrate(prepared, pictures, CPU, 1)
-    converted = quantization.convert(prepared)
-    quantization.check_agreement(converted, pictures, "qnnpack")
-    assert quantization.first_difference(converted, pictures[0][0]) is None
-    layer = converted.int8.get_submodule("features.6.squeeze")
-    layer.set_weight_bias(layer.weight(), layer.bias() + 1000)  # as a faulty engine might compute
-    with pytest.raises(UserError, match=r"run by qnnpack.*16 pictures.*differs: features_6_squeeze"):
-        quantization.check_agreement(converted, pictures, "qnnpack")
-
-
 def test_a_layer_without_a_bias_is_saved_and_loaded():
-    model = awake("densenet121")  # the convolutions inside its blocks have none, and keep none
-    _, int8_model = quantized(model, "fbgemm")
-    loaded = quantization.skeleton(
-        models.rebuild("densenet121", CLASSES, models.shapes(model)), "fbgemm", SIDE
-    )
+    # as inside densenet's blocks, where no batch norm that could be folded follows the convolution
+    def build():
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)
+        )
+
+    _, int8_model = quantized(build(), "fbgemm")
+    loaded = quantization.skeleton(build(), "fbgemm", SIDE)
     quantization.load_int8_state(loaded, quantization.int8_state(int8_model))
     images = torch.randn(2, 3, SIDE, SIDE)
     assert torch.equal(loaded(images), int8_model(images))

@@ -1,0 +1,63 @@
+"""How far an int8 model and the fake-quant model that it was made from give the same answers."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, fx
+
+from common import metrics
+from common.errors import UserError
+from common.quantization import Converted
+
+ENOUGH = 0.9  # share of pictures with equal answers below which an int8 model is not saved
+DIFFERENT = 0.5  # norm of the difference to that of the values: a layer that computes something else
+
+
+def check(converted: Converted, batches: Iterable, engine: str) -> None:
+    """Raises UserError where int8 answers fewer than `ENOUGH` of the pictures as fake quantization does.
+
+    `batches` of (images, labels); the labels play no part. The message names the first layer that differs.
+    """
+    cpu = torch.device("cpu")
+    int8 = metrics.evaluate(converted.int8, batches, cpu)
+    agreement = int8.agreement(metrics.evaluate(converted.fake_quant, batches, cpu))
+    if agreement < ENOUGH:
+        images, _ = next(iter(batches))
+        layer = first_difference(converted, images) or "none far off; it adds up"
+        raise UserError(
+            f"not saved: run by {engine}, the int8 model answers {agreement:.1%} of {int8.n} pictures as "
+            f"the fake-quantized one does, less than {ENOUGH:.0%}; first layer that differs: {layer}"
+        )
+
+
+@torch.inference_mode()
+def first_difference(converted: Converted, images: Tensor) -> str | None:
+    """The first layer at which int8 leaves fake quantization, for `images` [N, 3, S, S]; None: at none.
+
+    The two models have the same layers under the same names; each layer's quantized output is compared.
+    """
+    fake_quant, int8 = Recorder(converted.fake_quant), Recorder(converted.int8)
+    fake_quant.run(images)
+    int8.run(images)
+    for node in converted.fake_quant.graph.nodes:
+        if node.op == "call_module" and "activation_post_process" in node.target:
+            layer = node.args[0].name
+            if layer in int8.values:
+                wanted, given = fake_quant.values[node.name], int8.values[layer].dequantize()
+                if (given - wanted).norm() > DIFFERENT * wanted.norm():
+                    return layer
+    return None
+
+
+class Recorder(fx.Interpreter):
+    """Runs a traced model and keeps every tensor by the name of its node."""
+
+    def __init__(self, model: fx.GraphModule):
+        super().__init__(model)
+        self.values = {}
+
+    def run_node(self, node):
+        value = super().run_node(node)
+        if torch.is_tensor(value):
+            self.values[node.name] = value
+        return value

@@ -1,0 +1,27 @@
+import pytest
+import torch
+
+from common import agreement, engines, quantization
+from common.errors import UserError
+from tests.test_quantization import CPU, SIDE, awake
+
+
+def test_an_int8_model_that_answers_otherwise_is_not_saved():
+    engines.use("qnnpack")
+    prepared = quantization.prepare(awake("squeezenet1_1"), "qnnpack", SIDE)
+    pictures = [(torch.randn(16, 3, SIDE, SIDE), torch.zeros(16, dtype=torch.long))]
+    quantization.calibrate(prepared, pictures, CPU, 1)
+    converted = quantization.convert(prepared)
+    agreement.check(converted, pictures, "qnnpack")
+    assert agreement.first_difference(converted, pictures[0][0]) is None
+    layer = converted.int8.get_submodule("features.6.squeeze")
+    layer.set_weight_bias(layer.weight(), layer.bias() + 1000)  # as a faulty engine might compute
+    with pytest.raises(UserError, match=r"run by qnnpack.*16 pictures.*differs: features_6_squeeze"):
+        agreement.check(converted, pictures, "qnnpack")
+
+
+def test_a_recorder_keeps_the_value_of_every_node():
+    model = torch.fx.symbolic_trace(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.ReLU()))
+    recorder = agreement.Recorder(model)
+    recorder.run(torch.tensor([[-1.0, 2.0]]))
+    assert [value.tolist() for value in recorder.values.values()] == [[[-1, 2]]] * 2 + [[[0, 2]]] * 2
