@@ -48,11 +48,12 @@ def measure(
 
 
 def _times(model: nn.Module, images: torch.Tensor, runs: int, seconds: float) -> list[float]:
-    times = []
-    while len(times) < runs or sum(times) < seconds:
+    times, total = [], 0.0
+    while len(times) < runs or total < seconds:
         start = time.perf_counter()
         model(images)
         times.append(time.perf_counter() - start)
+        total += times[-1]
     return times
 
 

@@ -25,7 +25,7 @@ def written(checkpoint: dict, model: nn.Module, path: Path):
     `path` comes into being once the block has ended well. Input "images" float32 [N, 3, S, S], normalised;
     output "logits" float32 [N, classes]; N is free. An int8 model is written with int8 weights between
     QuantizeLinear and DequantizeLinear. The metadata say how to prepare a picture: see `metadata`. Raises
-    UserError where the file cannot be written or does not pass onnx's checker.
+    UserError where the model has no form in ONNX, and where the file cannot be written or fails onnx's check.
     """
     proto = _export(
         qdq.float_twin(model, checkpoint["image_size"]) if checkpoint["int8"] else model, checkpoint
