@@ -37,13 +37,14 @@ def main(args):
     # imported here: --help answers without torch
     import torch
 
-    from common import checkpoint, data, onnx_file
+    from common import checkpoint, data, engines, onnx_file
     from common.errors import UserError
 
     # the checkpoint and the pictures
     path, output = checkpoint.find(args.checkpoint, args.output_dir), Path(args.output)
     content = checkpoint.load(path)
-    model = checkpoint.rebuild(content, args.engine).eval()
+    own_engine = engines.own(content["int8"]["backend"]) if content["int8"] else None
+    model = checkpoint.rebuild(content, args.engine or own_engine).eval()
     splits = data.load_splits(args.dataset, args.data_dir, val_fraction=0)
     checkpoint.check_classes(content, splits.classes)
     step = max(1, len(splits.test) // args.pictures)

@@ -36,7 +36,7 @@ def use(backend: str, engine: str | None = None) -> str:
     with every engine that is right. Raises UserError where there is none, or `engine` is not there or gives
     wrong results.
     """
-    listed = [name for name in torch.backends.quantized.supported_engines if name != "none"]
+    listed = _listed()
     if engine is not None and engine not in listed:
         raise UserError(f"this machine's torch has no engine {engine}; it has {', '.join(listed)}")
     candidates = [engine] if engine else [name for name in listed if backend != "qnnpack" or name == backend]
@@ -50,6 +50,19 @@ def use(backend: str, engine: str | None = None) -> str:
         raise UserError(f"no engine of this machine can run int8 models made for {backend}: {reasons}")
     torch.backends.quantized.engine = best
     return best
+
+
+def own(backend: str) -> str | None:
+    """`backend` itself where it runs right here, else None: the engine that rounds as ONNX Runtime does.
+
+    onednn and x86 multiply a sum by its scales in another order. Of one value in millions that changes the last
+    bit, and a deep network makes more of it, up to another answer for one picture in a hundred.
+    """
+    return None if backend not in _listed() or trial(backend, backend).failure else backend
+
+
+def _listed() -> list[str]:
+    return [name for name in torch.backends.quantized.supported_engines if name != "none"]
 
 
 @functools.cache

@@ -30,6 +30,13 @@ def test_an_engine_that_is_not_there_is_named():
         engines.use("fbgemm", "neon9")
 
 
+def test_the_own_engine_is_the_backend_s_where_it_is_right(monkeypatch):
+    assert engines.own("qnnpack") == "qnnpack"
+    with monkeypatch.context() as patch:
+        trials(patch, {"fbgemm": engines.Trial("cannot run it", 0)})
+        assert engines.own("fbgemm") is None and engines.own("qnnpack") is None
+
+
 def trials(monkeypatch, results):
     monkeypatch.setattr(torch.backends.quantized.__class__, "supported_engines", [*results, "none"])
     monkeypatch.setattr(engines, "trial", lambda backend, engine: results[engine])
