@@ -55,8 +55,8 @@ def use(backend: str, engine: str | None = None) -> str:
 def own(backend: str) -> str | None:
     """`backend` itself where it runs right here, else None: the engine that rounds as ONNX Runtime does.
 
-    onednn and x86 multiply a sum by its scales in another order. Of one value in millions that changes the last
-    bit, and a deep network makes more of it, up to another answer for one picture in a hundred.
+    onednn and x86 multiply a sum by its scales in another order. Of one value in millions that changes the
+    last bit, and a deep network makes more of it, up to another answer for one picture in a hundred.
     """
     return None if backend not in _listed() or trial(backend, backend).failure else backend
 
