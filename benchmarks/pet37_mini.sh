@@ -20,4 +20,4 @@ run train_student.py --teacher mobilenet_v2 --student squeezenet1_1 --pretrained
 run train_pruning.py --weights kd_squeezenet1_1 --pruning-ratio 0.7 --pruning-steps 4
 run train_quantization.py --weights pruned_kd_squeezenet1_1 --target-device embedded
 
-.venv/bin/python evaluate.py --output-dir "$output"
+.venv/bin/python evaluate.py --output-dir "$output" --latency
