@@ -107,7 +107,7 @@ def main(args):
         print("warning: int8 and fake-quant disagree on more than 1 % of the test pictures")
     print(report.before_after(before, parent_path, child["metrics"], path))
     print(f"saved {path}")
-    print(f"next: python evaluate.py {parent_path} {path}")
+    print(f"next: python export.py {path} --output {path.stem}.onnx{cli.data_arguments(args)}")
 
 
 if __name__ == "__main__":
