@@ -25,3 +25,20 @@ def test_a_recorder_keeps_the_value_of_every_node():
     recorder = agreement.Recorder(model)
     recorder.run(torch.tensor([[-1.0, 2.0]]))
     assert [value.tolist() for value in recorder.values.values()] == [[[-1, 2]]] * 2 + [[[0, 2]]] * 2
+
+
+def test_every_layer_has_the_scale_in_int8_that_it_was_trained_with():
+    # squeezenet1_1 has a dropout between two layers: with a scale of its own it would have one that int8 ignores
+    engines.use("qnnpack")
+    prepared = quantization.prepare(awake("squeezenet1_1"), "qnnpack", SIDE)
+    prepared.train()(torch.randn(16, 3, SIDE, SIDE))
+    converted = quantization.convert(prepared)
+    recorder, compared = agreement.Recorder(converted.int8), 0
+    recorder.run(torch.randn(2, 3, SIDE, SIDE))
+    for node in converted.fake_quant.graph.nodes:
+        if node.op == "call_module" and "activation_post_process" in node.target and node.args[0].name != "x":
+            value = recorder.values[node.args[0].name]
+            scale = converted.fake_quant.get_submodule(node.target).scale
+            assert value.q_scale() == pytest.approx(scale.item(), rel=1e-6), node.args[0].name
+            compared += 1
+    assert compared > 30
