@@ -28,7 +28,7 @@ def test_a_recorder_keeps_the_value_of_every_node():
 
 
 def test_every_layer_has_the_scale_in_int8_that_it_was_trained_with():
-    # squeezenet1_1 has a dropout between two layers: with a scale of its own it would have one that int8 ignores
+    # squeezenet1_1 has a dropout between two layers: a scale of its own would be one that int8 ignores
     engines.use("qnnpack")
     prepared = quantization.prepare(awake("squeezenet1_1"), "qnnpack", SIDE)
     prepared.train()(torch.randn(16, 3, SIDE, SIDE))
