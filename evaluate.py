@@ -2,8 +2,8 @@
 
     python evaluate.py teacher_resnet50 quantized_resnet50 --latency
 
-reads    the checkpoints named, or all in --output-dir, and ONNX files that export.py wrote; accuracy is what
-each stage measured on the test split, latency is measured now, on this machine's CPU   writes   nothing
+reads    the checkpoints named, or all in --output-dir, and ONNX files that export.py wrote
+writes   nothing: accuracy is what each stage measured on the test split; latency is measured now, on this CPU
 """
 
 from pathlib import Path
@@ -43,35 +43,28 @@ def main(args):
     paths = [checkpoint.find(name, args.output_dir) for name in names]
     if not args.models:
         paths = checkpoint.everything_in(args.output_dir)
-    rows = [(path, checkpoint.load(path)) for path in paths]
-    if rows:
-        print(report.comparison(rows))
+    if paths:
+        print(report.comparison([(path, checkpoint.load(path)) for path in paths]))
         print("Top-1 on the test split, as each stage measured it.")
     if not args.latency:
         return
 
-    # latency: the load is looked at before every model, so that a table in which something else ran says so
+    # each model is built right before it is timed, since torch has one engine at a time
     timed, loads = [], []
-
-    def measure(name, engine, model, image_size, memory_format):
+    for path in [*paths, *onnx_paths]:
+        if path in onnx_paths:
+            model, layout = onnx_file.OnnxModel(path, args.threads), torch.contiguous_format
+            name, engine, side = path.name, "ONNX Runtime", int(model.metadata["image_size"])
+        else:
+            content = checkpoint.load(path)
+            model, layout = checkpoint.rebuild(content, args.engine), torch.channels_last
+            engine = torch.backends.quantized.engine if content["int8"] else "fp32, channels_last"
+            name, side = path.stem, content["image_size"]
         loads.append(latency.others_load())
-        options = {"threads": args.threads, "memory_format": memory_format}
-        timed.append(
-            (
-                name,
-                engine,
-                latency.measure(model, image_size, batch=1, **options),
-                latency.measure(model, image_size, batch=args.batch_size, **options),
-            )
-        )
-
-    for path, content in rows:
-        model = checkpoint.rebuild(content, args.engine)
-        engine = torch.backends.quantized.engine if content["int8"] else "fp32, channels_last"
-        measure(path.stem, engine, model, content["image_size"], torch.channels_last)
-    for path in onnx_paths:
-        model = onnx_file.OnnxModel(path, args.threads)
-        measure(path.name, "ONNX Runtime", model, int(model.metadata["image_size"]), torch.contiguous_format)
+        options = {"threads": args.threads, "memory_format": layout}
+        alone = latency.measure(model, side, batch=1, **options)
+        together = latency.measure(model, side, batch=args.batch_size, **options)
+        timed.append((name, engine, alone, together))
     print()
     print(report.latencies(timed))
     print(latency.conditions(args.threads, loads))

@@ -2,8 +2,8 @@
 
     python export.py quantized_pruned_kd_resnet18 --output resnet18.onnx
 
-reads    a checkpoint, and the test pictures of --dataset to check with writes   the ONNX file: float, or for
-an int8 checkpoint int8 weights between QuantizeLinear and DequantizeLinear
+reads    a checkpoint, and the test pictures of --dataset to check with
+writes   the ONNX file: float, or of an int8 checkpoint int8 weights behind DequantizeLinear
 """
 
 from pathlib import Path
@@ -47,8 +47,9 @@ def main(args):
     model = checkpoint.rebuild(content, args.engine or own_engine).eval()
     splits = data.load_splits(args.dataset, args.data_dir, val_fraction=0)
     checkpoint.check_classes(content, splits.classes)
-    step = max(1, len(splits.test) // args.pictures)
-    pictures = data.scoring_loader(splits.test[::step][: args.pictures], content, 32, args.workers)
+    count = min(args.pictures, len(splits.test))
+    spread = [splits.test[index * len(splits.test) // count] for index in range(count)]
+    pictures = data.scoring_loader(spread, content, 32, args.workers)
 
     # write, check, and only then put in place
     with onnx_file.written(content, model, output) as onnx_model, torch.inference_mode():

@@ -96,15 +96,11 @@ def main(args):
         int8={"backend": backend, "float_shapes": models.shapes(model)},
         metrics=test.as_dict()
         | {"params": before["params"], "macs": before["macs"], "engine": engine}
-        | {name: {"top1": s.top1, "agreement": s.agreement(test)} for name, s in others.items()},
+        | {name: {"top1": score.top1, "agreement": score.agreement(test)} for name, score in others.items()},
     )
     path = checkpoint.save(child, args.output_dir)
     report.write_history(history, path)
-    for name, score in others.items():
-        print(f"test, {name}: {score}; the int8 model agrees on {test.agreement(score):.2%}")
-    print(f"test, int8 with {engine}: {test}")
-    if test.agreement(others["fake_quant"]) < 0.99:
-        print("warning: int8 and fake-quant disagree on more than 1 % of the test pictures")
+    print(agreement.summary(test, engine, others))
     print(report.before_after(before, parent_path, child["metrics"], path))
     print(f"saved {path}")
     print(f"next: python export.py {path} --output {path.stem}.onnx{cli.data_arguments(args)}")

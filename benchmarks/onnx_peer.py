@@ -1,6 +1,6 @@
 """Int8 checkpoints, and their ONNX files, beside ONNX Runtime's own static quantization of the same parent.
 
-    python benchmarks/onnx_peer.py --data-dir data --weights teacher_mobilenet_v2 quantized_mobilenet_v2
+    python -m benchmarks.onnx_peer --data-dir data --weights teacher_mobilenet_v2 quantized_mobilenet_v2
 
 The first of --weights is the fp32 parent, the others int8 checkpoints of it. The peer is `quantize_static` of
 the parent's ONNX file, in QDQ form, per channel, with the calibration pictures that train_quantization.py
@@ -8,13 +8,9 @@ uses by default. Everything is scored on the whole test split and timed in this 
 standard output.
 """
 
-import sys
+import itertools
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import itertools
 
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static

@@ -7,9 +7,11 @@ from torch import Tensor, fx
 
 from common import metrics
 from common.errors import UserError
+from common.metrics import Score
 from common.quantization import Converted
 
 ENOUGH = 0.9  # share of pictures with equal answers below which an int8 model is not saved
+GOOD = 0.99  # and below which a warning is printed
 DIFFERENT = 0.5  # norm of the difference to that of the values: a layer that computes something else
 
 
@@ -28,6 +30,21 @@ def check(converted: Converted, batches: Iterable, engine: str) -> None:
             f"not saved: run by {engine}, the int8 model answers {agreement:.1%} of {int8.n} pictures as "
             f"the fake-quantized one does, less than {ENOUGH:.0%}; first layer that differs: {layer}"
         )
+
+
+def summary(int8: Score, engine: str, others: dict[str, Score]) -> str:
+    """Lines on how the int8 model and the `others`, "fp32" and "fake_quant", scored on the same pictures.
+
+    The last one warns where int8 and fake quantization disagree on more than 1 % of them.
+    """
+    lines = [
+        f"test, {name}: {score}; the int8 model agrees on {int8.agreement(score):.2%}"
+        for name, score in others.items()
+    ]
+    lines.append(f"test, int8 with {engine}: {int8}")
+    if int8.agreement(others["fake_quant"]) < GOOD:
+        lines.append("warning: int8 and fake quantization disagree on more than 1 % of the test pictures")
+    return "\n".join(lines)
 
 
 @torch.inference_mode()

@@ -141,11 +141,9 @@ def untrained(arch: str, classes: list[str], image_size: int | None) -> dict:
 
 
 def rebuild(checkpoint: dict, engine: str | None = None) -> nn.Module:
-    """The checkpoint's model on the CPU: float, or int8 with torch's engine set to `engine` or what `use`
-    finds.
+    """The checkpoint's model on the CPU: float, or int8 with torch's engine set (see `engines.use`).
 
-    Raises UserError where the weights do not fit the architecture, or this machine has no engine that runs
-    them right.
+    Raises UserError where the weights do not fit the architecture, or no engine here runs them right.
     """
     arch, num_classes, int8 = checkpoint["arch"], len(checkpoint["classes"]), checkpoint["int8"]
     try:

@@ -78,7 +78,7 @@ def trial(backend: str, engine: str) -> Trial:
         wanted = fake_quant(images)
         off = float((logits - wanted).abs().max() / wanted.abs().max())
         if not off < TOLERANCE:  # also where it is not a number
-            return Trial(f"gives wrong results, {off:.0%} off: its sums overflow", 0)
+            return Trial(f"gives wrong results, {off:.0%} off, as when sums overflow", 0)
         times = []
         for _ in range(RUNS):
             start = time.perf_counter()
@@ -99,8 +99,7 @@ def _fake_quant(backend: str) -> tuple[nn.Module, Tensor]:
 
 
 class _Network(nn.Module):
-    """The kinds of layers that a classifier has, their weights of one sign so that sums go as far as they
-    can.
+    """The kinds of layers that a classifier has, with weights of one sign: sums go as far as they can.
 
     More than 100 channels, since beyond that the x86 engine hands depthwise convolutions to other kernels.
     """

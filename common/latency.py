@@ -100,8 +100,7 @@ def instruction_set() -> str:
 
 
 def conditions(threads: int, loads: list[float | None]) -> str:
-    """What a table of latencies needs beside it: the CPU, its instructions, the threads, and what else was
-    running.
+    """What stands below a table of latencies: the CPU, its instructions, the threads, what else was running.
 
     `loads` are what `others_load` said before each measurement.
     """

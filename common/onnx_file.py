@@ -85,8 +85,7 @@ def metadata(checkpoint: dict) -> dict[str, str]:
 
 
 class OnnxModel(nn.Module):
-    """An ONNX file, run by ONNX Runtime on the CPU, with `threads` threads (0: all cores); `metadata` are its
-    own.
+    """An ONNX file and its `metadata`, run by ONNX Runtime on the CPU with `threads` threads (0: all cores).
 
     Raises UserError for a file that is missing or no network of this project.
     """

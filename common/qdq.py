@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from common.agreement import Recorder
 from common.errors import UserError
 
+INT32_MAX = 2**31 - 1
+
 
 def float_twin(int8_model: fx.GraphModule, image_size: int) -> nn.Module:
     """The model that `torch.onnx.export` writes as QDQ: float inputs [N, 3, S, S] and logits [N, classes].
@@ -89,14 +91,22 @@ class _Weighted(nn.Module):
             zero_point = torch.tensor(weight.q_zero_point())
         else:
             scale, zero_point = weight.q_per_channel_scales(), weight.q_per_channel_zero_points()
-        bias_scale = scale.double() * input_scale
+        integers, scale = weight.int_repr(), scale.double()
+        bias = None if bias is None else bias.detach().double()
+        if bias is not None:
+            # where all weights of a channel are next to nothing their scale can be too small for its bias
+            coarser = (bias.abs() / (scale * input_scale * INT32_MAX)).clamp(min=1).ceil()
+            coarser = coarser if scale.ndim else coarser.max()
+            scale = scale * coarser
+            column = coarser.reshape(-1, *[1] * (integers.ndim - 1))
+            integers = (integers / column).round().to(torch.int8)
         self.operation = operation
-        self.register_buffer("weight", weight.int_repr())
+        self.register_buffer("weight", integers)
         self.register_buffer("scale", scale.float())
         self.register_buffer("zero_point", zero_point.to(torch.int8))
-        self.register_buffer("bias_scale", bias_scale.float())
+        self.register_buffer("bias_scale", (scale * input_scale).float())
         self.register_buffer(
-            "bias", None if bias is None else (bias.detach().double() / bias_scale).round().to(torch.int32)
+            "bias", None if bias is None else (bias / (scale * input_scale)).round().to(torch.int32)
         )
 
     def forward(self, values: Tensor) -> Tensor:
@@ -122,17 +132,6 @@ def _conv(layer: nnq.Conv2d, input_scale: float) -> nn.Module:
 
 def _linear(layer: nnq.Linear, input_scale: float) -> nn.Module:
     return _Weighted(layer, input_scale, F.linear)
-
-
-class _Float(nn.Module):
-    """An operation on float values, for a layer that keeps its weights in float."""
-
-    def __init__(self, operation: Callable):
-        super().__init__()
-        self.operation = operation
-
-    def forward(self, values: Tensor) -> Tensor:
-        return self.operation(values)
 
 
 def _batch_norm(layer: nnq.BatchNorm2d, _input_scale: float) -> nn.Module:

@@ -1,17 +1,15 @@
 import pytest
 import torch
 
-from common import agreement, engines, quantization
+from common import agreement, quantization
 from common.errors import UserError
-from tests.test_quantization import CPU, SIDE, awake
+from common.metrics import Score
+from tests.test_quantization import SIDE, awake, prepared_for
 
 
 def test_an_int8_model_that_answers_otherwise_is_not_saved():
-    engines.use("qnnpack")
-    prepared = quantization.prepare(awake("squeezenet1_1"), "qnnpack", SIDE)
+    converted = quantization.convert(prepared_for("qnnpack", awake("squeezenet1_1")))
     pictures = [(torch.randn(16, 3, SIDE, SIDE), torch.zeros(16, dtype=torch.long))]
-    quantization.calibrate(prepared, pictures, CPU, 1)
-    converted = quantization.convert(prepared)
     agreement.check(converted, pictures, "qnnpack")
     assert agreement.first_difference(converted, pictures[0][0]) is None
     layer = converted.int8.get_submodule("features.6.squeeze")
@@ -29,8 +27,7 @@ def test_a_recorder_keeps_the_value_of_every_node():
 
 def test_every_layer_has_the_scale_in_int8_that_it_was_trained_with():
     # squeezenet1_1 has a dropout between two layers: a scale of its own would be one that int8 ignores
-    engines.use("qnnpack")
-    prepared = quantization.prepare(awake("squeezenet1_1"), "qnnpack", SIDE)
+    prepared = prepared_for("qnnpack", awake("squeezenet1_1"))
     prepared.train()(torch.randn(16, 3, SIDE, SIDE))
     converted = quantization.convert(prepared)
     recorder, compared = agreement.Recorder(converted.int8), 0
@@ -42,3 +39,15 @@ def test_every_layer_has_the_scale_in_int8_that_it_was_trained_with():
             assert value.q_scale() == pytest.approx(scale.item(), rel=1e-6), node.args[0].name
             compared += 1
     assert compared > 30
+
+
+def test_more_than_one_percent_of_disagreement_is_a_warning():
+    def score(*wrong):
+        answers = torch.zeros(200, dtype=torch.long)
+        answers[list(wrong)] = 1
+        return Score(200, 150, 190, 100.0, answers)
+
+    said = agreement.summary(score(), "x86", {"fp32": score(0, 1, 2), "fake_quant": score(5, 6)})
+    assert "fp32: top-1 75.00%" in said and "agrees on 98.50%" in said and "agrees on 99.00%" in said
+    assert "int8 with x86: top-1 75.00%" in said and "warning" not in said
+    assert "warning" in agreement.summary(score(), "x86", {"fake_quant": score(5, 6, 7)})

@@ -69,6 +69,11 @@ def test_the_chain_from_teacher_to_int8(stage, run, place):
         assert quantized.stat().st_size < 0.35 * pruned.stat().st_size
         content = checkpoint.load(quantized)
         assert content["int8"]["backend"] == backend
+        figures = content["metrics"]
+        assert f"test, int8 with {figures['engine']}: top-1 {figures['top1']:.2%}" in out
+        for other in ("fp32", "fake_quant"):
+            share = f"the int8 model agrees on {figures[other]['agreement']:.2%}"
+            assert f"test, {other}: top-1 {figures[other]['top1']:.2%}" in out and share in out
         assert [row["stage"] for row in content["lineage"]] == ["teacher", "kd", "pruned", "quantized"]
         assert [row["parent"] for row in content["lineage"]] == [
             None,

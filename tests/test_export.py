@@ -4,7 +4,8 @@ import onnx
 import pytest
 import torch
 
-from common import checkpoint, onnx_file
+from common import agreement, checkpoint, onnx_file
+from common import data as data_module
 
 
 @pytest.fixture
@@ -52,6 +53,28 @@ def test_a_file_that_answers_otherwise_is_not_left_behind(run, place, monkeypatc
     result = run("export", "quantized_squeezenet1_1", "--output", folder / "m.onnx", *data)
     assert result.code == 2 and "at least 99% of the answers must be the same" in result.err
     assert [path.name for path in folder.glob("*.onnx")] == []
+
+
+def test_int8_that_answers_otherwise_than_fake_quantization_is_not_saved(run, place, monkeypatch):
+    folder, data = place
+    before = sorted((folder / "w").iterdir())
+    monkeypatch.setattr(agreement, "ENOUGH", 1.01)
+    result = run("train_quantization", "--weights", "squeezenet1_1", "--epochs", 0, "--image-size", 40, *data)
+    assert result.code == 2 and "not saved: run by qnnpack" in result.err and result.err.count("\n") == 1
+    assert sorted((folder / "w").iterdir()) == before
+
+
+def test_the_pictures_of_the_check_are_spread_over_the_whole_split(run, place, monkeypatch):
+    folder, data = place
+    seen, right = [], data_module.scoring_loader
+
+    def loader(samples, *rest):
+        seen.extend(samples)
+        return right(samples, *rest)
+
+    monkeypatch.setattr(data_module, "scoring_loader", loader)
+    run("export", "squeezenet1_1", "--output", folder / "m.onnx", "--pictures", 7, *data)
+    assert len(seen) == 7 and {label for _, label in seen} == {0, 1, 2}
 
 
 def test_mistakes_end_in_one_line(run, place):

@@ -56,6 +56,24 @@ def test_int8_arithmetic_is_the_same_to_the_last_bit(tmp_path):
     assert (given == wanted).double().mean() > 0.99 and (given - wanted).abs().max() < 1.5 * step
 
 
+@pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
+def test_a_bias_that_int32_cannot_hold_at_its_weights_scale_is_kept(backend, tmp_path):
+    # a channel whose batch norm is next to nothing: its weights' scale times the input's is about 1e-9
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+        torch.nn.Linear(8, CLASSES),
+    )  # fmt: skip
+    with torch.no_grad():
+        for layer in (model[0], model[3]):
+            layer.weight[0] *= 1e-9
+            layer.bias[0] = 12
+    _, int8_model = quantized(model, backend)
+    checkpoint = content("resnet18", model, int8_model, backend)
+    with onnx_file.written(checkpoint, int8_model, tmp_path / "m.onnx") as onnx_model:
+        given = onnx_model(torch.randn(4, 3, SIDE, SIDE))
+    assert (given[:, 0] - 12).abs().max() < 0.3
+
+
 def test_a_float_model_is_written_as_float(tmp_path):
     model = awake("mobilenet_v2").eval()
     path = tmp_path / "model.onnx"
