@@ -43,6 +43,13 @@ def test_top1_and_top5_by_hand():
     assert score.top1 == pytest.approx(1 / 3)
 
 
+def test_of_equal_logits_the_first_is_the_answer():
+    logits = torch.zeros(64, 37)
+    logits[:, [20, 3, 30]] = 1.0
+    score = metrics.evaluate(Fixed(logits), batches([3] * 64, 32), CPU)
+    assert score.top1 == 1 and set(score.answers.tolist()) == {3}
+
+
 def test_two_classes_have_a_top5():
     score = metrics.evaluate(Fixed(torch.tensor([[1.0, 0.0], [1.0, 0.0]])), batches([0, 1], 2), CPU)
     assert (score.top1, score.top5) == (0.5, 1.0)
