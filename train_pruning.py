@@ -33,6 +33,7 @@ def parse_args(argv=None):
         metavar="N",
         help="prune and fine-tune N times; default: 1",
     )
+    cli.add_teacher_options(parser, required=False)
     cli.add_data_options(parser)
     cli.add_training_options(parser, epochs=20, lr=5e-4)
     return parser.parse_args(argv)
@@ -41,7 +42,7 @@ def parse_args(argv=None):
 def main(args):
     # imported here: --help answers without torch
     from common import checkpoint, data, metrics, models, pruning, report, training
-    from common.distillation import cross_entropy
+    from common.distillation import cross_entropy, taught_by
 
     # model and data
     device = cli.start(args.output_dir, args.device, args.seed)
@@ -61,6 +62,14 @@ def main(args):
     before = parent["metrics"] | metrics.size(model, image_size)
     loaders = data.make_loaders(splits, parent, args.batch_size, args.workers, args.seed)
     print(f"{parent['arch']}: {before['params']:,} parameters, {before['macs']:,} MACs; {splits}")
+
+    # what is learned: the labels alone, or a teacher's answers as well
+    loss_function, teacher_path = cross_entropy, None
+    if args.teacher:
+        teacher_path, teacher = checkpoint.open_teacher(args.teacher, args.output_dir, parent, splits)
+        loss_function = taught_by(
+            checkpoint.rebuild(teacher).to(device), temperature=args.temperature, alpha=args.alpha
+        )
 
     # baseline
     if loaders.val:
@@ -84,12 +93,14 @@ def main(args):
             print(f"before fine-tuning, on validation: {score}")
         model, rows = training.fit(
             model,
-            cross_entropy,
+            loss_function,
             loaders.train,
             loaders.val,
             epochs=epochs,
             lr=args.lr,
             weight_decay=args.weight_decay,
+            optimizer=args.optimizer,
+            schedule=args.schedule,
             device=device,
         )
         history += [{"step": step} | row for row in rows]
@@ -102,6 +113,7 @@ def main(args):
         "pruned",
         options=vars(args),
         split=splits.fingerprint,
+        teacher_path=teacher_path,
         state_dict=checkpoint.float_state(model),
         metrics=test.as_dict() | after | {"val_top1_before_fine_tuning": unhealed},
     )

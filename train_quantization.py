@@ -32,6 +32,7 @@ def parse_args(argv=None):
         "quantization) the only ones; default: 16",
     )
     cli.add_engine_option(group)
+    cli.add_teacher_options(parser, required=False)
     cli.add_data_options(parser)
     cli.add_training_options(parser, epochs=10, lr=5e-5)
     return parser.parse_args(argv)
@@ -42,7 +43,7 @@ def main(args):
     import torch
 
     from common import agreement, checkpoint, data, engines, metrics, models, quantization, report, training
-    from common.distillation import cross_entropy
+    from common.distillation import cross_entropy, taught_by
 
     # model and data; the model is traced before anything that takes time
     device, cpu = cli.start(args.output_dir, args.device, args.seed), torch.device("cpu")
@@ -59,6 +60,14 @@ def main(args):
     loaders = data.make_loaders(splits, parent, args.batch_size, args.workers, args.seed)
     print(f"{parent['arch']} for {backend}, run by {engine}; {splits}")
 
+    # what is learned: the labels alone, or a teacher's answers as well
+    loss_function, teacher_path = cross_entropy, None
+    if args.teacher:
+        teacher_path, teacher = checkpoint.open_teacher(args.teacher, args.output_dir, parent, splits)
+        loss_function = taught_by(
+            checkpoint.rebuild(teacher).to(device), temperature=args.temperature, alpha=args.alpha
+        )
+
     # baseline
     if loaders.val:
         print(f"float model on validation: {metrics.evaluate(model, loaders.val, device)}")
@@ -67,12 +76,14 @@ def main(args):
     quantization.calibrate(prepared.to(device), loaders.train, device, args.calibration_batches)
     converted, history = training.fit(
         prepared,
-        cross_entropy,
+        loss_function,
         loaders.train,
         loaders.val,
         epochs=args.epochs,
         lr=args.lr,
         weight_decay=args.weight_decay,
+        optimizer=args.optimizer,
+        schedule=args.schedule,
         device=device,
         deploy=quantization.convert,
         deploy_device=cpu,
@@ -92,6 +103,7 @@ def main(args):
         "quantized",
         options=vars(args),
         split=splits.fingerprint,
+        teacher_path=teacher_path,
         state_dict=quantization.int8_state(converted.int8),
         int8={"backend": backend, "float_shapes": models.shapes(model)},
         metrics=test.as_dict()

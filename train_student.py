@@ -11,26 +11,12 @@ from common import cli
 
 def parse_args(argv=None):
     parser = cli.Parser(__doc__)
-    group = parser.add_argument_group("distillation")
-    group.add_argument(
-        "--teacher", required=True, metavar="CHECKPOINT", help="a path, a name, or the start of one"
-    )
+    cli.add_teacher_options(parser, required=True)
+    group = parser.add_argument_group("student")
     group.add_argument(
         "--student", required=True, metavar="ARCH", help="a classification model of torchvision"
     )
     cli.add_pretrained_option(group)
-    group.add_argument(
-        "--temperature",
-        type=cli.number(float, 0, above=True),
-        default=3.0,
-        help="softens both answers; default: 3",
-    )
-    group.add_argument(
-        "--alpha",
-        type=cli.number(float, 0, 1),
-        default=0.9,
-        help="share of the teacher in the loss; default: 0.9",
-    )
     cli.add_data_options(parser)
     cli.add_training_options(parser, epochs=20, lr=5e-4)
     return parser.parse_args(argv)
@@ -67,6 +53,8 @@ def main(args):
         epochs=args.epochs,
         lr=args.lr,
         weight_decay=args.weight_decay,
+        optimizer=args.optimizer,
+        schedule=args.schedule,
         device=device,
     )
 

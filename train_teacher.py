@@ -45,6 +45,8 @@ def main(args):
         epochs=args.epochs,
         lr=args.lr,
         weight_decay=args.weight_decay,
+        optimizer=args.optimizer,
+        schedule=args.schedule,
         device=device,
     )
 

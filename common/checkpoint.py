@@ -124,6 +124,18 @@ def open_parent(reference: str, folder: str, image_size: int | None, *, to: str)
     return path, parent | {"image_size": image_size or parent["image_size"]}
 
 
+def open_teacher(reference: str, folder: str, student: dict, splits: Splits) -> tuple[Path, dict]:
+    """Finds and loads the float checkpoint that is to teach `student`, which sees the same pictures as it.
+
+    Raises UserError where its classes or its normalisation are not the student's.
+    """
+    path, teacher = open_parent(reference, folder, student["image_size"], to="teach")
+    check_fits(teacher, splits)
+    if (teacher["mean"], teacher["std"]) != (student["mean"], student["std"]):
+        raise UserError(f"{path} cannot teach {student['name']}: it sees pictures normalised in another way")
+    return path, teacher
+
+
 def untrained(arch: str, classes: list[str], image_size: int | None) -> dict:
     """What a chain starts from: a checkpoint without stage, weights, figures and lineage; for 224 px."""
     return {
@@ -199,19 +211,28 @@ def float_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def child(
-    parent: dict, parent_path: Path | None, stage: str, *, options: dict, split: str, **content
+    parent: dict,
+    parent_path: Path | None,
+    stage: str,
+    *,
+    options: dict,
+    split: str,
+    teacher_path: Path | None = None,
+    **content,
 ) -> dict:
     """The checkpoint that `stage` makes of `parent`: what `content` names is new, the rest is the parent's.
 
     Its lineage gains a row with `options` (those of the command line), `split` (the fingerprint of the data),
-    the parent's file and the versions of the libraries.
+    the files of the parent and of a teacher beside it, and the versions of the libraries.
     """
     row = {
         "stage": stage,
         "options": {key: value for key, value in options.items() if value is not None},
         "split": split,
         "parent": parent_path and parent_path.name,
-        "parent_sha256": parent_path and hashlib.sha256(parent_path.read_bytes()).hexdigest(),
+        "parent_sha256": parent_path and _sha256(parent_path),
+        "teacher": teacher_path and teacher_path.name,
+        "teacher_sha256": teacher_path and _sha256(teacher_path),
         "versions": {
             "python": platform.python_version(),
             "torch": str(torch.__version__),
@@ -221,6 +242,10 @@ def child(
     }
     name = next_name(stage, content.get("arch", parent["name"]), options["model_name"])
     return {**parent, "stage": stage, "name": name, "lineage": [*parent["lineage"], row], **content}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def save(checkpoint: dict, folder: str | Path) -> Path:

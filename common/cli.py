@@ -18,6 +18,8 @@ from common.errors import UserError, did_you_mean
 
 DATASETS = ("pet37", "synthetic", "folder")
 ENGINES = ("fbgemm", "onednn", "qnnpack", "x86")
+OPTIMIZERS = ("adamw", "adam", "sgd")
+SCHEDULES = ("cosine", "step")
 
 
 class Parser(argparse.ArgumentParser):
@@ -163,13 +165,18 @@ def add_training_options(parser: Parser, *, epochs: int, lr: float) -> None:
         "--lr",
         type=number(float, 0, above=True),
         default=lr,
-        help=f"highest learning rate of AdamW; default: {lr:g}",
+        help=f"highest learning rate; default: {lr:g}",
     )
     group.add_argument(
-        "--weight-decay",
-        type=number(float, 0),
-        default=0.05,
-        help="of AdamW, on weights alone; default: 0.05",
+        "--weight-decay", type=number(float, 0), default=0.05, help="on weights alone; default: 0.05"
+    )
+    group.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="default: adamw")
+    group.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        default="cosine",
+        help="of the learning rate; cosine: warm-up, then half a cosine to 0; step: a tenth after every 15 "
+        "epochs; default: cosine",
     )
     group.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="default: 0")
     group.add_argument(
@@ -219,6 +226,29 @@ def add_pretrained_option(group) -> None:
         default="imagenet",
         metavar="imagenet|none|PATH",
         help="initial weights; PATH: a torchvision state dict, its classifier may differ; default: imagenet",
+    )
+
+
+def add_teacher_options(parser: Parser, *, required: bool) -> None:
+    """Adds `--teacher` and the two settings of the distillation loss."""
+    group = parser.add_argument_group("distillation")
+    group.add_argument(
+        "--teacher",
+        required=required,
+        metavar="CHECKPOINT",
+        help="a path, a name, or the start of one" + ("" if required else "; default: the labels alone"),
+    )
+    group.add_argument(
+        "--temperature",
+        type=number(float, 0, above=True),
+        default=3.0,
+        help="softens the answers of both networks; default: 3",
+    )
+    group.add_argument(
+        "--alpha",
+        type=number(float, 0, 1),
+        default=0.9,
+        help="share of the teacher in the loss, the labels have the rest; default: 0.9",
     )
 
 

@@ -1,6 +1,7 @@
 """fit(): the one training loop of all four stages."""
 
 import copy
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -15,6 +16,11 @@ from common.errors import UserError
 from common.metrics import evaluate
 
 WARMUP = 0.05  # share of the steps in which the learning rate rises
+OPTIMIZERS = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+}
 
 
 def fit(
@@ -27,11 +33,16 @@ def fit(
     lr: float,
     weight_decay: float,
     device: torch.device,
+    optimizer: str = "adamw",
+    schedule: str = "cosine",
     deploy: Callable[[nn.Module], nn.Module] = copy.deepcopy,
     deploy_device: torch.device | None = None,
     before_epoch: Callable[[nn.Module, int], None] | None = None,
 ) -> tuple[nn.Module, list[dict]]:
-    """Trains `model` in place, with AdamW and warm-up and cosine decay: (best deployed model, row per epoch).
+    """Trains `model` in place: (best deployed model, row per epoch).
+
+    `optimizer`: adamw, adam (weight decay in the gradient) or sgd (Nesterov momentum 0.9). `schedule`: cosine
+    (warm-up in a line, then half a cosine down to 0, step by step) or step (a tenth after every 15 epochs).
 
     After each epoch `deploy(model)` makes the model that counts (a copy, or its int8 form), to run on
     `deploy_device` (default: `device`); the one with the highest top-1 on `val_loader` is kept, on a tie that
@@ -41,9 +52,9 @@ def fit(
     Raises UserError when the loss is no longer finite.
     """
     model.to(device=device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, weight_decay), lr=lr)
-    steps = max(1, epochs * len(train_loader))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_cosine(step, steps))
+    optimizer = OPTIMIZERS[optimizer](_parameter_groups(model, weight_decay), lr=lr)
+    share = functools.partial(SCHEDULES[schedule], epochs=epochs, steps=len(train_loader))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     best, best_rank, history = None, (-1.0, 0.0), []
     for epoch in range(epochs):
         start = time.perf_counter()
@@ -52,7 +63,7 @@ def fit(
             before_epoch(model, epoch)
         row = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"]}
         title = f"epoch {epoch + 1}/{epochs}"
-        row |= _train_epoch(model, loss_function, train_loader, optimizer, schedule, device, title)
+        row |= _train_epoch(model, loss_function, train_loader, optimizer, scheduler, device, title)
         deployed = deploy(model)
         rank = (-1.0, 0.0)
         if val_loader is not None:
@@ -72,7 +83,7 @@ def share_epochs(epochs: int, steps: int) -> list[int]:
     return [each + (step >= steps - over) for step in range(steps)]
 
 
-def _train_epoch(model, loss_function, loader, optimizer, schedule, device, title: str) -> dict[str, float]:
+def _train_epoch(model, loss_function, loader, optimizer, scheduler, device, title: str) -> dict[str, float]:
     seen = correct = 0
     loss_sum = 0.0
     with tqdm(loader, desc=title, unit="batch", dynamic_ncols=True, leave=False) as bar:
@@ -85,7 +96,7 @@ def _train_epoch(model, loss_function, loader, optimizer, schedule, device, titl
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            schedule.step()
+            scheduler.step()
             seen += len(labels)
             loss_sum += loss.item() * len(labels)
             correct += int((logits.argmax(1) == labels).sum())
@@ -102,9 +113,21 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def _warmup_cosine(step: int, steps: int) -> float:
-    """The share of the highest learning rate at `step`: up in a line, then half a cosine down to 0."""
-    warmup = math.ceil(WARMUP * steps)
+def _warmup_cosine(step: int, *, epochs: int, steps: int) -> float:
+    """The share of the highest learning rate at `step`: up in a line, then half a cosine down to 0.
+
+    Training takes `epochs` epochs of `steps` steps.
+    """
+    total = max(1, epochs * steps)
+    warmup = math.ceil(WARMUP * total)
     if step < warmup:
         return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def _steps_down(step: int, *, epochs: int, steps: int) -> float:
+    """The share of the first rate at `step`: a tenth of it after every 15 epochs of `steps` steps."""
+    return 0.1 ** (step // (15 * steps))
+
+
+SCHEDULES = {"cosine": _warmup_cosine, "step": _steps_down}

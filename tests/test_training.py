@@ -144,11 +144,11 @@ def test_biases_and_norms_do_not_decay():
 
 
 def test_the_learning_rate_rises_then_falls_to_zero():
-    rates = [_warmup_cosine(step, 100) for step in range(101)]
+    rates = [_warmup_cosine(step, epochs=10, steps=10) for step in range(101)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[5] == 1.0 and rates[100] == pytest.approx(0.0, abs=1e-12)
     assert all(later <= earlier for earlier, later in itertools.pairwise(rates[5:]))
-    assert _warmup_cosine(0, 1) == 1.0
+    assert _warmup_cosine(0, epochs=1, steps=1) == 1.0
 
 
 @pytest.mark.parametrize(
