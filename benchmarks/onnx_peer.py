@@ -87,7 +87,7 @@ def main(args):
             peer,
             torch.contiguous_format,
         )
-    print("\n" + latency.conditions(args.threads, loads))
+    print("\n" + latency.conditions(args.threads, 1, loads))
 
 
 if __name__ == "__main__":

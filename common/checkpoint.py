@@ -230,9 +230,10 @@ def child(
         "options": {key: value for key, value in options.items() if value is not None},
         "split": split,
         "parent": parent_path and parent_path.name,
-        "parent_sha256": parent_path and _sha256(parent_path),
+        "parent_sha256": parent_path and sha256(parent_path),
+        "parent_bytes": parent_path and parent_path.stat().st_size,
         "teacher": teacher_path and teacher_path.name,
-        "teacher_sha256": teacher_path and _sha256(teacher_path),
+        "teacher_sha256": teacher_path and sha256(teacher_path),
         "versions": {
             "python": platform.python_version(),
             "torch": str(torch.__version__),
@@ -244,7 +245,8 @@ def child(
     return {**parent, "stage": stage, "name": name, "lineage": [*parent["lineage"], row], **content}
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The SHA-256 of the file, in hexadecimal: how a lineage names it."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -38,14 +38,20 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
     def parse_args(self, args=None, namespace=None):
-        """Parses `args` (default: the command line); the values of `--config` come before, so `args` win."""
+        """Parses `args` (default: the command line); the values of `--config` come before, so `args` win.
+
+        The result's `command` is the whole line as it was typed, to be kept with what it makes.
+        """
         args = list(sys.argv[1:] if args is None else args)
         finder = Parser("finds --config")
         finder.add_argument("--config")
         config, _ = finder.parse_known_args([arg for arg in args if arg not in ("-h", "--help")])
+        command = shlex.join(["python", self.prog, *args])
         if config.config is not None:
             args = self._config_arguments(config.config, args) + args
-        return super().parse_args(args, namespace)
+        parsed = super().parse_args(args, namespace)
+        parsed.command = command
+        return parsed
 
     def _config_arguments(self, path: str, given: list[str]) -> list[str]:
         """Turns a YAML mapping into arguments, so that argparse checks types and choices of both alike."""
@@ -113,6 +119,19 @@ def plain_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", text):
         raise argparse.ArgumentTypeError(f"{text!r} may hold letters, digits and . _ + - only")
     return text
+
+
+def new_file(*suffixes: str):
+    """An argparse type: a file with one of `suffixes`, in a folder that is there."""
+
+    def parse(text: str) -> str:
+        if Path(text).suffix.lower() not in suffixes:
+            raise argparse.ArgumentTypeError(f"{text} must end in {' or '.join(suffixes)}")
+        if not Path(text).parent.is_dir():
+            raise argparse.ArgumentTypeError(f"there is no folder {Path(text).parent}")
+        return text
+
+    return parse
 
 
 def add_dataset_options(parser: Parser):
@@ -303,10 +322,13 @@ def seed_everything(seed: int) -> None:
 
 
 def run(main, parse_args) -> None:
-    """Runs a script: a `UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Runs a script, whose `main` gives the exit code, None for 0.
+
+    A `UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
+    """
     program = Path(sys.argv[0]).name
     try:
-        main(parse_args())
+        status = main(parse_args())
     except UserError as error:
         # a loader's worker hands its error on as a traceback in text: the message follows the name
         message = " ".join(str(error).rpartition("UserError: ")[2].split())
@@ -315,3 +337,4 @@ def run(main, parse_args) -> None:
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted; nothing was saved", file=sys.stderr)
         sys.exit(130)
+    sys.exit(status)

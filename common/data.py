@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder, OxfordIIITPet
 from torchvision.transforms import v2
@@ -58,12 +58,36 @@ class Pictures(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         path, label = self.samples[index]
-        try:
-            with Image.open(path) as picture:
-                picture = picture.convert("RGB")
-        except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"cannot read the picture {path}: {error}") from None
-        return self.transform(picture), label
+        return self.transform(read_picture(path)), label
+
+
+def read_picture(path: str | Path) -> Image.Image:
+    """The picture in RGB: upright as its EXIF data say, transparent parts on white, of an animation the first
+    frame.
+
+    Raises UserError where it cannot be read.
+    """
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)
+            if picture.has_transparency_data:
+                picture = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+            return picture.convert("RGB")
+    except UnidentifiedImageError:
+        raise UserError(f"cannot read the picture {path}: it is of no known format") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"cannot read the picture {path}: {getattr(error, 'strerror', '') or error}"
+        ) from None
+
+
+def pictures_in(path: str | Path) -> list[Path]:
+    """`path` itself, or of a folder the pictures at any depth, by name: the files whose suffix says so."""
+    if not Path(path).is_dir():
+        return [Path(path)]
+    suffixes = Image.registered_extensions()
+    return sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in suffixes)
 
 
 def load_splits(dataset: str, data_dir: str | None, val_fraction: float) -> Splits:

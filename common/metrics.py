@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 import torch_pruning
@@ -14,15 +15,27 @@ from common.errors import UserError
 
 @dataclass(frozen=True)
 class Score:
-    """Sums over the `n` pictures of a split, divided once; and the class `answers`, int64 [n], in their
-    order.
+    """The class `answers` to the pictures of a split and their `labels`, both int64 [n] in the same order; in
+    how many the label was among the five likeliest; the sum of the cross-entropies, divided once.
     """
 
-    n: int
-    correct1: int
+    labels: Tensor
+    answers: Tensor
     correct5: int
     loss_sum: float
-    answers: Tensor
+
+    @property
+    def n(self) -> int:
+        return len(self.labels)
+
+    @property
+    def correct(self) -> Tensor:
+        """Which pictures were answered right, bool [n]."""
+        return self.answers == self.labels
+
+    @property
+    def correct1(self) -> int:
+        return int(self.correct.sum())
 
     @property
     def top1(self) -> float:
@@ -33,9 +46,24 @@ class Score:
         return self.correct5 / self.n
 
     @property
+    def ci95(self) -> tuple[float, float]:
+        """Wilson's interval of top-1."""
+        return wilson_interval(self.correct1, self.n)
+
+    @property
+    def ci95_top5(self) -> tuple[float, float]:
+        """Wilson's interval of top-5."""
+        return wilson_interval(self.correct5, self.n)
+
+    @property
     def loss(self) -> float:
         """Mean cross-entropy in nats."""
         return self.loss_sum / self.n
+
+    def confusion(self, classes: int) -> Tensor:
+        """int64 [classes, classes]: how many pictures of label i were answered with j."""
+        pairs = self.labels * classes + self.answers
+        return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
     def agreement(self, other: "Score") -> float:
         """The share of the pictures to which both gave the same answer."""
@@ -48,11 +76,11 @@ class Score:
             "top1": self.top1,
             "top5": self.top5,
             "loss": self.loss,
-            "ci95": list(wilson_interval(self.correct1, self.n)),
+            "ci95": list(self.ci95),
         }
 
     def __str__(self) -> str:
-        low, high = wilson_interval(self.correct1, self.n)
+        low, high = self.ci95
         return f"top-1 {self.top1:.2%} [{low:.1%}, {high:.1%}], top-5 {self.top5:.2%}, n {self.n}"
 
 
@@ -62,18 +90,16 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device:
     [N]).
     """
     model.to(device).eval()
-    n = correct1 = correct5 = 0
-    loss_sum, answers = 0.0, []
+    all_labels, answers, correct5, loss_sum = [], [], 0, 0.0
     for images, labels in batches:
         images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         logits = model(images).float().cpu()
+        all_labels.append(labels)
         # int8 logits can be equal: argmax takes the first of them, topk any
         answers.append(logits.argmax(1))
-        n += len(labels)
-        correct1 += int((answers[-1] == labels).sum())
         correct5 += int((logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).sum())
         loss_sum += float(F.cross_entropy(logits, labels, reduction="sum"))
-    return Score(n, correct1, correct5, loss_sum, torch.cat(answers))
+    return Score(torch.cat(all_labels), torch.cat(answers), correct5, loss_sum)
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
@@ -83,6 +109,18 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mcnemar(one: Tensor, other: Tensor) -> float:
+    """The exact two-sided p-value of McNemar's test: could both be right equally often?
+
+    `one` and `other`, bool [n], say which of the same n pictures each answered right. Only those count that
+    one of them alone answered right: each is a toss of a fair coin if both are equally good. Source: McNemar,
+    Psychometrika 12 (1947), 153-157, with the binomial distribution in place of its normal limit.
+    """
+    won, lost = int((one & ~other).sum()), int((other & ~one).sum())
+    tail = sum(math.comb(won + lost, k) for k in range(min(won, lost) + 1))
+    return min(1.0, float(Fraction(2 * tail, 2 ** (won + lost))))
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -68,14 +68,17 @@ def _export(model: nn.Module, checkpoint: dict) -> onnx.ModelProto:
 def metadata(checkpoint: dict) -> dict[str, str]:
     """What an ONNX file says of itself, all of it text.
 
-    name, stage, arch, backend ("" for float) · classes, mean, std: JSON lists · resize: the short side, in
-    pixels, that a picture is resized to · image_size: the side of the square that is then cut from its middle
+    name, stage, arch, backend ("" for float) · params, macs: of the float model, for one picture · classes,
+    mean, std: JSON lists · resize: the short side, in pixels, that a picture is resized to · image_size: the
+    side of the square that is then cut from its middle
     """
     return {
         "name": checkpoint["name"],
         "stage": checkpoint["stage"],
         "arch": checkpoint["arch"],
         "backend": checkpoint["int8"]["backend"] if checkpoint["int8"] else "",
+        "params": str(checkpoint["metrics"]["params"]),
+        "macs": str(checkpoint["metrics"]["macs"]),
         "classes": json.dumps(checkpoint["classes"], ensure_ascii=False),
         "mean": json.dumps(checkpoint["mean"]),
         "std": json.dumps(checkpoint["std"]),

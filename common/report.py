@@ -1,13 +1,21 @@
-"""What a stage writes beside its checkpoint and prints at its end; the tables of checkpoints."""
+"""What the scripts print and write of their results: before and after, tables, logs."""
 
 import csv
+import json
 from pathlib import Path
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+import torch
 
+from common.comparison import Row
 from common.files import written_whole
-from common.latency import Latency
+from common.metrics import wilson_interval
+from common.plots import draw_curves
+
+WIDTH = 120  # columns of a printed table
+EXPLANATION = (
+    "95 %: Wilson's interval. To parent: points of top-1 more than the file it was made from, on the same "
+    "pictures; p: McNemar's exact test of that difference. Smaller: than the first ancestor's file."
+)
 
 
 def write_history(history: list[dict], checkpoint_path: Path) -> None:
@@ -18,33 +26,46 @@ def write_history(history: list[dict], checkpoint_path: Path) -> None:
     """
     if history:
         _write_csv(history, checkpoint_path.with_suffix(".csv"))
-        _draw_curves(history, checkpoint_path.with_suffix(".png"))
+        draw_curves(history, checkpoint_path.with_suffix(".png"))
 
 
-def _write_csv(history: list[dict], path: Path) -> None:
-    columns = list(dict.fromkeys(key for row in history for key in row))
+def _write_csv(rows: list[dict], path: Path) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
     with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(history)
+        writer.writerows(rows)
 
 
-def _draw_curves(history: list[dict], path: Path) -> None:
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    epochs = range(1, len(history) + 1)
-    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "top1"), strict=True):
-        for part, label in (("train", "training"), ("val", "validation")):
-            values = [row.get(f"{part}_{quantity}") for row in history]
-            if None not in values:
-                axes.plot(epochs, values, marker="o", markersize=3, label=label)
-        axes.set(xlabel="epoch", title="top-1" if quantity == "top1" else "loss")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.axes[1].yaxis.set_major_formatter(PercentFormatter(1))
-    figure.suptitle(path.stem)
+def write_rows_json(rows: list[Row], path: Path) -> None:
+    """A JSON list of `Row.as_dict`. Raises UserError where the file cannot be written."""
     with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+        temporary.write_text(json.dumps([row.as_dict() for row in rows], indent=2) + "\n", encoding="utf-8")
+
+
+def write_rows_csv(rows: list[Row], path: Path) -> None:
+    """The same with the interval and the latency in columns of their own. Raises UserError."""
+    flat = []
+    for row in rows:
+        content = row.as_dict()
+        low, high = content.pop("ci95")
+        latency = {f"latency_{key}": value for key, value in content.pop("latency_ms").items()}
+        flat.append(content | {"ci95_low": low, "ci95_high": high} | latency)
+    _write_csv(flat, path)
+
+
+def write_markdown(rows: list[Row], conditions: str, path: Path) -> None:
+    """The two tables, what they were measured on, and how each file was made. Raises UserError."""
+    made = []
+    for row in rows:
+        options = row.content["lineage"][-1]["options"] if row.content["lineage"] else {}
+        if "command" in options:
+            made.append((f"`{row.path.name}`", f"`{options['command']}`", str(options["seed"])))
+    parts = [accuracy_table(rows), cost_table(rows), f"{EXPLANATION} {conditions}"]
+    if made:
+        parts.append(_markdown([("file", "made by", "seed"), *made], left=2))
+    with written_whole(path) as temporary:
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def before_after(before: dict, before_path: Path | None, after: dict, after_path: Path) -> str:
@@ -64,55 +85,93 @@ def before_after(before: dict, before_path: Path | None, after: dict, after_path
     return "\n".join(f"  {name:<11}{old:>15} => {new}" for name, old, new in rows)
 
 
-def comparison(rows: list[tuple[Path, dict]]) -> str:
-    """A Markdown table of (path, checkpoint): accuracy and size; sizes are compared with the first row."""
-    first_bytes = rows[0][0].stat().st_size
-    cells = [("checkpoint", "top-1", "95 % interval", "n", "parameters", "MACs", "file", "smaller")]
-    for path, content in rows:
-        figures, size = content["metrics"], path.stat().st_size
-        cells.append(
-            (
-                path.stem,
-                f"{figures['top1']:.2%}",
-                "{:.1%} to {:.1%}".format(*figures["ci95"]),
-                f"{figures['n']}",
-                f"{figures['params'] / 1e6:.2f} M",
-                f"{figures['macs'] / 1e6:.0f} M",
-                f"{size / 1e6:.2f} MB",
-                f"{first_bytes / size:.1f} x",
-            )
-        )
-    return _markdown(cells)
+def accuracy_table(rows: list[Row], width: int | None = None) -> str:
+    """A Markdown table: top-1 and top-5 with their intervals, the difference to the parent and its p-value.
 
-
-def latencies(rows: list[tuple[str, str, Latency, Latency]]) -> str:
-    """A Markdown table of (name, engine, latency of one picture alone, latency in a batch).
-
-    How many times as fast a row is goes by the medians for one picture alone, against the first row.
+    Where it would be wider than `width` columns, the names are cut in the middle.
     """
-    single, batched = f"batch {rows[0][2].batch}", f"batch {rows[0][3].batch}"
-    cells = [("model", "engine", f"{single}: p50", "p95", "faster", f"{batched}: p50", "p95")]
-    for name, engine, alone, together in rows:
+    cells = [("file", "stage", "n", "top-1", "95 %", "top-5", "95 %", "to parent", "p")]
+    for row in rows:
+        delta, p = row.delta_top1, row.mcnemar_p
         cells.append(
             (
-                name,
-                engine,
-                f"{alone.p50:.2f} ms",
-                f"{alone.p95:.2f} ms",
-                f"{rows[0][2].p50 / alone.p50:.1f} x",
-                f"{together.p50:.2f} ms",
-                f"{together.p95:.2f} ms",
+                row.path.name.removesuffix(".pt"),
+                row.content["stage"],
+                f"{row.score.n}",
+                f"{row.score.top1:.2%}",
+                _interval(row.score.ci95),
+                f"{row.score.top5:.2%}",
+                _interval(row.score.ci95_top5),
+                "-" if delta is None else f"{100 * delta:+.2f}",
+                "-" if p is None else f"{p:.3f}",
             )
         )
+    return _markdown(cells, left=2, width=width)
+
+
+def cost_table(rows: list[Row], width: int | None = None) -> str:
+    """A Markdown table: parameters, MACs, file size, how many times smaller than the first ancestor, latency
+    and what ran it. Names as in `accuracy_table`.
+    """
+    cells = [("file", "parameters", "MACs", "size", "smaller", "p50", "p95", "run by")]
+    for row in rows:
+        figures = row.content["metrics"]
+        cells.append(
+            (
+                row.path.name.removesuffix(".pt"),
+                f"{figures['params'] / 1e6:.2f} M" if figures["params"] else "-",
+                f"{figures['macs'] / 1e6:.0f} M" if figures["macs"] else "-",
+                f"{row.bytes / 1e6:.2f} MB",
+                f"{row.compression:.1f} x" if row.compression else "-",
+                f"{row.latency.p50:.2f} ms",
+                f"{row.latency.p95:.2f} ms",
+                row.engine,
+            )
+        )
+    return _markdown(cells, width=width)
+
+
+def class_table(confusion: torch.Tensor, classes: list[str]) -> str:
+    """A Markdown table of `confusion`, int [C, C] (see `Score.confusion`), the worst class first: pictures,
+    top-1 with its interval, and what the others of its pictures were most often taken for.
+    """
+    cells = [("class", "n", "top-1", "95 %", "most often taken for")]
+    counts, right = confusion.sum(1), confusion.diagonal()
+    for index in (right / counts).argsort(stable=True).tolist():
+        n, correct = int(counts[index]), int(right[index])
+        wrong = confusion[index].clone()
+        wrong[index] = 0
+        mistake = f"{classes[int(wrong.argmax())]} ({int(wrong.max())})" if wrong.any() else "-"
+        share, interval = (f"{correct / n:.1%}", _interval(wilson_interval(correct, n))) if n else ("-", "-")
+        cells.append((classes[index], str(n), share, interval, mistake))
     return _markdown(cells)
 
 
-def _markdown(rows: list[tuple[str, ...]]) -> str:
-    """Aligned for reading as text too: the first column to the left, the others to the right."""
+def _interval(ci95: tuple[float, float]) -> str:
+    low, high = ci95
+    return f"{100 * low:.1f}-{100 * high:.1f}"
+
+
+def _markdown(rows: list[tuple[str, ...]], *, left: int = 1, width: int | None = None) -> str:
+    """Aligned for reading as text too: the first `left` columns to the left, the others to the right."""
     header, *body = rows
-    lines = [header, (":---", *["---:"] * (len(header) - 1)), *body]
+    lines = [header, (*[":---"] * left, *["---:"] * (len(header) - left)), *body]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    if width is not None:
+        widths[0] = min(widths[0], width - sum(widths[1:]) - 3 * len(widths) - 1)
     return "\n".join(
-        "| " + " | ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) + " |"
+        "| "
+        + " | ".join(
+            _shortened(cell, size).ljust(size) if column < left else cell.rjust(size)
+            for column, (cell, size) in enumerate(zip(line, widths, strict=True))
+        )
+        + " |"
         for line in lines
     )
+
+
+def _shortened(text: str, size: int) -> str:
+    if len(text) <= size:
+        return text
+    head = (size - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (size - 1 - head) :]}"

@@ -1,0 +1,131 @@
+"""Pictures: the curves of a training, accuracy against cost, confusion matrices, labelled photos."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+
+from common.comparison import Row, pareto_front
+from common.files import written_whole
+
+STAGE_COLOURS = {"teacher": "tab:blue", "kd": "tab:green", "pruned": "tab:orange", "quantized": "tab:red"}
+COSTS: dict[str, Callable[[Row], float | None]] = {
+    "file, MB": lambda row: row.bytes / 1e6,
+    "MACs, millions": lambda row: row.content["metrics"]["macs"] and row.content["metrics"]["macs"] / 1e6,
+    "latency, ms": lambda row: row.latency.p50,
+}
+DPI = 120
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """In the format of the suffix; raises UserError where the file cannot be written."""
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=DPI)
+
+
+def draw_curves(history: list[dict], path: Path) -> None:
+    """Loss and top-1 of the epochs, on training and (where there is one) validation."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    epochs = range(1, len(history) + 1)
+    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "top1"), strict=True):
+        for part, label in (("train", "training"), ("val", "validation")):
+            values = [row.get(f"{part}_{quantity}") for row in history]
+            if None not in values:
+                axes.plot(epochs, values, marker="o", markersize=3, label=label)
+        axes.set(xlabel="epoch", title="top-1" if quantity == "top1" else "loss")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.axes[1].yaxis.set_major_formatter(PercentFormatter(1))
+    figure.suptitle(path.stem)
+    _save(figure, path)
+
+
+def draw_tradeoffs(rows: list[Row], path: Path, note: str) -> None:
+    """Top-1 against file size, MACs and latency: an arrow from parent to child, the Pareto front as a line.
+
+    The points are numbered as in the legend; bars are 95 % intervals. `note` stands below the plots.
+    """
+    figure = Figure(figsize=(14, 5.2 + 0.2 * math.ceil(len(rows) / 3)), layout="constrained")
+    for axes, (label, cost) in zip(figure.subplots(1, 3, sharey=True), COSTS.items(), strict=True):
+        points = {index: (cost(row), row.score.top1) for index, row in enumerate(rows) if cost(row)}
+        _draw_arrows(axes, rows, points)
+        for index, (x, y) in points.items():
+            low, high = rows[index].score.ci95
+            axes.errorbar(x, y, [[y - low], [high - y]], color="grey", alpha=0.35, zorder=1)
+            colour = STAGE_COLOURS.get(rows[index].content["stage"], "grey")
+            axes.scatter(x, y, s=170, color=colour, edgecolors="white", zorder=3)
+            axes.annotate(
+                str(index + 1), (x, y), ha="center", va="center_baseline", color="white", fontsize=8, zorder=4
+            )
+        front = pareto_front(list(points.values()))
+        corners = [list(points.values())[place] for place in front]
+        axes.plot(*zip(*corners, strict=True), "--", color="black", lw=1, zorder=2, label="Pareto front")
+        axes.scatter(*zip(*corners, strict=True), s=300, facecolors="none", edgecolors="black", zorder=2)
+        axes.set(xlabel=label, xscale="log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.grid(alpha=0.3)
+    figure.axes[0].yaxis.set_major_formatter(PercentFormatter(1))
+    figure.axes[0].set_ylabel("top-1")
+    figure.axes[0].legend(loc="lower right")
+    names = [
+        figure.axes[0].scatter([], [], color=STAGE_COLOURS.get(row.content["stage"], "grey"),
+                               label=f"{index + 1}  {row.path.name.removesuffix('.pt')} ({row.engine})")
+        for index, row in enumerate(rows)
+    ]  # fmt: skip
+    figure.legend(
+        handles=names, loc="outside lower center", ncols=3, fontsize=8, title=note, title_fontsize=8
+    )
+    _save(figure, path)
+
+
+def _draw_arrows(axes, rows: list[Row], points: dict[int, tuple[float, float]]) -> None:
+    places = {row.path.resolve(): index for index, row in enumerate(rows)}
+    for child, row in enumerate(rows):
+        parent = places.get(row.parent.resolve()) if row.parent else None
+        if parent in points and child in points:
+            axes.annotate(
+                "",
+                points[child],
+                points[parent],
+                arrowprops={"arrowstyle": "->", "color": "grey", "shrinkA": 9, "shrinkB": 9},
+            )
+
+
+def draw_confusion(confusion: np.ndarray, classes: list[str], path: Path) -> None:
+    """`confusion` int [C, C]: how many pictures of class i were taken for class j; shaded by row."""
+    side = 3 + 0.24 * len(classes)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    size = 8 if len(classes) <= 40 else 5
+    for i, j in zip(*np.nonzero(confusion), strict=True):
+        colour = "white" if shares[i, j] > 0.5 else "black"
+        axes.text(j, i, confusion[i, j], ha="center", va="center", fontsize=size - 1, color=colour)
+    axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=size)
+    axes.set_yticks(range(len(classes)), classes, fontsize=size)
+    axes.set(xlabel="answer", ylabel="label", title=path.stem)
+    bar = figure.colorbar(image, shrink=0.6, label="share of the label's pictures")
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
+    _save(figure, path)
+
+
+def draw_predictions(pictures: list[tuple], path: Path) -> None:
+    """A grid of (picture, title, lines): each photo with its file's name above and its answers below."""
+    columns = min(4, len(pictures))
+    rows = math.ceil(len(pictures) / columns)
+    figure = Figure(figsize=(3.2 * columns, 3.9 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, (picture, title, lines) in zip(grid, pictures, strict=False):
+        axes.imshow(picture)
+        axes.set_title(title, fontsize=8)
+        axes.text(0.5, -0.03, "\n".join(lines), transform=axes.transAxes, ha="center", va="top", fontsize=9)
+    _save(figure, path)
