@@ -41,6 +41,8 @@ def parse_args(argv=None):
 
 def main(args):
     # imported here: --help answers without torch
+    import torch
+
     from common import checkpoint, data, metrics, models, pruning, report, training
     from common.distillation import cross_entropy, taught_by
 
@@ -90,7 +92,11 @@ def main(args):
         if loaders.val:
             score = metrics.evaluate(model, loaders.val, device)
             unhealed.append(score.top1)
-            print(f"before fine-tuning, on validation: {score}")
+            print(f"pruned, on validation: {score}")
+        # batch norm has the statistics of the whole layers: take new ones
+        torch.optim.swa_utils.update_bn(loaders.train, model, device)
+        if loaders.val:
+            print(f"with batch norm recalibrated: {metrics.evaluate(model, loaders.val, device)}")
         model, rows = training.fit(
             model,
             loss_function,
