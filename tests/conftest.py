@@ -61,7 +61,7 @@ def run(capsys, monkeypatch):
         try:
             cli.run(module.main, module.parse_args)
         except SystemExit as stop:
-            code = stop.code
+            code = stop.code or 0
         captured = capsys.readouterr()
         return SimpleNamespace(code=code, out=captured.out, err=captured.err)
 

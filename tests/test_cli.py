@@ -12,7 +12,15 @@ from common import cli
 from common.errors import UserError
 from tests.conftest import REPOSITORY
 
-SCRIPTS = ("train_teacher", "train_student", "train_pruning", "train_quantization", "evaluate", "export")
+SCRIPTS = (
+    "train_teacher",
+    "train_student",
+    "train_pruning",
+    "train_quantization",
+    "evaluate",
+    "export",
+    "predict",
+)
 
 
 def write(path, text):

@@ -89,3 +89,20 @@ def test_agreement_is_the_share_of_equal_answers():
     one = metrics.evaluate(Fixed(torch.eye(4)), batches([0, 0, 0, 0], 3), CPU)
     other = metrics.evaluate(Fixed(torch.eye(4)[[0, 1, 2, 0]]), batches([0, 0, 0, 0], 2), CPU)
     assert one.answers.tolist() == [0, 1, 2, 3] and one.agreement(other) == 0.75
+
+
+def test_mcnemar_by_hand():
+    # 5 pictures that one alone answers right, 1 that the other does: 2 (C(6, 0) + C(6, 1)) / 2^6
+    one = torch.tensor([True] * 5 + [False] + [True, False] * 20)
+    other = torch.tensor([False] * 5 + [True] + [True, False] * 20)
+    assert metrics.mcnemar(one, other) == metrics.mcnemar(other, one) == 14 / 64
+    assert metrics.mcnemar(one, one) == 1.0
+    assert metrics.mcnemar(one[4:6], other[4:6]) == 1.0  # 1 to 1: not 1.5
+    many = torch.ones(2000, dtype=torch.bool)
+    assert metrics.mcnemar(many, ~many) == pytest.approx(0.0, abs=1e-300)
+
+
+def test_the_confusion_matrix_has_the_labels_as_rows():
+    score = metrics.evaluate(Fixed(torch.eye(3)[[0, 1, 1, 1]]), batches([0, 0, 1, 2], 3), CPU)
+    assert score.confusion(3).tolist() == [[1, 1, 0], [0, 1, 0], [0, 1, 0]]
+    assert score.correct.tolist() == [True, False, True, False]

@@ -1,9 +1,13 @@
 import csv
+import json
+from dataclasses import replace
 
+import pytest
+import torch
 from PIL import Image
 
 from common import report
-from common.latency import Latency
+from tests.test_comparison import row, scored
 
 HISTORY = [
     {"epoch": 1, "train_loss": 2.0, "train_top1": 0.2, "val_loss": 1.5, "val_top1": 0.4},
@@ -45,32 +49,81 @@ def test_before_and_after(tmp_path):
     assert len(report.before_after({"params": 1, "macs": 1}, None, after, tmp_path / "b").splitlines()) == 3
 
 
-def row(path, size, top1=0.5):
-    path.write_bytes(bytes(size))
-    figures = {"top1": top1, "ci95": [top1 - 0.1, top1 + 0.1], "n": 100}
-    return path, {"metrics": {**figures, "params": 2_000_000, "macs": 3_000_000}}
-
-
 def cells_of(table):
     lines = table.splitlines()
     assert len({len(line) for line in lines}) == 1
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_the_table_compares_sizes_with_the_first_row(tmp_path):
-    cells = cells_of(
-        report.comparison([row(tmp_path / "teacher_x_0.5000.pt", 4_000_000), row(tmp_path / "q.pt", 500_000)])
-    )
-    assert cells[2] == ["teacher_x_0.5000", "50.00%", "40.0% to 60.0%", "100", "2.00 M", "3 M", "4.00 MB",
-                        "1.0 x"]  # fmt: skip
-    assert cells[3][6:] == ["0.50 MB", "8.0 x"]
-
-
-def test_the_latencies_are_compared_with_the_first_row():
-    rows = [
-        ("teacher", "fp32", Latency(8.0, 9.0, 1), Latency(6.0, 7.0, 4)),
-        ("int8", "onednn", Latency(2.0, 2.5, 1), Latency(1.0, 1.25, 4)),
+@pytest.fixture
+def rows(tmp_path):
+    """A teacher and its child, half right and a quarter right."""
+    teacher, child = tmp_path / "teacher_x_0.5000.pt", tmp_path / "kd_x_0.2500.pt"
+    teacher.write_bytes(bytes(4_000_000))
+    child.write_bytes(bytes(500_000))
+    made = {"parent": teacher.name, "parent_bytes": 4_000_000}
+    made["options"] = {"command": "python train_student.py --student x", "seed": 3}
+    half, quarter = scored(*[True] * 10, *[False] * 10), scored(*[True] * 5, *[False] * 15)
+    return [
+        row(teacher, [{"parent": None, "options": {}}], half),
+        row(child, [{"parent": None, "options": {}}, made], quarter, parent=teacher, parent_score=half),
     ]
-    cells = cells_of(report.latencies(rows))
-    assert cells[0][2:] == ["batch 1: p50", "p95", "faster", "batch 4: p50", "p95"]
-    assert cells[3] == ["int8", "onednn", "2.00 ms", "2.50 ms", "4.0 x", "1.00 ms", "1.25 ms"]
+
+
+def test_the_tables_say_what_the_rows_hold(rows):
+    cells = cells_of(report.accuracy_table(rows))
+    assert cells[2] == [
+        "teacher_x_0.5000",
+        "kd",
+        "20",
+        "50.00%",
+        "29.9-70.1",
+        "100.00%",
+        "83.9-100.0",
+        "-",
+        "-",
+    ]
+    assert cells[3][3] == "25.00%" and cells[3][7:] == ["-25.00", "0.062"]  # 2 / 2^5
+    cells = cells_of(report.cost_table(rows))
+    assert cells[2] == ["teacher_x_0.5000", "2.00 M", "3 M", "4.00 MB", "1.0 x", "2.00 ms", "3.00 ms",
+                        "fp32 torch"]  # fmt: skip
+    assert cells[3][3:5] == ["0.50 MB", "8.0 x"]
+
+
+def test_printed_tables_fit_the_width_however_long_the_names(rows):
+    long = rows[0].path.with_name("quantized_pruned_kd_" + "very" * 20 + "_long_0.5000.pt")
+    rows[0].path.rename(long)
+    tables = [
+        table([replace(rows[0], path=long), rows[1]], report.WIDTH)
+        for table in (report.accuracy_table, report.cost_table)
+    ]
+    for text in tables:
+        cells = cells_of(text)
+        assert max(map(len, text.splitlines())) == report.WIDTH
+        assert cells[2][0].startswith("quantized_pruned") and cells[2][0].endswith("long_0.5000")
+        assert "…" in cells[2][0] and cells[3][0] == "kd_x_0.2500"
+
+
+def test_figures_are_written_unrounded_as_json_and_csv(rows, tmp_path):
+    report.write_rows_json(rows, tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text()) == [each.as_dict() for each in rows]
+    report.write_rows_csv(rows, tmp_path / "r.csv")
+    with (tmp_path / "r.csv").open() as file:
+        flat = list(csv.DictReader(file))
+    assert float(flat[1]["top1"]) == 0.25 and float(flat[1]["ci95_low"]) == rows[1].score.ci95[0]
+    assert (flat[0]["parent"], flat[1]["latency_p50"], flat[1]["latency_engine"]) == ("", "2.0", "fp32 torch")
+
+
+def test_the_markdown_file_says_how_each_file_was_made(rows, tmp_path):
+    report.write_markdown(rows, "measured here", tmp_path / "r.md")
+    text = (tmp_path / "r.md").read_text()
+    assert report.accuracy_table(rows) in text and report.cost_table(rows) in text and "measured here" in text
+    assert "`kd_x_0.2500.pt`" in text and "`python train_student.py --student x`" in text
+    assert text.rstrip().endswith("3 |")
+
+
+def test_the_classes_are_listed_from_the_worst(tmp_path):
+    confusion = torch.tensor([[3, 1, 0], [0, 4, 0], [2, 1, 1]])
+    cells = cells_of(report.class_table(confusion, ["cat", "dog", "fox"]))
+    assert [line[0] for line in cells[2:]] == ["fox", "cat", "dog"]
+    assert cells[2][1:] == ["4", "25.0%", "4.6-69.9", "cat (2)"] and cells[4][4] == "-"

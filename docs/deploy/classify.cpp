@@ -75,7 +75,7 @@ struct Model {
     }
 
     void classify(const std::string& path) {
-        const cv::Mat picture = cv::imread(path, cv::IMREAD_COLOR | cv::IMREAD_IGNORE_ORIENTATION);
+        const cv::Mat picture = cv::imread(path, cv::IMREAD_COLOR);
         if (picture.empty()) throw std::runtime_error("it is missing, or no picture");
         std::vector<float> values = prepared(picture);
         const int64_t shape[] = {1, 3, side, side};

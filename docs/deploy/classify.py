@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 THREADS = 0  # 0: as many as there are cores
 NEEDED = "classes", "mean", "std", "resize", "image_size"
@@ -26,10 +26,19 @@ def load(path):
     return session, {name: json.loads(texts[name]) for name in NEEDED}
 
 
+def upright(picture):
+    """The picture in RGB, turned as its EXIF data say, transparent parts on white."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
 def prepare(picture, resize, image_size, mean, std):
     """float32 [1, 3, S, S]: the middle of the picture, once its short side is `resize`; normalised."""
     width, height = (int(resize * side / min(picture.size)) for side in picture.size)
-    picture = picture.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - image_size) / 2), round((height - image_size) / 2)
     pixels = np.asarray(picture.crop((left, top, left + image_size, top + image_size)), np.float32) / 255
     return ((pixels - np.float32(mean)) / np.float32(std)).transpose(2, 0, 1)[None]
@@ -44,7 +53,7 @@ def main(model, *pictures):
     for path in pictures:
         try:
             with Image.open(path) as picture:
-                images = prepare(picture, **metadata)
+                images = prepare(upright(picture), **metadata)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             status = complain(f"cannot read the picture {path}: {error}")
             continue

@@ -1,0 +1,214 @@
+"""Compare training recipes by cross-validation on the training pictures alone: the test split stays unseen.
+
+    python -m benchmarks.recipe --data-dir data --pretrained . --output recipe.jsonl
+
+The training pictures are dealt into three folds. Each variant is trained three times, with seed k on all
+folds but the k-th, and its last epoch scored on the k-th: every picture is scored once, by a model that has
+not seen it, and no epoch is selected. Student, pruning and quantization start from the fold's own teacher,
+which has not seen them either. --pretrained holds mobilenet_v2.pth and squeezenet1_1.pth. One line of JSON
+a run goes to --output; what is there already is not run again. The table comes from that file.
+"""
+
+import copy
+import functools
+import json
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torchvision.transforms import v2
+
+from common import checkpoint, cli, data, metrics, models, pruning, quantization, training
+from common.distillation import cross_entropy, distillation_loss, taught_by
+
+FOLDS, CPU = 3, torch.device("cpu")
+TEACHER, STUDENT = "mobilenet_v2", "squeezenet1_1"
+DEFAULTS = {"epochs": 8, "lr": 5e-4, "weight_decay": 0.05, "device": CPU}
+EMA_DECAY = 0.98  # a mean over about 50 steps, two epochs
+
+
+def scaled_steps(step: int, *, epochs: int, steps: int) -> float:
+    """The survey's schedule, a tenth after every 15 of 100 epochs, squeezed into `epochs`."""
+    return 0.1 ** int(step / (0.15 * epochs * steps))
+
+
+training.SCHEDULES["scaled steps"] = scaled_steps
+
+
+def smoothed(model, images, labels):
+    logits = model(images)
+    return F.cross_entropy(logits, labels, label_smoothing=0.1), logits
+
+
+def mixed(teacher, model, images, labels):
+    """Distillation on pairs of pictures laid over each other, by a share drawn evenly from 0 to 1."""
+    share, order = float(torch.rand(())), torch.randperm(len(images))
+    images = (share * images + (1 - share) * images[order]).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        answers = teacher(images)
+    logits = model(images)
+    first, second = (distillation_loss(logits, answers, each, 3.0, 0.9) for each in (labels, labels[order]))
+    return share * first + (1 - share) * second, logits
+
+
+class Fold:
+    """What the runs of one fold share: its pictures, its teacher, and how a model is trained and scored."""
+
+    def __init__(self, number: int, samples, classes, args):
+        self.number, self.classes, self.args = number, classes, args
+        self.train = [sample for index, sample in enumerate(samples) if index % FOLDS != number]
+        self.held_out = [sample for index, sample in enumerate(samples) if index % FOLDS == number]
+        self.blank = checkpoint.untrained(TEACHER, classes, None)
+
+    def loaders(self, crop=None) -> data.Loaders:
+        cli.seed_everything(self.number)
+        splits = data.Splits(self.train, [], self.held_out, self.classes)
+        loaders = data.make_loaders(splits, self.blank, 32, self.args.workers, self.number)
+        if crop:
+            loaders.train.dataset.transform.transforms[0] = crop
+        return loaders
+
+    def build(self, arch: str):
+        return models.build(arch, len(self.classes), f"{self.args.pretrained}/{arch}.pth")
+
+    @functools.cached_property
+    def teacher(self):
+        loaders = self.loaders()
+        return training.fit(self.build(TEACHER), cross_entropy, loaders.train, None, **DEFAULTS)[0].eval()
+
+    def fine_tune(self, model=None, loss=cross_entropy, crop=None, ema=False, **options):
+        loaders = self.loaders(crop)
+        model = self.build(TEACHER) if model is None else model
+        if ema:
+            average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY), use_buffers=True)
+
+            def averaging(model, images, labels):
+                average.update_parameters(model)
+                return cross_entropy(model, images, labels)
+
+            options |= {"deploy": lambda _: copy.deepcopy(average.module)}
+            loss = averaging
+        best, _ = training.fit(model, loss, loaders.train, None, **DEFAULTS | options)
+        return metrics.evaluate(best, loaders.test, CPU)
+
+    def distil(self, loss=None, alpha=0.9):
+        loss = loss or taught_by(self.teacher, temperature=3.0, alpha=alpha)
+        return self.fine_tune(self.build(STUDENT), loss, lr=2e-4)
+
+    def prune(self, taught: bool, recalibrate: bool):
+        parameters = metrics.count_parameters(self.teacher)
+        _, protect = models.classifier(self.teacher, len(self.classes))
+        model = pruning.prune_to_parameters(
+            self.teacher, round(0.5 * parameters), protect=protect, image_size=224
+        )
+        if recalibrate:
+            update_bn(self.loaders().train, model)
+        loss = taught_by(self.teacher, temperature=3.0, alpha=0.9) if taught else cross_entropy
+        return self.fine_tune(model, loss)
+
+    def quantize(self, taught: bool):
+        loaders, epochs = self.loaders(), 3
+        torch.backends.quantized.engine = "qnnpack"
+        prepared = quantization.prepare(self.teacher, "qnnpack", 224)
+        quantization.calibrate(prepared, loaders.train, CPU, 16)
+        loss = taught_by(self.teacher, temperature=3.0, alpha=0.9) if taught else cross_entropy
+        freeze = functools.partial(quantization.freeze_late, epochs=epochs)
+        options = {"epochs": epochs, "lr": 5e-5, "deploy": quantization.convert, "before_epoch": freeze}
+        converted, _ = training.fit(prepared, loss, loaders.train, None, **DEFAULTS | options)
+        return metrics.evaluate(converted.int8, loaders.test, CPU)
+
+
+SMALL_CROP = v2.Compose([v2.Resize(256, antialias=True), v2.RandomCrop(224)])
+VARIANTS = {  # the first of each group is what the others are compared with
+    "teacher": {
+        "AdamW, cosine, crop from 35 %": lambda fold: fold.fine_tune(),
+        "Adam, steps (the survey's)": lambda fold: fold.fine_tune(
+            optimizer="adam", schedule="scaled steps", lr=1e-3, weight_decay=1e-3
+        ),
+        "AdamW, steps": lambda fold: fold.fine_tune(schedule="scaled steps"),
+        "SGD, cosine, rate 0.01": lambda fold: fold.fine_tune(optimizer="sgd", lr=0.01, weight_decay=1e-4),
+        "crop from 8 %": lambda fold: fold.fine_tune(crop=v2.RandomResizedCrop(224, antialias=True)),
+        "no resized crop": lambda fold: fold.fine_tune(crop=SMALL_CROP),
+        "label smoothing 0.1": lambda fold: fold.fine_tune(loss=smoothed),
+        "EMA of the weights": lambda fold: fold.fine_tune(ema=True),
+    },
+    "student": {
+        "alpha 0.9": lambda fold: fold.distil(),
+        "alpha 0, the labels alone": lambda fold: fold.distil(alpha=0.0),
+        "alpha 0.9 and mixup": lambda fold: fold.distil(functools.partial(mixed, fold.teacher)),
+    },
+    "pruning": {
+        "recalibrated, teacher": lambda fold: fold.prune(True, True),
+        "recalibrated, no teacher": lambda fold: fold.prune(False, True),
+        "not recalibrated, teacher": lambda fold: fold.prune(True, False),
+    },
+    "quantization": {
+        "teacher": lambda fold: fold.quantize(True),
+        "no teacher": lambda fold: fold.quantize(False),
+    },
+}
+
+
+def parse_args(argv=None):
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--pretrained", required=True, metavar="DIR", help="initial weights")
+    parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="continued where it is there")
+    parser.add_argument("--only", choices=VARIANTS, nargs="+", default=list(VARIANTS), help="default: all")
+    cli.add_dataset_options(parser)
+    return parser.parse_args(argv)
+
+
+def main(args):
+    output = Path(args.output)
+    splits = data.load_splits(args.dataset, args.data_dir, val_fraction=0)
+    # dealt by class, in an order drawn once
+    order = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(0)).tolist()
+    samples = sorted((splits.train[index] for index in order), key=lambda sample: sample[1])
+    folds = [Fold(number, samples, splits.classes, args) for number in range(FOLDS)]
+    done = read(output)
+    for stage in args.only:
+        for fold in folds:
+            for name, run in VARIANTS[stage].items():
+                if (stage, name, fold.number) not in done:
+                    score = run(fold)
+                    row = {"stage": stage, "variant": name, "fold": fold.number, "top1": score.top1}
+                    row["correct"] = score.correct.int().tolist()
+                    with output.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(f"{stage}, {name}, fold {fold.number}: {score}", flush=True)
+    print(table(read(output)))
+
+
+def read(path: Path) -> dict[tuple, list[int]]:
+    """Which pictures each run answered right, by stage, variant and fold."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines]
+    return {(row["stage"], row["variant"], row["fold"]): row["correct"] for row in rows}
+
+
+def table(done: dict[tuple, list[int]]) -> str:
+    lines = [
+        "| stage | recipe | folds 0, 1, 2 | mean | spread | difference | p |",
+        "| :--- | :--- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for stage, variants in VARIANTS.items():
+        first = None
+        for name in variants:
+            runs = [torch.tensor(done.get((stage, name, fold), [])).bool() for fold in range(FOLDS)]
+            if not all(map(len, runs)):
+                continue
+            shares = torch.tensor([run.double().mean() for run in runs])
+            correct = torch.cat(runs)
+            first = correct if first is None else first
+            difference = 100 * float(correct.double().mean() - first.double().mean())
+            lines.append(
+                f"| {stage} | {name} | {', '.join(f'{share:.1%}' for share in shares)} "
+                f"| {correct.double().mean():.2%} | {100 * shares.std():.1f} | {difference:+.2f} "
+                f"| {metrics.mcnemar(correct, first):.3f} |"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_args)

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from common import plots
+from tests.test_comparison import row, scored
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """Every figure that is drawn, as matplotlib has it."""
+    figures, save = [], plots._save
+    monkeypatch.setattr(plots, "_save", lambda figure, path: (figures.append(figure), save(figure, path)))
+    return figures
+
+
+@pytest.fixture
+def rows(tmp_path):
+    teacher, child, other = (tmp_path / f"{name}.pt" for name in ("teacher", "child", "other"))
+    for path, size in ((teacher, 4_000_000), (child, 1_000_000), (other, 5_000_000)):
+        path.write_bytes(bytes(size))
+    return [
+        row(teacher, score=scored(True, True, True, False)),
+        row(child, score=scored(True, True, False, False), parent=teacher),
+        row(other, score=scored(True, False, False, False)),
+    ]
+
+
+def test_tradeoffs_have_an_arrow_and_the_front(rows, saved, tmp_path):
+    plots.draw_tradeoffs(rows, tmp_path / "p.png", "measured here")
+    sizes, _, latency = saved[0].axes
+    assert [axes.get_xlabel() for axes in saved[0].axes] == list(plots.COSTS)
+    front = next(line for line in sizes.lines if line.get_label() == "Pareto front")
+    assert front.get_xydata().tolist() == [[1.0, 0.5], [4.0, 0.75]]  # the third is larger and worse
+    arrows = [(note.xy, note.xyann) for note in sizes.texts if note.arrow_patch]
+    assert arrows == [((1.0, 0.5), (4.0, 0.75))]
+    assert [note.get_text() for note in latency.texts if note.get_text()] == ["1", "2", "3"]
+    legend = [text.get_text() for text in saved[0].legends[0].get_texts()]
+    assert legend == ["1  teacher (fp32 torch)", "2  child (fp32 torch)", "3  other (fp32 torch)"]
+    with Image.open(tmp_path / "p.png") as picture:
+        assert picture.width > 1000
+    plots.draw_tradeoffs(rows, tmp_path / "p.svg", "")
+    assert "<svg" in (tmp_path / "p.svg").read_text()[:999]
+
+
+def test_a_file_whose_macs_are_not_known_is_left_out_of_that_plot(rows, saved, tmp_path):
+    rows[0].content["metrics"]["macs"] = None
+    plots.draw_tradeoffs(rows, tmp_path / "p.png", "")
+    assert [note.get_text() for note in saved[0].axes[1].texts if note.get_text()] == ["2", "3"]
+
+
+def test_the_confusion_matrix_shows_counts_shaded_by_row(saved, tmp_path):
+    plots.draw_confusion(np.array([[3, 1], [0, 4]]), ["cat", "dog"], tmp_path / "c.png")
+    axes = saved[0].axes[0]
+    assert axes.images[0].get_array().tolist() == [[0.75, 0.25], [0.0, 1.0]]
+    assert {(*text.get_position(), text.get_text()) for text in axes.texts} == {
+        (0, 0, "3"),
+        (1, 0, "1"),
+        (1, 1, "4"),
+    }
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog"]
+
+
+def test_predictions_are_drawn_under_their_pictures(saved, tmp_path):
+    pictures = [(Image.new("RGB", (30, 20)), f"{index}.jpg", ["99.00%  cat"]) for index in range(5)]
+    plots.draw_predictions(pictures, tmp_path / "p.png")
+    drawn = [axes for axes in saved[0].axes if axes.images]
+    assert [axes.get_title() for axes in drawn] == [f"{index}.jpg" for index in range(5)]
+    assert drawn[4].texts[0].get_text() == "99.00%  cat"
