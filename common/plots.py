@@ -110,7 +110,7 @@ def draw_confusion(confusion: np.ndarray, classes: list[str], path: Path) -> Non
         axes.text(j, i, confusion[i, j], ha="center", va="center", fontsize=size - 1, color=colour)
     axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=size)
     axes.set_yticks(range(len(classes)), classes, fontsize=size)
-    axes.set(xlabel="answer", ylabel="label", title=path.stem)
+    axes.set(xlabel="answer", ylabel="label", title=path.stem.removesuffix("_confusion"))
     bar = figure.colorbar(image, shrink=0.6, label="share of the label's pictures")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
     _save(figure, path)

@@ -170,6 +170,30 @@ def test_a_data_set_that_is_not_there(refused, tmp_path):
         assert "--data-dir" in refused(*TEACHER, "squeezenet1_1", dataset=dataset)
 
 
+def test_a_teacher_of_no_use(refused, weights):
+    for script in ("train_pruning", "train_quantization"):
+        options = (script, "--weights", "squeezenet1_1", "--teacher")
+        assert "no checkpoint 'resnet50'" in refused(*options, "resnet50")
+        assert "is an int8 model" in refused(*options, "quantized_squeezenet1_1")
+    content = checkpoint.load(checkpoint.find("squeezenet1_1", weights))
+    for name, change, expected in (
+        ("swapped", {"classes": ["dog", "cat", "fox"]}, "in another order"),
+        ("darker", {"mean": [0.1, 0.1, 0.1]}, "normalised in another way"),
+    ):
+        checkpoint.save(content | change | {"name": name}, weights)
+        assert expected in refused("train_pruning", "--weights", "squeezenet1_1", "--teacher", name)
+
+
+def test_results_that_could_not_be_written(run, weights):
+    for option, file, expected in (
+        ("--json", "r.txt", "must end in .json"),
+        ("--plot", "r.jpg", "must end in .png or .svg"),
+        ("--csv", "nowhere/r.csv", "there is no folder nowhere"),
+    ):
+        result = run("evaluate", "--output-dir", weights, option, file)
+        assert result.code == 2 and expected in result.err and result.err.count("\n") == 1
+
+
 def test_evaluating_what_is_not_there(run, tmp_path):
     for arguments in ((), ("resnet50",)):
         result = run("evaluate", "--output-dir", tmp_path, *arguments)

@@ -1,6 +1,7 @@
 """The four stages, one after the other, as a user runs them, on a small part of the synthetic data set."""
 
 import csv
+import json
 import re
 
 import pytest
@@ -54,7 +55,7 @@ def test_the_chain_from_teacher_to_int8(stage, run, place):
         "train_pruning", "--weights", student.name, "--pruning-ratio", 0.5, "--pruning-steps", 2
     )
     assert pruned.name.startswith("pruned_kd_mobilenet_v2_")
-    assert "before fine-tuning, on validation" in out
+    assert out.count("pruned, on validation") == out.count("with batch norm recalibrated") == 2
     widths = [int(count.replace(",", "")) for count in re.findall(r"step ./2: (\S+) parameters", out)]
     whole = checkpoint.load(student)["metrics"]["params"]
     assert [count / whole for count in widths] == pytest.approx([0.5**0.5, 0.5], abs=0.01)
@@ -87,8 +88,44 @@ def test_the_chain_from_teacher_to_int8(stage, run, place):
     for path in (teacher, student, pruned, quantized):
         assert path.with_suffix(".csv").exists() and path.with_suffix(".png").exists()
 
-    result = run("evaluate", "--output-dir", place / "weights", teacher.name, quantized.name)
-    assert result.code == 0 and quantized.stem in result.out
+    results = [place / f"results.{kind}" for kind in ("json", "csv", "md", "png")]
+    files = [text for kind, path in zip(("json", "csv", "markdown", "plot"), results, strict=True)
+             for text in (f"--{kind}", path)]  # fmt: skip
+    where = ("--dataset", "synthetic", "--data-dir", place / "pictures", "--output-dir", place / "weights")
+    result = run("evaluate", teacher.name, quantized.name, "--workers", 0, "--per-class", *where, *files)
+    assert result.code == 0, result.err
+    rows = json.loads(results[0].read_text())
+    for path, row in zip((teacher, quantized), rows, strict=True):
+        figures = checkpoint.load(path)["metrics"]
+        assert (row["top1"], row["top5"], row["ci95"]) == (figures["top1"], figures["top5"], figures["ci95"])
+    # the parent was not asked for, and is scored all the same
+    assert rows[1]["parent"] == pruned.name and rows[0]["parent"] is None
+    parent = checkpoint.load(pruned)["metrics"]
+    assert rows[1]["delta_top1"] == pytest.approx(rows[1]["top1"] - parent["top1"])
+    assert "python train_quantization.py --dataset synthetic" in results[2].read_text()
+    assert all(f"saved {path}" in result.out and path.stat().st_size for path in results)
+    assert quantized.with_name(f"{quantized.stem}_confusion.png").exists()
+    assert "most often taken for" in result.out and f"{quantized.stem}" in result.out
+
+
+def test_a_teacher_takes_part_in_pruning_and_quantization(stage):
+    _, teacher = stage(
+        "train_teacher", "--teacher", "resnet18", "--pretrained", "none", "--image-size", 40,
+        "--model-name", "guide",
+    )  # fmt: skip
+    for script, options in (("train_pruning", ["--pruning-ratio", 0.5]), ("train_quantization", [])):
+        made = {}
+        for name, taught in (("alone", []), ("taught", ["--teacher", teacher.name])):
+            _, path = stage(
+                script, "--weights", teacher.name, "--model-name", name, *options, *taught, epochs=1
+            )
+            made[name] = checkpoint.load(path)
+        alone, taught = made["alone"]["lineage"][-1], made["taught"]["lineage"][-1]
+        assert alone["teacher"] is None and taught["teacher"] == teacher.name
+        assert taught["teacher_sha256"] == checkpoint.sha256(teacher)
+        key = next(key for key in made["alone"]["state_dict"] if key.endswith("conv1.weight"))
+        one, other = (made[name]["state_dict"][key] for name in ("alone", "taught"))
+        assert one.shape != other.shape or not torch.equal(one, other)
 
 
 def test_the_accuracy_in_the_name_is_that_of_the_file_on_test(stage, place):

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from common import cli
 from common.distillation import cross_entropy
 from common.errors import UserError
-from common.training import _warmup_cosine, fit, share_epochs
+from common.training import OPTIMIZERS, SCHEDULES, _steps_down, _warmup_cosine, fit, share_epochs
 
 CPU = torch.device("cpu")
 
@@ -156,3 +157,19 @@ def test_the_learning_rate_rises_then_falls_to_zero():
 )
 def test_epochs_are_shared_out_between_the_steps(epochs, steps, shares):
     assert share_epochs(epochs, steps) == shares
+
+
+def test_the_step_schedule_is_a_tenth_after_every_fifteen_epochs():
+    rates = [_steps_down(step, epochs=100, steps=4) for step in (0, 59, 60, 119, 120, 399)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 1e-6])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_and_schedule_learns(optimizer):
+    for schedule in SCHEDULES:
+        _, history = trained(separable(24), optimizer=optimizer, schedule=schedule)
+        assert history[-1]["train_loss"] < history[0]["train_loss"]
+
+
+def test_the_choices_of_the_command_line_are_those_of_the_training():
+    assert set(cli.OPTIMIZERS) == set(OPTIMIZERS) and set(cli.SCHEDULES) == set(SCHEDULES)
