@@ -1,6 +1,7 @@
 """Pictures: the curves of a training, accuracy against cost, confusion matrices, labelled photos."""
 
 import math
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,7 +80,12 @@ def draw_tradeoffs(rows: list[Row], path: Path, note: str) -> None:
         for index, row in enumerate(rows)
     ]  # fmt: skip
     figure.legend(
-        handles=names, loc="outside lower center", ncols=3, fontsize=8, title=note, title_fontsize=8
+        handles=names,
+        loc="outside lower center",
+        ncols=3,
+        fontsize=8,
+        title=textwrap.fill(note, 200),
+        title_fontsize=8,
     )
     _save(figure, path)
 
