@@ -44,6 +44,7 @@ def main(args):
 
     from common import agreement, checkpoint, data, engines, metrics, models, quantization, report, training
     from common.distillation import cross_entropy, taught_by
+    from common.errors import UserError
 
     # model and data; the model is traced before anything that takes time
     device, cpu = cli.start(args.output_dir, args.device, args.seed), torch.device("cpu")
@@ -65,8 +66,13 @@ def main(args):
     if args.teacher:
         teacher_path, teacher = checkpoint.open_teacher(args.teacher, args.output_dir, parent, splits)
         loss_function = taught_by(
-            checkpoint.rebuild(teacher).to(device), temperature=args.temperature, alpha=args.alpha
+            checkpoint.rebuild(teacher).to(device),
+            temperature=args.temperature,
+            alpha=args.alpha,
+            mixup=args.mixup,
         )
+    elif args.mixup:
+        raise UserError("--mixup needs --teacher")
 
     # baseline
     if loaders.val:

@@ -47,7 +47,7 @@ def main(args):
     # distillation
     best, history = training.fit(
         student,
-        taught_by(teacher, temperature=args.temperature, alpha=args.alpha),
+        taught_by(teacher, temperature=args.temperature, alpha=args.alpha, mixup=args.mixup),
         loaders.train,
         loaders.val,
         epochs=args.epochs,

@@ -20,9 +20,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torchvision.transforms import v2
 
 from common import checkpoint, cli, data, metrics, models, pruning, quantization, training
-from common.distillation import cross_entropy, distillation_loss, taught_by
+from common.distillation import cross_entropy, taught_by
 
 FOLDS, CPU = 3, torch.device("cpu")
+SIDE = 160  # pixels: half of the time that 224 take
 TEACHER, STUDENT = "mobilenet_v2", "squeezenet1_1"
 DEFAULTS = {"epochs": 8, "lr": 5e-4, "weight_decay": 0.05, "device": CPU}
 EMA_DECAY = 0.98  # a mean over about 50 steps, two epochs
@@ -41,17 +42,6 @@ def smoothed(model, images, labels):
     return F.cross_entropy(logits, labels, label_smoothing=0.1), logits
 
 
-def mixed(teacher, model, images, labels):
-    """Distillation on pairs of pictures laid over each other, by a share drawn evenly from 0 to 1."""
-    share, order = float(torch.rand(())), torch.randperm(len(images))
-    images = (share * images + (1 - share) * images[order]).contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():
-        answers = teacher(images)
-    logits = model(images)
-    first, second = (distillation_loss(logits, answers, each, 3.0, 0.9) for each in (labels, labels[order]))
-    return share * first + (1 - share) * second, logits
-
-
 class Fold:
     """What the runs of one fold share: its pictures, its teacher, and how a model is trained and scored."""
 
@@ -59,7 +49,7 @@ class Fold:
         self.number, self.classes, self.args = number, classes, args
         self.train = [sample for index, sample in enumerate(samples) if index % FOLDS != number]
         self.held_out = [sample for index, sample in enumerate(samples) if index % FOLDS == number]
-        self.blank = checkpoint.untrained(TEACHER, classes, None)
+        self.blank = checkpoint.untrained(TEACHER, classes, SIDE)
 
     def loaders(self, crop=None) -> data.Loaders:
         cli.seed_everything(self.number)
@@ -92,15 +82,15 @@ class Fold:
         best, _ = training.fit(model, loss, loaders.train, None, **DEFAULTS | options)
         return metrics.evaluate(best, loaders.test, CPU)
 
-    def distil(self, loss=None, alpha=0.9):
-        loss = loss or taught_by(self.teacher, temperature=3.0, alpha=alpha)
-        return self.fine_tune(self.build(STUDENT), loss, lr=2e-4)
+    def distil(self, alpha=0.9, mixup=False):
+        loss = taught_by(self.teacher, temperature=3.0, alpha=alpha, mixup=mixup)
+        return self.fine_tune(self.build(STUDENT), loss, lr=2e-4, epochs=20)
 
     def prune(self, taught: bool, recalibrate: bool):
         parameters = metrics.count_parameters(self.teacher)
         _, protect = models.classifier(self.teacher, len(self.classes))
         model = pruning.prune_to_parameters(
-            self.teacher, round(0.5 * parameters), protect=protect, image_size=224
+            self.teacher, round(0.5 * parameters), protect=protect, image_size=SIDE
         )
         if recalibrate:
             update_bn(self.loaders().train, model)
@@ -110,7 +100,7 @@ class Fold:
     def quantize(self, taught: bool):
         loaders, epochs = self.loaders(), 3
         torch.backends.quantized.engine = "qnnpack"
-        prepared = quantization.prepare(self.teacher, "qnnpack", 224)
+        prepared = quantization.prepare(self.teacher, "qnnpack", SIDE)
         quantization.calibrate(prepared, loaders.train, CPU, 16)
         loss = taught_by(self.teacher, temperature=3.0, alpha=0.9) if taught else cross_entropy
         freeze = functools.partial(quantization.freeze_late, epochs=epochs)
@@ -119,7 +109,7 @@ class Fold:
         return metrics.evaluate(converted.int8, loaders.test, CPU)
 
 
-SMALL_CROP = v2.Compose([v2.Resize(256, antialias=True), v2.RandomCrop(224)])
+SMALL_CROP = v2.Compose([v2.Resize(data.resized_side(SIDE), antialias=True), v2.RandomCrop(SIDE)])
 VARIANTS = {  # the first of each group is what the others are compared with
     "teacher": {
         "AdamW, cosine, crop from 35 %": lambda fold: fold.fine_tune(),
@@ -128,7 +118,7 @@ VARIANTS = {  # the first of each group is what the others are compared with
         ),
         "AdamW, steps": lambda fold: fold.fine_tune(schedule="scaled steps"),
         "SGD, cosine, rate 0.01": lambda fold: fold.fine_tune(optimizer="sgd", lr=0.01, weight_decay=1e-4),
-        "crop from 8 %": lambda fold: fold.fine_tune(crop=v2.RandomResizedCrop(224, antialias=True)),
+        "crop from 8 %": lambda fold: fold.fine_tune(crop=v2.RandomResizedCrop(SIDE, antialias=True)),
         "no resized crop": lambda fold: fold.fine_tune(crop=SMALL_CROP),
         "label smoothing 0.1": lambda fold: fold.fine_tune(loss=smoothed),
         "EMA of the weights": lambda fold: fold.fine_tune(ema=True),
@@ -136,7 +126,7 @@ VARIANTS = {  # the first of each group is what the others are compared with
     "student": {
         "alpha 0.9": lambda fold: fold.distil(),
         "alpha 0, the labels alone": lambda fold: fold.distil(alpha=0.0),
-        "alpha 0.9 and mixup": lambda fold: fold.distil(functools.partial(mixed, fold.teacher)),
+        "alpha 0.9 and mixup": lambda fold: fold.distil(mixup=True),
     },
     "pruning": {
         "recalibrated, teacher": lambda fold: fold.prune(True, True),

@@ -72,6 +72,11 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"--config {path}: unknown option {key!r}{did_you_mean(option, options)}")
             if isinstance(value, list | dict) or value is None:
                 self.error(f"--config {path}: {key} needs one plain value")
+            if options[option].nargs == 0:
+                if not isinstance(value, bool):
+                    self.error(f"--config {path}: {key} is true or false, not {value!r}")
+                arguments += [option] * value
+                continue
             # an option that excludes this one and stands on the command line wins over the file
             rivals = [
                 group for group in self._mutually_exclusive_groups if options[option] in group._group_actions
@@ -268,6 +273,11 @@ def add_teacher_options(parser: Parser, *, required: bool) -> None:
         type=number(float, 0, 1),
         default=0.9,
         help="share of the teacher in the loss, the labels have the rest; default: 0.9",
+    )
+    group.add_argument(
+        "--mixup",
+        action="store_true",
+        help="teach with pairs of pictures laid over each other: for long runs",
     )
 
 

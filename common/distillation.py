@@ -39,17 +39,26 @@ def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Ten
     return F.cross_entropy(logits, labels), logits
 
 
-def taught_by(teacher: nn.Module, *, temperature: float, alpha: float) -> LossFunction:
+def taught_by(teacher: nn.Module, *, temperature: float, alpha: float, mixup: bool = False) -> LossFunction:
     """A loss function as `cross_entropy`, in which `teacher` sees the student's own augmented pictures.
 
-    Puts the teacher into eval mode; it computes without gradients.
+    With `mixup` both see each picture laid over another of the batch, by a share that is drawn evenly from 0
+    to 1 at every step (Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018); the two labels
+    count by the same shares. Puts the teacher into eval mode; it computes without gradients.
     """
     teacher.eval()
 
     def loss_function(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if mixup:
+            share, order = float(torch.rand(())), torch.randperm(len(images), device=images.device)
+            images = share * images + (1 - share) * images[order]
         with torch.no_grad():
             teacher_logits = teacher(images)
         logits = model(images)
-        return distillation_loss(logits, teacher_logits, labels, temperature, alpha), logits
+        loss = distillation_loss(logits, teacher_logits, labels, temperature, alpha)
+        if mixup:
+            below = distillation_loss(logits, teacher_logits, labels[order], temperature, alpha)
+            loss = share * loss + (1 - share) * below
+        return loss, logits
 
     return loss_function

@@ -1,3 +1,4 @@
+import importlib
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import train_pruning
+import train_student
 import train_teacher
 from common import cli
 from common.errors import UserError
@@ -177,3 +179,32 @@ def test_ctrl_c_ends_in_one_line_and_130_with_nothing_written(pictures, tmp_path
     assert error.rstrip().endswith("train_teacher.py: interrupted; nothing was saved")
     assert "Traceback" not in error
     assert list(output.iterdir()) == []
+
+
+def test_a_switch_in_a_config_is_true_or_false(tmp_path, capsys):
+    given = ["--teacher", "a", "--student", "b", "--config"]
+    for text, value in (("true", True), ("false", False)):
+        config = write(tmp_path / "c.yaml", f"mixup: {text}\n")
+        assert train_student.parse_args([*given, config]).mixup is value
+    error = refused(capsys, train_student.parse_args, *given, write(tmp_path / "c.yaml", "mixup: 3\n"))
+    assert "mixup is true or false, not 3" in error
+
+
+def test_the_command_line_is_kept_as_it_was_typed(tmp_path, monkeypatch):
+    config = write(tmp_path / "my config.yaml", "epochs: 7\n")
+    monkeypatch.setattr(sys, "argv", ["/somewhere/train_teacher.py", "--teacher", "x", "--config", config])
+    assert train_teacher.parse_args().command == f"python train_teacher.py --teacher x --config '{config}'"
+
+
+def test_the_published_recipes_fit_their_scripts():
+    stages = ("train_teacher", "train_student", "train_pruning", "train_quantization")
+    needed = {"train_teacher": ["--teacher", "x"], "train_student": ["--teacher", "x", "--student", "y"]}
+    for stage in stages:
+        parse = importlib.import_module(stage).parse_args
+        args = parse(
+            [*needed.get(stage, ["--weights", "x"]), "--config", str(REPOSITORY / "configs/survey.yaml")]
+        )
+        assert (args.optimizer, args.schedule, args.lr, args.epochs) == ("adam", "step", 0.001, 100)
+    for path in sorted((REPOSITORY / "configs").glob("pet37_mini_*.yaml")):
+        stage = path.read_text().split()[2].removesuffix(".py")  # its first line is the command
+        importlib.import_module(stage).parse_args(["--config", str(path)])

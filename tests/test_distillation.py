@@ -83,3 +83,19 @@ def test_the_teacher_is_in_eval_mode_gets_no_gradient_and_sees_the_students_pict
     assert seen[0] is seen[1]
     assert gradients == [False, True]
     assert logits.shape == (5, 3)
+
+
+def test_mixup_shows_both_the_same_blend_and_blends_the_labels(monkeypatch):
+    share, order = 0.25, torch.tensor([1, 2, 0])
+    monkeypatch.setattr(torch, "rand", lambda size: torch.tensor(share))
+    monkeypatch.setattr(torch, "randperm", lambda count, device: order)
+    teacher, student = nn.Linear(4, 3), nn.Linear(4, 3)
+    images, labels = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    loss, logits = taught_by(teacher, temperature=3.0, alpha=0.6, mixup=True)(student, images, labels)
+    blend = 0.25 * images + 0.75 * images[[1, 2, 0]]
+    assert torch.allclose(logits, student(blend))
+    shares = 0.25 * F.one_hot(labels, 3) + 0.75 * F.one_hot(labels[[1, 2, 0]], 3)
+    soft = F.softmax(teacher(blend) / 3, dim=1)
+    divergence = (soft * (soft.log() - F.log_softmax(student(blend) / 3, dim=1))).sum(1).mean()
+    labelled = -(shares * F.log_softmax(student(blend), dim=1)).sum(1).mean()
+    assert loss.item() == pytest.approx((0.6 * 9 * divergence + 0.4 * labelled).item(), abs=1e-5)
