@@ -16,8 +16,8 @@ demo: .venv/installed
 	$(RUN) train_student.py $(DEMO) --teacher resnet18 --student resnet18 --pretrained none --epochs 5 --lr 0.001
 	$(RUN) train_pruning.py $(DEMO) --weights kd_resnet18 --pruning-ratio 0.4 --epochs 4
 	$(RUN) train_quantization.py $(DEMO) --weights pruned_kd_resnet18 --target-device server --epochs 2
-	$(RUN) evaluate.py --output-dir weights/demo resnet18 kd_resnet18 pruned_kd_resnet18 quantized_pruned_kd_resnet18 \
-		--latency
+	$(RUN) evaluate.py --dataset synthetic --output-dir weights/demo resnet18 kd_resnet18 pruned_kd_resnet18 \
+		quantized_pruned_kd_resnet18
 
 test: .venv/installed
 	$(RUN) -m pytest

@@ -10,7 +10,7 @@ import functools
 import textwrap
 from pathlib import Path
 
-from common import cli
+from common import cli, options
 
 
 def parse_args(argv=None):
@@ -18,14 +18,14 @@ def parse_args(argv=None):
     parser.add_argument(
         "models", nargs="*", metavar="CHECKPOINT|FILE.onnx", help="default: all checkpoints in --output-dir"
     )
-    cli.add_output_dir_option(parser)
-    cli.add_dataset_options(parser)
+    options.add_output_dir_option(parser)
+    options.add_dataset_options(parser)
     group = parser.add_argument_group("latency")
     group.add_argument(
         "--batch-size", type=cli.number(int, 1), default=1, metavar="N", help="pictures at once; default: 1"
     )
     group.add_argument("--threads", type=cli.number(int, 1), default=1, metavar="N", help="default: 1")
-    cli.add_engine_option(group)
+    options.add_engine_option(group)
     group = parser.add_argument_group("results")
     group.add_argument("--json", type=cli.new_file(".json"), metavar="FILE", help="all figures, unrounded")
     group.add_argument("--csv", type=cli.new_file(".csv"), metavar="FILE", help="the same as a table")

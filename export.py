@@ -8,7 +8,7 @@ writes   the ONNX file: float, or of an int8 checkpoint int8 weights behind Dequ
 
 from pathlib import Path
 
-from common import cli
+from common import cli, options
 
 AGREEMENT = 0.99  # share of the pictures that the file must answer as the checkpoint does
 
@@ -27,9 +27,9 @@ def parse_args(argv=None):
         metavar="N",
         help="how many pictures of the test split, evenly spread, to check with; default: 200",
     )
-    cli.add_engine_option(group)
-    cli.add_dataset_options(parser)
-    cli.add_output_dir_option(parser)
+    options.add_engine_option(group)
+    options.add_dataset_options(parser)
+    options.add_output_dir_option(parser)
     return parser.parse_args(argv)
 
 
@@ -66,7 +66,7 @@ def main(args):
             )
     before, after = path.stat().st_size, output.stat().st_size
     print(f"saved {output}: {after:,} bytes, {after / before:.2f} times the checkpoint")
-    print(f"next: python evaluate.py {path} {output} --latency")
+    print(f"next: python evaluate.py {path} {output}{options.data_arguments(args)}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from common import cli
+from common import cli, options
 
 DRAWN = 40  # pictures that --save has room for
 
@@ -31,8 +31,8 @@ def parse_args(argv=None):
         metavar="FILE",
         help=f"draw the pictures (the first {DRAWN}) with their labels",
     )
-    cli.add_output_dir_option(parser)
-    cli.add_engine_option(parser)
+    options.add_output_dir_option(parser)
+    options.add_engine_option(parser)
     return parser.parse_args(argv)
 
 

@@ -6,7 +6,7 @@ reads    weights/kd_resnet18_<top-1>.pt, and the pictures of --dataset
 writes   weights/pruned_kd_resnet18_<top-1>.pt, and its log and curves beside it
 """
 
-from common import cli
+from common import cli, options
 
 
 def parse_args(argv=None):
@@ -17,7 +17,7 @@ def parse_args(argv=None):
     source.add_argument(
         "--model", metavar="ARCH", help="a torchvision model, with the weights of --pretrained"
     )
-    cli.add_pretrained_option(group)
+    options.add_pretrained_option(group)
     ratio = cli.number(float, 0, 1, above=True)
     target = group.add_mutually_exclusive_group()
     target.add_argument(
@@ -33,9 +33,9 @@ def parse_args(argv=None):
         metavar="N",
         help="prune and fine-tune N times; default: 1",
     )
-    cli.add_teacher_options(parser, required=False)
-    cli.add_data_options(parser)
-    cli.add_training_options(parser, epochs=20, lr=5e-4)
+    options.add_teacher_options(parser, required=False)
+    options.add_data_options(parser)
+    options.add_training_options(parser, epochs=20, lr=5e-4)
     return parser.parse_args(argv)
 
 
@@ -134,7 +134,7 @@ def main(args):
     print(f"test: {test}")
     print(report.before_after(before, parent_path, child["metrics"], path))
     print(f"saved {path}")
-    print(f"next: python train_quantization.py --weights {path.name}{cli.data_arguments(args)}")
+    print(f"next: python train_quantization.py --weights {path.name}{options.data_arguments(args)}")
 
 
 if __name__ == "__main__":

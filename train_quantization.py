@@ -8,7 +8,7 @@ writes   weights/quantized_pruned_kd_resnet18_<top-1>.pt, and its log and curves
 
 import functools
 
-from common import cli
+from common import cli, options
 
 
 def parse_args(argv=None):
@@ -31,10 +31,10 @@ def parse_args(argv=None):
         help="batches of training pictures that set the first scales; with --epochs 0 (post-training "
         "quantization) the only ones; default: 16",
     )
-    cli.add_engine_option(group)
-    cli.add_teacher_options(parser, required=False)
-    cli.add_data_options(parser)
-    cli.add_training_options(parser, epochs=10, lr=5e-5)
+    options.add_engine_option(group)
+    options.add_teacher_options(parser, required=False)
+    options.add_data_options(parser)
+    options.add_training_options(parser, epochs=10, lr=5e-5)
     return parser.parse_args(argv)
 
 
@@ -121,7 +121,7 @@ def main(args):
     print(agreement.summary(test, engine, others))
     print(report.before_after(before, parent_path, child["metrics"], path))
     print(f"saved {path}")
-    print(f"next: python export.py {path} --output {path.stem}.onnx{cli.data_arguments(args)}")
+    print(f"next: python export.py {path} --output {path.stem}.onnx{options.data_arguments(args)}")
 
 
 if __name__ == "__main__":

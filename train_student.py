@@ -6,19 +6,19 @@ reads    weights/teacher_resnet50_<top-1>.pt, and the pictures of --dataset
 writes   weights/kd_resnet18_<top-1>.pt, and its log and curves beside it
 """
 
-from common import cli
+from common import cli, options
 
 
 def parse_args(argv=None):
     parser = cli.Parser(__doc__)
-    cli.add_teacher_options(parser, required=True)
+    options.add_teacher_options(parser, required=True)
     group = parser.add_argument_group("student")
     group.add_argument(
         "--student", required=True, metavar="ARCH", help="a classification model of torchvision"
     )
-    cli.add_pretrained_option(group)
-    cli.add_data_options(parser)
-    cli.add_training_options(parser, epochs=20, lr=5e-4)
+    options.add_pretrained_option(group)
+    options.add_data_options(parser)
+    options.add_training_options(parser, epochs=20, lr=5e-4)
     return parser.parse_args(argv)
 
 
@@ -75,9 +75,8 @@ def main(args):
     print(f"test: {test}")
     print(report.before_after(before, teacher_path, child["metrics"], path))
     print(f"saved {path}")
-    print(
-        f"next: python train_pruning.py --weights {path.name} --pruning-ratio 0.5{cli.data_arguments(args)}"
-    )
+    where = options.data_arguments(args)
+    print(f"next: python train_pruning.py --weights {path.name} --pruning-ratio 0.5{where}")
 
 
 if __name__ == "__main__":

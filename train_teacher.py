@@ -6,7 +6,7 @@ reads    the pictures of --dataset, and torchvision's ImageNet weights
 writes   weights/teacher_resnet50_<top-1>.pt, and its log and curves beside it
 """
 
-from common import cli
+from common import cli, options
 
 
 def parse_args(argv=None):
@@ -15,9 +15,9 @@ def parse_args(argv=None):
     group.add_argument(
         "--teacher", required=True, metavar="ARCH", help="a classification model of torchvision"
     )
-    cli.add_pretrained_option(group)
-    cli.add_data_options(parser)
-    cli.add_training_options(parser, epochs=20, lr=5e-4)
+    options.add_pretrained_option(group)
+    options.add_data_options(parser)
+    options.add_training_options(parser, epochs=20, lr=5e-4)
     return parser.parse_args(argv)
 
 
@@ -65,7 +65,8 @@ def main(args):
     report.write_history(history, path)
     print(f"test: {test}")
     print(f"saved {path}")
-    print(f"next: python train_student.py --teacher {path.name} --student resnet18{cli.data_arguments(args)}")
+    where = options.data_arguments(args)
+    print(f"next: python train_student.py --teacher {path.name} --student resnet18{where}")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ for arch in resnet18 resnet50; do
     batch=$([ $arch = resnet50 ] && echo 16 || echo 32)
     run train_teacher.py --teacher $arch --pretrained none --epochs 1 --batch-size "$batch" "${where[@]}"
     run train_quantization.py --weights teacher_$arch --target-device server --epochs 0 "${where[@]}"
-    run evaluate.py teacher_$arch quantized_$arch --output-dir "$output" --latency
+    run evaluate.py teacher_$arch quantized_$arch "${where[@]}"
 done
 run evaluate.py teacher_mobilenet_v2 quantized_{server3,embedded3}_teacher_mobilenet_v2 \
-    "$output/server3.onnx" "$output/embedded3.onnx" --output-dir "$output" --latency
+    "$output/server3.onnx" "$output/embedded3.onnx" "${where[@]}"

@@ -16,7 +16,7 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from common import checkpoint, cli, data, latency, metrics, onnx_file
+from common import checkpoint, cli, data, latency, metrics, onnx_file, options
 
 CALIBRATION_BATCHES, BATCH = 16, 32
 
@@ -33,8 +33,8 @@ def parse_args(argv=None):
     parser = cli.Parser(__doc__)
     parser.add_argument("--weights", nargs="+", required=True, metavar="CHECKPOINT", help="fp32, then int8")
     parser.add_argument("--threads", type=cli.number(int, 1), default=1, metavar="N", help="default: 1")
-    cli.add_dataset_options(parser)
-    cli.add_output_dir_option(parser)
+    options.add_dataset_options(parser)
+    options.add_output_dir_option(parser)
     return parser.parse_args(argv)
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torchvision.transforms import v2
 
-from common import checkpoint, cli, data, metrics, models, pruning, quantization, training
+from common import checkpoint, cli, data, metrics, models, options, pruning, quantization, training
 from common.distillation import cross_entropy, taught_by
 
 FOLDS, CPU = 3, torch.device("cpu")
@@ -145,7 +145,7 @@ def parse_args(argv=None):
     parser.add_argument("--pretrained", required=True, metavar="DIR", help="initial weights")
     parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="continued where it is there")
     parser.add_argument("--only", choices=VARIANTS, nargs="+", default=list(VARIANTS), help="default: all")
-    cli.add_dataset_options(parser)
+    options.add_dataset_options(parser)
     return parser.parse_args(argv)
 
 

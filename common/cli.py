@@ -1,4 +1,4 @@
-"""What the scripts' command lines share: options, `--config`, devices, seeds, and how a mistake ends.
+"""How every script runs: its command line, `--config`, its device, its seed, and how a mistake ends.
 
 The only module that knows argparse. It imports no torch, so that `--help` answers at once.
 """
@@ -15,11 +15,6 @@ from pathlib import Path
 import yaml
 
 from common.errors import UserError, did_you_mean
-
-DATASETS = ("pet37", "synthetic", "folder")
-ENGINES = ("fbgemm", "onednn", "qnnpack", "x86")
-OPTIMIZERS = ("adamw", "adam", "sgd")
-SCHEDULES = ("cosine", "step")
 
 
 class Parser(argparse.ArgumentParser):
@@ -139,148 +134,6 @@ def new_file(*suffixes: str):
     return parse
 
 
-def add_dataset_options(parser: Parser):
-    """Adds the options that say which pictures are read, and gives their group."""
-    group = parser.add_argument_group("data")
-    group.add_argument("--dataset", choices=DATASETS, default="pet37", help="default: pet37")
-    group.add_argument(
-        "--data-dir",
-        metavar="DIR",
-        help="where the pictures are or will be put; default: data (pet37), data/synthetic",
-    )
-    group.add_argument(
-        "--workers",
-        type=number(int, 0, 256),
-        default=2,
-        metavar="N",
-        help="processes that decode pictures; default: 2",
-    )
-    return group
-
-
-def add_data_options(parser: Parser) -> None:
-    """Adds the options that say which pictures are read, how, and how they are split."""
-    group = add_dataset_options(parser)
-    group.add_argument(
-        "--image-size",
-        type=number(int, 8, 4096),
-        metavar="PIXELS",
-        help="side of the square the network sees; default: that of the checkpoint, else 224",
-    )
-    group.add_argument(
-        "--val-fraction",
-        type=number(float, 0, 1, below=True),
-        default=0.2,
-        metavar="SHARE",
-        help="share of the training pictures that chooses the best epoch; 0: keep the last; default: 0.2",
-    )
-
-
-def add_training_options(parser: Parser, *, epochs: int, lr: float) -> None:
-    """Adds the options of the optimizer, the device and the output, with this stage's defaults."""
-    group = parser.add_argument_group("training")
-    group.add_argument(
-        "--epochs", type=number(int, 0), default=epochs, metavar="N", help=f"default: {epochs}"
-    )
-    group.add_argument(
-        "--batch-size", type=number(int, 2), default=32, metavar="N", help="pictures in a step; default: 32"
-    )
-    group.add_argument(
-        "--lr",
-        type=number(float, 0, above=True),
-        default=lr,
-        help=f"highest learning rate; default: {lr:g}",
-    )
-    group.add_argument(
-        "--weight-decay", type=number(float, 0), default=0.05, help="on weights alone; default: 0.05"
-    )
-    group.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="default: adamw")
-    group.add_argument(
-        "--schedule",
-        choices=SCHEDULES,
-        default="cosine",
-        help="of the learning rate; cosine: warm-up, then half a cosine to 0; step: a tenth after every 15 "
-        "epochs; default: cosine",
-    )
-    group.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="default: 0")
-    group.add_argument(
-        "--device",
-        type=device_name,
-        default="auto",
-        help="auto, cpu, cuda or cuda:N (-1: cpu, N: cuda:N); default: auto",
-    )
-    group = parser.add_argument_group("files")
-    add_output_dir_option(group)
-    group.add_argument(
-        "--model-name",
-        type=plain_name,
-        metavar="NAME",
-        help="stands in the file's name instead of the architecture",
-    )
-    group.add_argument(
-        "--config",
-        metavar="FILE.yaml",
-        help="'option: value' lines that become defaults; the command line wins",
-    )
-
-
-def add_engine_option(group) -> None:
-    """Adds `--engine`, for the scripts that run int8 models."""
-    group.add_argument(
-        "--engine",
-        choices=ENGINES,
-        help="what runs int8 models; default: the fastest here that gives right results",
-    )
-
-
-def add_output_dir_option(group) -> None:
-    """Adds `--output-dir`, for every script that writes or looks up checkpoints."""
-    group.add_argument(
-        "--output-dir",
-        default="weights",
-        metavar="DIR",
-        help="where checkpoints are kept and looked up; default: weights",
-    )
-
-
-def add_pretrained_option(group) -> None:
-    """Adds `--pretrained`, for the scripts that build a torchvision model."""
-    group.add_argument(
-        "--pretrained",
-        default="imagenet",
-        metavar="imagenet|none|PATH",
-        help="initial weights; PATH: a torchvision state dict, its classifier may differ; default: imagenet",
-    )
-
-
-def add_teacher_options(parser: Parser, *, required: bool) -> None:
-    """Adds `--teacher` and the two settings of the distillation loss."""
-    group = parser.add_argument_group("distillation")
-    group.add_argument(
-        "--teacher",
-        required=required,
-        metavar="CHECKPOINT",
-        help="a path, a name, or the start of one" + ("" if required else "; default: the labels alone"),
-    )
-    group.add_argument(
-        "--temperature",
-        type=number(float, 0, above=True),
-        default=3.0,
-        help="softens the answers of both networks; default: 3",
-    )
-    group.add_argument(
-        "--alpha",
-        type=number(float, 0, 1),
-        default=0.9,
-        help="share of the teacher in the loss, the labels have the rest; default: 0.9",
-    )
-    group.add_argument(
-        "--mixup",
-        action="store_true",
-        help="teach with pairs of pictures laid over each other: for long runs",
-    )
-
-
 def start(output_dir: str, device: str, seed: int):
     """Seeds everything and gives the `torch.device`. Raises UserError for a device or a folder of no use."""
     _check_output_dir(output_dir)
@@ -295,15 +148,6 @@ def _check_output_dir(folder: str) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(f"cannot write to --output-dir {folder}: {error.strerror}") from None
-
-
-def data_arguments(args: argparse.Namespace) -> str:
-    """The options of `args`, ready to paste, with which the next stage finds the same data and files."""
-    parts = []
-    for name, default in (("dataset", "pet37"), ("data_dir", None), ("output_dir", "weights")):
-        if getattr(args, name) != default:
-            parts += [f"--{name.replace('_', '-')}", shlex.quote(str(getattr(args, name)))]
-    return "".join(f" {part}" for part in parts)
 
 
 def pick_device(name: str):

@@ -10,7 +10,7 @@ import torch
 import train_pruning
 import train_student
 import train_teacher
-from common import cli
+from common import cli, options
 from common.errors import UserError
 from tests.conftest import REPOSITORY
 
@@ -146,8 +146,8 @@ def test_a_seed_repeats_the_numbers():
 
 def test_the_next_stage_is_told_where_the_data_is():
     args = train_teacher.parse_args(["--teacher", "resnet18", "--dataset", "folder", "--data-dir", "my pets"])
-    assert cli.data_arguments(args) == " --dataset folder --data-dir 'my pets'"
-    assert cli.data_arguments(train_teacher.parse_args(["--teacher", "resnet18"])) == ""
+    assert options.data_arguments(args) == " --dataset folder --data-dir 'my pets'"
+    assert options.data_arguments(train_teacher.parse_args(["--teacher", "resnet18"])) == ""
 
 
 def test_a_bug_keeps_its_traceback():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import cli
+from common import options
 from common.distillation import cross_entropy
 from common.errors import UserError
 from common.training import OPTIMIZERS, SCHEDULES, _steps_down, _warmup_cosine, fit, share_epochs
@@ -172,4 +172,4 @@ def test_every_optimizer_and_schedule_learns(optimizer):
 
 
 def test_the_choices_of_the_command_line_are_those_of_the_training():
-    assert set(cli.OPTIMIZERS) == set(OPTIMIZERS) and set(cli.SCHEDULES) == set(SCHEDULES)
+    assert set(options.OPTIMIZERS) == set(OPTIMIZERS) and set(options.SCHEDULES) == set(SCHEDULES)
