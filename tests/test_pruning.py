@@ -77,3 +77,25 @@ def test_training_mode_and_device_are_kept():
     model, limits = built("squeezenet1_1")
     assert pruning.prune_channels(model.train(), 0.5, **limits).training
     assert not pruning.prune_channels(model.eval(), 0.5, **limits).training
+
+
+def test_the_scores_are_lamp_s_and_shared_by_layers_that_are_pruned_together():
+    model, limits = built("mobilenet_v2")
+    scores = pruning._lamp_scores(model, **limits)
+    expand, depthwise, project = (f"features.4.conv.{part}" for part in ("0.0", "1.0", "2"))
+    assert torch.equal(scores[expand], scores[depthwise]) and scores[project].shape == (32,)
+    # the largest of a layer has a score of 1, itself over itself, but for the rounding of the sums
+    assert all(score.max().item() == pytest.approx(1, abs=0.01) for score in scores.values())
+    assert all(score.min() > 0 for score in scores.values())
+    assert models.classifier(model, CLASSES)[0] not in scores
+
+
+def test_layers_with_many_weak_channels_lose_the_most():
+    model, limits = built("resnet18")
+    with torch.no_grad():
+        model.layer2[0].conv1.weight[:96] *= 1e-2
+        model.layer2[0].bn1.weight[:96] *= 1e-2
+        model.layer2[0].conv2.weight[:, :96] *= 1e-2
+    pruned = pruning.prune_to_parameters(model, round(0.9 * count_parameters(model)), **limits)
+    assert pruned.layer2[0].conv1.out_channels == 32
+    assert pruned.layer1[0].conv1.out_channels == 64
