@@ -54,6 +54,7 @@ def main(args):
     import torch
 
     from common import checkpoint, classifier, comparison, data, latency, metrics, plots, report
+    from common.errors import UserError
 
     paths = [classifier.find(name, args.output_dir) for name in args.models]
     paths = paths or checkpoint.everything_in(args.output_dir)
@@ -68,6 +69,9 @@ def main(args):
     measured, scores, loads = [], {}, []
     for path in paths:
         opened = classifier.load(path, args.engine, args.threads)
+        if not args.models and opened.content["classes"] != splits.classes:
+            print(f"{path}: left out, its classes are not those of this data set")
+            continue
         scores[path] = score(opened)
         print(f"{path}: {scores[path]}", flush=True)
         loads.append(latency.others_load())
@@ -79,6 +83,9 @@ def main(args):
             memory_format=opened.memory_format,
         )
         measured.append((path, opened.content, opened.engine, timed))
+
+    if not measured:
+        raise UserError(f"no checkpoint in {args.output_dir} has the classes of this data set")
 
     # compare, with the parents that were not asked for as well
     rows = []
