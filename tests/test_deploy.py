@@ -64,7 +64,12 @@ def test_it_prints_what_the_project_computes(classify, exported, tmp_path):
     for number, size in enumerate([(90, 130), (201, 99), (73, 73)]):
         noise = Image.effect_noise(size, 90).convert("L")
         samples.append((tmp_path / f"p{number}.png", 0))
-        Image.merge("RGB", [noise, noise.rotate(90).resize(size), noise.rotate(180)]).save(samples[-1][0])
+        picture = Image.merge("RGB", [noise, noise.rotate(90).resize(size), noise.rotate(180)])
+        exif = Image.Exif()
+        exif[0x0112] = (1, 8, 3)[number]  # upright, on its side, upside down
+        if number == 2:
+            picture.putalpha(noise)
+        picture.save(samples[-1][0], exif=exif)
     done = classify(path, *(sample for sample, _ in samples))
     assert done.returncode == 0, done.stderr
     images = torch.stack([image for image, _ in data.Pictures(samples, data.eval_transform(
