@@ -25,7 +25,7 @@ from common.distillation import cross_entropy, taught_by
 FOLDS, CPU = 3, torch.device("cpu")
 SIDE = 128  # pixels: a third of the time that 224 take
 TEACHER, STUDENT = "mobilenet_v2", "squeezenet1_1"
-DEFAULTS = {"epochs": 8, "lr": 5e-4, "weight_decay": 0.05, "device": CPU}
+DEFAULTS = {"epochs": 6, "lr": 5e-4, "weight_decay": 0.05, "device": CPU}
 EMA_DECAY = 0.98  # a mean over about 50 steps, two epochs
 
 
@@ -85,7 +85,7 @@ class Fold:
     def distil(self, alpha=0.9, mixup=False):
         loss = taught_by(self.teacher, temperature=3.0, alpha=alpha, mixup=mixup)
         cli.seed_everything(self.number)
-        return self.fine_tune(self.build(STUDENT), loss, lr=2e-4, epochs=10)
+        return self.fine_tune(self.build(STUDENT), loss, lr=2e-4, epochs=8)
 
     def prune(self, taught: bool, recalibrate: bool):
         parameters = metrics.count_parameters(self.teacher)
@@ -99,7 +99,7 @@ class Fold:
         return self.fine_tune(model, loss)
 
     def quantize(self, taught: bool):
-        loaders, epochs = self.loaders(), 3
+        loaders, epochs = self.loaders(), 2
         torch.backends.quantized.engine = "qnnpack"
         prepared = quantization.prepare(self.teacher, "qnnpack", SIDE)
         quantization.calibrate(prepared, loaders.train, CPU, 16)
