@@ -103,7 +103,7 @@ def accuracy_table(rows: list[Row], width: int | None = None) -> str:
                 f"{row.score.top5:.2%}",
                 _interval(row.score.ci95_top5),
                 "-" if delta is None else f"{100 * delta:+.2f}",
-                "-" if p is None else f"{p:.3f}",
+                "-" if p is None else f"{p:.3f}" if p >= 0.0005 else "<0.001",
             )
         )
     return _markdown(cells, left=2, width=width)
