@@ -193,10 +193,11 @@ def table(done: dict[tuple, list[int]]) -> str:
             correct = torch.cat(runs)
             first = correct if first is None else first
             difference = 100 * float(correct.double().mean() - first.double().mean())
+            p = metrics.mcnemar(correct, first)
             lines.append(
                 f"| {stage} | {name} | {', '.join(f'{share:.1%}' for share in shares)} "
                 f"| {correct.double().mean():.2%} | {100 * shares.std():.1f} | {difference:+.2f} "
-                f"| {metrics.mcnemar(correct, first):.3f} |"
+                f"| {f'{p:.3f}' if p >= 0.0005 else '<0.001'} |"
             )
     return "\n".join(lines)
 
