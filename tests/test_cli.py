@@ -1,3 +1,4 @@
+import contextlib
 import importlib
 import os
 import signal
@@ -170,8 +171,11 @@ def test_ctrl_c_ends_in_one_line_and_130_with_nothing_written(pictures, tmp_path
     try:
         while "epoch 2/" not in process.stdout.readline():
             assert process.poll() is None
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the loader processes as well
-        _, error = process.communicate(timeout=60)
+        error = None
+        while error is None:  # Python drops an interrupt that falls into a destructor: one presses again
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the loader processes as well
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                _, error = process.communicate(timeout=20)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
