@@ -53,7 +53,7 @@ def main(args):
     # imported here: --help answers without torch
     import torch
 
-    from common import checkpoint, classifier, comparison, data, latency, metrics, plots, report
+    from common import batches, checkpoint, classifier, comparison, data, latency, metrics, plots, report
     from common.errors import UserError
 
     paths = [classifier.find(name, args.output_dir) for name in args.models]
@@ -62,7 +62,9 @@ def main(args):
 
     def score(opened):
         checkpoint.check_classes(opened.content, splits.classes)
-        pictures = data.scoring_loader(splits.test, opened.content, 32, args.workers)
+        pictures = batches.scoring_loader(
+            splits.test, opened.content, cache=args.cache, workers=args.workers
+        )
         return metrics.evaluate(opened.model, pictures, torch.device("cpu"))
 
     # score and time; one file after the other, since torch has one engine at a time

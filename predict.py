@@ -40,12 +40,12 @@ def main(args):
     # imported here: --help answers without torch
     import torch
 
-    from common import classifier, data, plots
+    from common import batches, classifier, data, plots
     from common.errors import UserError
 
     opened = classifier.load(classifier.find(args.model, args.output_dir), args.engine, threads=0)
     content = opened.content
-    transform = data.eval_transform(content["image_size"], content["mean"], content["std"])
+    transform = batches.eval_transform(content["image_size"], content["mean"], content["std"])
     paths = [file for path in args.paths for file in data.pictures_in(path)]
     if not paths:
         raise UserError(f"there is no picture in {' '.join(args.paths)}")

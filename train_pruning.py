@@ -43,7 +43,7 @@ def main(args):
     # imported here: --help answers without torch
     import torch
 
-    from common import checkpoint, data, metrics, models, pruning, report, training
+    from common import batches, checkpoint, data, metrics, models, pruning, report, training
     from common.distillation import cross_entropy, taught_by
     from common.errors import UserError
 
@@ -63,7 +63,9 @@ def main(args):
         model = models.build(args.model, len(splits.classes), args.pretrained)
     image_size = parent["image_size"]
     before = parent["metrics"] | metrics.size(model, image_size)
-    loaders = data.make_loaders(splits, parent, args.batch_size, args.workers, args.seed)
+    loaders = batches.make_loaders(
+        splits, parent, args.batch_size, args.seed, cache=args.cache, workers=args.workers, device=device
+    )
     print(f"{parent['arch']}: {before['params']:,} parameters, {before['macs']:,} MACs; {splits}")
 
     # what is learned: the labels alone, or a teacher's answers as well

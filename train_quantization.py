@@ -42,7 +42,7 @@ def main(args):
     # imported here: --help answers without torch
     import torch
 
-    from common import agreement, checkpoint, data, engines, metrics, models, quantization, report, training
+    from common import agreement, batches, checkpoint, data, engines, metrics, models, quantization, report, training
     from common.distillation import cross_entropy, taught_by
     from common.errors import UserError
 
@@ -58,7 +58,9 @@ def main(args):
     prepared = quantization.prepare(model, backend, parent["image_size"])
     splits = data.load_splits(args.dataset, args.data_dir, args.val_fraction)
     checkpoint.check_fits(parent, splits)
-    loaders = data.make_loaders(splits, parent, args.batch_size, args.workers, args.seed)
+    loaders = batches.make_loaders(
+        splits, parent, args.batch_size, args.seed, cache=args.cache, workers=args.workers, device=device
+    )
     print(f"{parent['arch']} for {backend}, run by {engine}; {splits}")
 
     # what is learned: the labels alone, or a teacher's answers as well

@@ -24,7 +24,7 @@ def parse_args(argv=None):
 
 def main(args):
     # imported here: --help answers without torch
-    from common import checkpoint, data, metrics, models, report, training
+    from common import batches, checkpoint, data, machine, metrics, models, report, training
     from common.distillation import taught_by
 
     # teacher, data and student
@@ -37,17 +37,28 @@ def main(args):
     checkpoint.check_fits(parent, splits)
     student = models.build(args.student, len(splits.classes), args.pretrained)
     size = metrics.size(student, parent["image_size"])
-    loaders = data.make_loaders(splits, parent, args.batch_size, args.workers, args.seed)
+    loaders = batches.make_loaders(
+        splits, parent, args.batch_size, args.seed, cache=args.cache, workers=args.workers, device=device
+    )
+    precision = machine.pick_precision(args.precision, device, student)
+    teacher_precision = machine.pick_precision(args.precision, device, teacher)
     print(f"{args.student}: {size['params']:,} parameters; {splits}")
+    print(machine.summary(device, precision))
 
     # baseline
     if loaders.val:
-        print(f"teacher on validation: {metrics.evaluate(teacher, loaders.val, device)}")
+        print(f"teacher on validation: {metrics.evaluate(teacher, loaders.val, device, teacher_precision)}")
 
     # distillation
     best, history = training.fit(
         student,
-        taught_by(teacher, temperature=args.temperature, alpha=args.alpha, mixup=args.mixup),
+        taught_by(
+            teacher,
+            temperature=args.temperature,
+            alpha=args.alpha,
+            mixup=args.mixup,
+            precision=teacher_precision,
+        ),
         loaders.train,
         loaders.val,
         epochs=args.epochs,
@@ -56,6 +67,7 @@ def main(args):
         optimizer=args.optimizer,
         schedule=args.schedule,
         device=device,
+        precision=precision,
     )
 
     # score on test, save

@@ -23,7 +23,7 @@ def parse_args(argv=None):
 
 def main(args):
     # imported here: --help answers without torch
-    from common import checkpoint, data, metrics, models, report, training
+    from common import batches, checkpoint, data, machine, metrics, models, report, training
     from common.distillation import cross_entropy
 
     # model and data
@@ -33,8 +33,12 @@ def main(args):
     blank = checkpoint.untrained(args.teacher, splits.classes, args.image_size)
     model = models.build(args.teacher, len(splits.classes), args.pretrained)
     size = metrics.size(model, blank["image_size"])
-    loaders = data.make_loaders(splits, blank, args.batch_size, args.workers, args.seed)
+    loaders = batches.make_loaders(
+        splits, blank, args.batch_size, args.seed, cache=args.cache, workers=args.workers, device=device
+    )
+    precision = machine.pick_precision(args.precision, device, model)
     print(f"{args.teacher}: {size['params']:,} parameters; {splits}")
+    print(machine.summary(device, precision))
 
     # fine-tuning
     best, history = training.fit(
@@ -48,6 +52,7 @@ def main(args):
         optimizer=args.optimizer,
         schedule=args.schedule,
         device=device,
+        precision=precision,
     )
 
     # score on test, save

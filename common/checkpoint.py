@@ -19,7 +19,8 @@ import torchvision
 from torch import nn
 
 from common import engines, models, quantization
-from common.data import IMAGENET_MEAN, IMAGENET_STD, Splits
+from common.batches import IMAGENET_MEAN, IMAGENET_STD
+from common.data import Splits
 from common.errors import UserError
 from common.files import load_tensors, written_whole
 

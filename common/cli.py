@@ -5,6 +5,7 @@ The only module that knows argparse. It imports no torch, so that `--help` answe
 
 import argparse
 import math
+import os
 import random
 import re
 import shlex
@@ -135,10 +136,14 @@ def new_file(*suffixes: str):
 
 
 def start(output_dir: str, device: str, seed: int):
-    """Seeds everything and gives the `torch.device`. Raises UserError for a device or a folder of no use."""
+    """Seeds everything, sets the machine up and gives the `torch.device`. Raises UserError for a device or a folder of no use."""
+    from common import machine
+
     _check_output_dir(output_dir)
     seed_everything(seed)
-    return pick_device(device)
+    chosen = pick_device(device)
+    machine.set_up(chosen)
+    return chosen
 
 
 def _check_output_dir(folder: str) -> None:
@@ -181,6 +186,8 @@ def run(main, parse_args) -> None:
     A `UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
     """
     program = Path(sys.argv[0]).name
+    # read when torch is imported: threads that wait in a loop take the cores from a second run
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         status = main(parse_args())
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Pictures and labels: the three data sets, their splits, and the loaders that feed the stages."""
+"""Pictures and labels: the three data sets and their splits, and how a picture is read."""
 
 import hashlib
 import tarfile
@@ -6,19 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder, OxfordIIITPet
-from torchvision.transforms import v2
 
 from common import synthetic
 from common.errors import UserError
 
-IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of pixels from 0 to 1
 DEFAULT_DIRS = {"pet37": "data", "synthetic": "data/synthetic"}
 SPLIT_SEED = 0  # not --seed: every stage of a chain must set the same pictures aside for validation
-RESIZE_RATIO = 8 / 7  # of the short side to the crop when scoring: 256 to 224
 
 Sample = tuple[Path, int]  # a picture and its label
 
@@ -45,20 +40,6 @@ class Splits:
     def __str__(self) -> str:
         counts = f"{len(self.train)} training, {len(self.val)} validation and {len(self.test)} test pictures"
         return f"{counts} of {len(self.classes)} classes"
-
-
-class Pictures(Dataset):
-    """Decodes pictures to RGB and transforms them: item i is (image, label)."""
-
-    def __init__(self, samples: list[Sample], transform):
-        self.samples, self.transform = samples, transform
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        path, label = self.samples[index]
-        return self.transform(read_picture(path)), label
 
 
 def read_picture(path: str | Path) -> Image.Image:
@@ -200,85 +181,3 @@ def split_stratified(samples: list[Sample], fraction: float) -> tuple[list[Sampl
         chosen.update(rng.permutation(np.flatnonzero(labels == label))[:count].tolist())
     rest = [sample for index, sample in enumerate(samples) if index not in chosen]
     return rest, [samples[index] for index in sorted(chosen)]
-
-
-def train_transform(image_size: int, mean, std):
-    """Random resized crop and mirror image; float32 [3, image_size, image_size], normalised."""
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(image_size, scale=(0.35, 1.0), antialias=True),
-            v2.RandomHorizontalFlip(),
-            *_to_tensor(mean, std),
-        ]
-    )
-
-
-def resized_side(image_size: int) -> int:
-    """The short side, in pixels, that a picture has before `image_size` pixels are cut from its middle."""
-    return round(image_size * RESIZE_RATIO)
-
-
-def eval_transform(image_size: int, mean, std):
-    """The middle of the picture at 8/7 of the size; float32 [3, image_size, image_size], normalised."""
-    return v2.Compose(
-        [
-            v2.Resize(resized_side(image_size), antialias=True),
-            v2.CenterCrop(image_size),
-            *_to_tensor(mean, std),
-        ]
-    )
-
-
-def _to_tensor(mean, std):
-    return v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)
-
-
-@dataclass(frozen=True)
-class Loaders:
-    """Batches of (images float32 [N, 3, S, S], labels int64 [N]); no `val` where no part was set aside."""
-
-    train: DataLoader
-    val: DataLoader | None
-    test: DataLoader
-
-
-def make_loaders(splits: Splits, checkpoint: dict, batch_size: int, workers: int, seed: int) -> Loaders:
-    """Loaders of the three splits, at the checkpoint's image size and normalised by its mean and standard
-    deviation.
-
-    `train` is augmented and shuffled with `seed`, the others are in order.
-    """
-    train = Pictures(splits.train, train_transform(*_view(checkpoint)))
-    return Loaders(
-        train=_loader(
-            train,
-            batch_size,
-            workers,
-            shuffle=True,
-            generator=torch.Generator().manual_seed(seed),
-            # batch norm cannot train on a last batch of one picture
-            drop_last=len(splits.train) % batch_size == 1 and len(splits.train) > 1,
-        ),
-        val=scoring_loader(splits.val, checkpoint, batch_size, workers) if splits.val else None,
-        test=scoring_loader(splits.test, checkpoint, batch_size, workers),
-    )
-
-
-def scoring_loader(samples: list[Sample], checkpoint: dict, batch_size: int, workers: int) -> DataLoader:
-    """Batches of `samples`, in order and as `eval_transform` gives them for the checkpoint."""
-    return _loader(Pictures(samples, eval_transform(*_view(checkpoint))), batch_size, workers)
-
-
-def _view(checkpoint: dict) -> tuple[int, list[float], list[float]]:
-    return checkpoint["image_size"], checkpoint["mean"], checkpoint["std"]
-
-
-def _loader(pictures: Pictures, batch_size: int, workers: int, **options) -> DataLoader:
-    return DataLoader(
-        pictures,
-        batch_size,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        **options,
-    )

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common import machine
+
 LossFunction = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -35,26 +37,35 @@ def distillation_loss(
 
 def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """(loss, logits) of plain training; images float [N, 3, S, S], labels int64 [N]."""
-    logits = model(images)
+    logits = model(images).float()  # of an autocast model bfloat16
     return F.cross_entropy(logits, labels), logits
 
 
-def taught_by(teacher: nn.Module, *, temperature: float, alpha: float, mixup: bool = False) -> LossFunction:
+def taught_by(
+    teacher: nn.Module,
+    *,
+    temperature: float,
+    alpha: float,
+    mixup: bool = False,
+    precision: torch.dtype = torch.float32,
+) -> LossFunction:
     """A loss function as `cross_entropy`, in which `teacher` sees the student's own augmented pictures.
 
     With `mixup` both see each picture laid over another of the batch, by a share that is drawn evenly from 0
     to 1 at every step (Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018); the two labels
-    count by the same shares. Puts the teacher into eval mode; it computes without gradients.
+    count by the same shares. Puts the teacher into eval mode; it computes in inference mode, its layers in
+    `precision`.
     """
-    teacher.eval()
+    teacher.eval().to(memory_format=torch.channels_last)
 
     def loss_function(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if mixup:
             share, order = float(torch.rand(())), torch.randperm(len(images), device=images.device)
             images = share * images + (1 - share) * images[order]
-        with torch.no_grad():
+        with torch.inference_mode(), machine.autocast(images.device, precision):
             teacher_logits = teacher(images)
-        logits = model(images)
+        teacher_logits = teacher_logits.float().clone()  # inference tensors cannot take part in a loss
+        logits = model(images).float()
         loss = distillation_loss(logits, teacher_logits, labels, temperature, alpha)
         if mixup:
             below = distillation_loss(logits, teacher_logits, labels[order], temperature, alpha)

@@ -10,6 +10,7 @@ import torch_pruning
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common import machine
 from common.errors import UserError
 
 
@@ -85,15 +86,22 @@ class Score:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Score:
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    precision: torch.dtype = torch.float32,
+) -> Score:
     """Scores `model`, moved to `device` and put into eval mode, on batches of (images [N, 3, S, S], labels
-    [N]).
+    [N]). With `precision` bfloat16 its layers compute under autocast.
     """
-    model.to(device).eval()
+    model.to(device, memory_format=torch.channels_last).eval()
     all_labels, answers, correct5, loss_sum = [], [], 0, 0.0
     for images, labels in batches:
         images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-        logits = model(images).float().cpu()
+        with machine.autocast(device, precision):
+            logits = model(images)
+        logits, labels = logits.float().cpu(), labels.cpu()
         all_labels.append(labels)
         # int8 logits can be equal: argmax takes the first of them, topk any
         answers.append(logits.argmax(1))

@@ -82,7 +82,7 @@ def metadata(checkpoint: dict) -> dict[str, str]:
         "classes": json.dumps(checkpoint["classes"], ensure_ascii=False),
         "mean": json.dumps(checkpoint["mean"]),
         "std": json.dumps(checkpoint["std"]),
-        "resize": str(data.resized_side(checkpoint["image_size"])),
+        "resize": str(batches.resized_side(checkpoint["image_size"])),
         "image_size": str(checkpoint["image_size"]),
     }
 

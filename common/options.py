@@ -7,6 +7,7 @@ from common import cli
 DATASETS = ("pet37", "synthetic", "folder")
 ENGINES = ("fbgemm", "onednn", "qnnpack", "x86")
 OPTIMIZERS = ("adamw", "adam", "sgd")
+PRECISIONS = ("auto", "bf16", "fp32")
 SCHEDULES = ("cosine", "step")
 
 
@@ -20,11 +21,17 @@ def add_dataset_options(parser: cli.Parser):
         help="where the pictures are or will be put; default: data (pet37), data/synthetic",
     )
     group.add_argument(
+        "--cache",
+        type=lambda text: None if text == "off" else text,
+        default="data/cache",
+        metavar="DIR|off",
+        help="where decoded pictures are kept; off: decode them in every epoch; default: data/cache",
+    )
+    group.add_argument(
         "--workers",
         type=cli.number(int, 0, 256),
-        default=2,
         metavar="N",
-        help="processes that decode pictures; default: 2",
+        help="processes that decode and crop pictures; default: what fits the machine",
     )
     return group
 
@@ -85,6 +92,12 @@ def add_training_options(parser: cli.Parser, *, epochs: int, lr: float) -> None:
         type=cli.device_name,
         default="auto",
         help="auto, cpu, cuda or cuda:N (-1: cpu, N: cuda:N); default: auto",
+    )
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="of the layers in training; bf16: bfloat16, weights and sums in fp32; default: the faster one",
     )
     group = parser.add_argument_group("files")
     add_output_dir_option(group)

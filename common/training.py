@@ -11,10 +11,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from common import machine
 from common.distillation import LossFunction
 from common.errors import UserError
 from common.metrics import evaluate
 
+LOOK_EVERY = 10  # steps
 WARMUP = 0.05  # share of the steps in which the learning rate rises
 OPTIMIZERS = {
     "adamw": torch.optim.AdamW,
@@ -33,6 +35,7 @@ def fit(
     lr: float,
     weight_decay: float,
     device: torch.device,
+    precision: torch.dtype = torch.float32,
     optimizer: str = "adamw",
     schedule: str = "cosine",
     deploy: Callable[[nn.Module], nn.Module] = copy.deepcopy,
@@ -41,7 +44,8 @@ def fit(
 ) -> tuple[nn.Module, list[dict]]:
     """Trains `model` in place: (best deployed model, row per epoch).
 
-    `optimizer`: adamw, adam (weight decay in the gradient) or sgd (Nesterov momentum 0.9). `schedule`: cosine
+    `precision`: with bfloat16 the layers compute under autocast, the weights, batch-norm statistics and the
+    loss stay in float32. `optimizer`: adamw, adam (weight decay in the gradient) or sgd (Nesterov momentum 0.9). `schedule`: cosine
     (warm-up in a line, then half a cosine down to 0, step by step) or step (a tenth after every 15 epochs).
 
     After each epoch `deploy(model)` makes the model that counts (a copy, or its int8 form), to run on
@@ -63,11 +67,17 @@ def fit(
             before_epoch(model, epoch)
         row = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"]}
         title = f"epoch {epoch + 1}/{epochs}"
-        row |= _train_epoch(model, loss_function, train_loader, optimizer, scheduler, device, title)
+        row |= _train_epoch(model, loss_function, train_loader, optimizer, scheduler, device, precision, title)
         deployed = deploy(model)
         rank = (-1.0, 0.0)
         if val_loader is not None:
-            score = evaluate(deployed, val_loader, deploy_device or device)
+            # what is deployed elsewhere is not a network that autocast fits
+            score = evaluate(
+                deployed,
+                val_loader,
+                deploy_device or device,
+                torch.float32 if deploy_device else precision,
+            )
             row |= {"val_loss": score.loss, "val_top1": score.top1}
             rank = (score.top1, -score.loss)
             print(f"{title}: validation top-1 {score.top1:.2%}, loss {score.loss:.3f}")
@@ -83,25 +93,29 @@ def share_epochs(epochs: int, steps: int) -> list[int]:
     return [each + (step >= steps - over) for step in range(steps)]
 
 
-def _train_epoch(model, loss_function, loader, optimizer, scheduler, device, title: str) -> dict[str, float]:
-    seen = correct = 0
-    loss_sum = 0.0
+def _train_epoch(
+    model, loss_function, loader, optimizer, scheduler, device, precision, title: str
+) -> dict[str, float]:
+    seen, sums = 0, torch.zeros(2, dtype=torch.float64, device=device)  # of the loss, of right answers
     with tqdm(loader, desc=title, unit="batch", dynamic_ncols=True, leave=False) as bar:
-        for images, labels in bar:
+        for step, (images, labels) in enumerate(bar, start=1):
             images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             labels = labels.to(device, non_blocking=True)
-            loss, logits = loss_function(model, images, labels)
-            if not math.isfinite(loss.item()):
-                raise UserError(f"the loss is {loss.item()} in {title}: training diverged; try a lower --lr")
+            with machine.autocast(device, precision):
+                loss, logits = loss_function(model, images, labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             scheduler.step()
             seen += len(labels)
-            loss_sum += loss.item() * len(labels)
-            correct += int((logits.argmax(1) == labels).sum())
-            bar.set_postfix(loss=f"{loss_sum / seen:.3f}", top1=f"{correct / seen:.2%}")
-    return {"train_loss": loss_sum / seen, "train_top1": correct / seen}
+            sums += torch.stack([loss.detach() * len(labels), (logits.argmax(1) == labels).sum()])
+            # to look at a figure, an accelerator has to finish its work first: not at every step
+            if step % LOOK_EVERY == 0 or step == len(loader):
+                mean_loss, top1 = (sums / seen).tolist()
+                if not math.isfinite(mean_loss):
+                    raise UserError(f"the loss is {mean_loss} in {title}: training diverged; try a lower --lr")
+                bar.set_postfix(loss=f"{mean_loss:.3f}", top1=f"{top1:.2%}")
+    return {"train_loss": mean_loss, "train_top1": top1}
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

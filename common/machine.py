@@ -1,0 +1,88 @@
+"""What the machine offers a training: its cores, its memory allocator, and the arithmetic that is fast on it."""
+
+import ctypes
+import math
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+CGROUP = Path("/sys/fs/cgroup")
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
+def set_up(device: torch.device) -> None:
+    """Lets torch use the cores that this process may use, and keeps freed memory for the next step.
+
+    A thread count that the user has set (OMP_NUM_THREADS) stands.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(cores())
+    if hasattr(ctypes.CDLL(None), "mallopt"):
+        _keep_freed_memory()
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+
+
+def summary(device: torch.device, precision: torch.dtype) -> str:
+    """What a training computes with, such as "cpu, 2 threads, bfloat16"."""
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    return f"{device}{threads}, {str(precision).removeprefix('torch.')}"
+
+
+def cores() -> int:
+    """How many cores this process may use: those it is bound to, or fewer where its container has a quota."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(bound, _quota(CGROUP))))
+
+
+def _quota(root: Path) -> float:
+    """The CPU time per time that the control group below `root` may take, infinite without a limit."""
+    for quota_file, period_file in (
+        ("cpu.max", "cpu.max"),
+        ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),
+    ):
+        try:
+            quota = (root / quota_file).read_text().split()[0]
+            period = (root / period_file).read_text().split()[-1]
+        except OSError:
+            continue
+        return math.inf if quota in ("max", "-1") else int(quota) / int(period)
+    return math.inf
+
+
+def _keep_freed_memory() -> None:
+    """Tells glibc to keep large freed blocks.
+
+    By default it hands them back, and the system clears each page anew for the next step.
+    """
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def pick_precision(choice: str, device: torch.device, model: nn.Module) -> torch.dtype:
+    """The precision in which `model` computes: bfloat16 under autocast, or float32.
+
+    `choice`: auto, bf16 or fp32. auto is bfloat16 where the device has instructions for it; on a CPU not for
+    a network of depthwise convolutions, which are slower so (docs/PERFORMANCE.md).
+    """
+    if choice != "auto":
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}[choice]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        fast = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
+        fast = fast and not any(map(_is_depthwise, model.modules()))
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """A context in which layers compute in `precision`, the weights staying in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
