@@ -62,9 +62,7 @@ def main(args):
 
     def score(opened):
         checkpoint.check_classes(opened.content, splits.classes)
-        pictures = batches.scoring_loader(
-            splits.test, opened.content, cache=args.cache, workers=args.workers
-        )
+        pictures = batches.scoring_loader(splits.test, opened.content, cache=args.cache, workers=args.workers)
         return metrics.evaluate(opened.model, pictures, torch.device("cpu"))
 
     # score and time; one file after the other, since torch has one engine at a time

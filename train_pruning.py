@@ -43,7 +43,7 @@ def main(args):
     # imported here: --help answers without torch
     import torch
 
-    from common import batches, checkpoint, data, metrics, models, pruning, report, training
+    from common import batches, checkpoint, data, machine, metrics, models, pruning, report, training
     from common.distillation import cross_entropy, taught_by
     from common.errors import UserError
 
@@ -67,23 +67,27 @@ def main(args):
         splits, parent, args.batch_size, args.seed, cache=args.cache, workers=args.workers, device=device
     )
     print(f"{parent['arch']}: {before['params']:,} parameters, {before['macs']:,} MACs; {splits}")
+    precision = machine.pick_precision(args.precision, device, model)
+    print(machine.summary(device, precision))
 
     # what is learned: the labels alone, or a teacher's answers as well
     loss_function, teacher_path = cross_entropy, None
     if args.teacher:
         teacher_path, teacher = checkpoint.open_teacher(args.teacher, args.output_dir, parent, splits)
+        teacher_model = checkpoint.rebuild(teacher).to(device)
         loss_function = taught_by(
-            checkpoint.rebuild(teacher).to(device),
+            teacher_model,
             temperature=args.temperature,
             alpha=args.alpha,
             mixup=args.mixup,
+            precision=machine.pick_precision(args.precision, device, teacher_model),
         )
     elif args.mixup:
         raise UserError("--mixup needs --teacher")
 
     # baseline
     if loaders.val:
-        print(f"before pruning, on validation: {metrics.evaluate(model, loaders.val, device)}")
+        print(f"before pruning, on validation: {metrics.evaluate(model, loaders.val, device, precision)}")
 
     # pruning and fine-tuning, step by step
     history, unhealed = [], []
@@ -98,13 +102,13 @@ def main(args):
         after = metrics.size(model, image_size)
         print(f"step {step}/{args.pruning_steps}: {after['params']:,} parameters, {after['macs']:,} MACs")
         if loaders.val:
-            score = metrics.evaluate(model, loaders.val, device)
+            score = metrics.evaluate(model, loaders.val, device, precision)
             unhealed.append(score.top1)
             print(f"pruned, on validation: {score}")
         # batch norm has the statistics of the whole layers: take new ones
         torch.optim.swa_utils.update_bn(loaders.train, model, device)
         if loaders.val:
-            print(f"with batch norm recalibrated: {metrics.evaluate(model, loaders.val, device)}")
+            print(f"with batch norm recalibrated: {metrics.evaluate(model, loaders.val, device, precision)}")
         model, rows = training.fit(
             model,
             loss_function,
@@ -116,6 +120,7 @@ def main(args):
             optimizer=args.optimizer,
             schedule=args.schedule,
             device=device,
+            precision=precision,
         )
         history += [{"step": step} | row for row in rows]
 

@@ -42,7 +42,19 @@ def main(args):
     # imported here: --help answers without torch
     import torch
 
-    from common import agreement, batches, checkpoint, data, engines, metrics, models, quantization, report, training
+    from common import (
+        agreement,
+        batches,
+        checkpoint,
+        data,
+        engines,
+        machine,
+        metrics,
+        models,
+        quantization,
+        report,
+        training,
+    )
     from common.distillation import cross_entropy, taught_by
     from common.errors import UserError
 
@@ -62,23 +74,27 @@ def main(args):
         splits, parent, args.batch_size, args.seed, cache=args.cache, workers=args.workers, device=device
     )
     print(f"{parent['arch']} for {backend}, run by {engine}; {splits}")
+    precision = machine.pick_precision(args.precision, device, model)
+    print(machine.summary(device, precision))
 
     # what is learned: the labels alone, or a teacher's answers as well
     loss_function, teacher_path = cross_entropy, None
     if args.teacher:
         teacher_path, teacher = checkpoint.open_teacher(args.teacher, args.output_dir, parent, splits)
+        teacher_model = checkpoint.rebuild(teacher).to(device)
         loss_function = taught_by(
-            checkpoint.rebuild(teacher).to(device),
+            teacher_model,
             temperature=args.temperature,
             alpha=args.alpha,
             mixup=args.mixup,
+            precision=machine.pick_precision(args.precision, device, teacher_model),
         )
     elif args.mixup:
         raise UserError("--mixup needs --teacher")
 
     # baseline
     if loaders.val:
-        print(f"float model on validation: {metrics.evaluate(model, loaders.val, device)}")
+        print(f"float model on validation: {metrics.evaluate(model, loaders.val, device, precision)}")
 
     # quantization-aware training; what is scored and kept is the converted int8 model
     quantization.calibrate(prepared.to(device), loaders.train, device, args.calibration_batches)
@@ -93,6 +109,7 @@ def main(args):
         optimizer=args.optimizer,
         schedule=args.schedule,
         device=device,
+        precision=precision,
         deploy=quantization.convert,
         deploy_device=cpu,
         before_epoch=functools.partial(quantization.freeze_late, epochs=args.epochs),

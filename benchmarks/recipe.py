@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torchvision.transforms import v2
 
-from common import checkpoint, cli, data, metrics, models, options, pruning, quantization, training
+from common import batches, checkpoint, cli, data, metrics, models, options, pruning, quantization, training
 from common.distillation import cross_entropy, taught_by
 
 FOLDS, CPU = 3, torch.device("cpu")
@@ -51,12 +51,14 @@ class Fold:
         self.held_out = [sample for index, sample in enumerate(samples) if index % FOLDS == number]
         self.blank = checkpoint.untrained(TEACHER, classes, SIDE)
 
-    def loaders(self, crop=None) -> data.Loaders:
+    def loaders(self, crop=None) -> batches.Loaders:
         cli.seed_everything(self.number)
         splits = data.Splits(self.train, [], self.held_out, self.classes)
-        loaders = data.make_loaders(splits, self.blank, 32, self.args.workers, self.number)
+        loaders = batches.make_loaders(
+            splits, self.blank, 32, self.number, cache=self.args.cache, workers=self.args.workers
+        )
         if crop:
-            loaders.train.dataset.transform.transforms[0] = crop
+            loaders.train.loader.dataset.crop.transforms[0] = crop
         return loaders
 
     def build(self, arch: str):
@@ -110,7 +112,7 @@ class Fold:
         return metrics.evaluate(converted.int8, loaders.test, CPU)
 
 
-SMALL_CROP = v2.Compose([v2.Resize(data.resized_side(SIDE), antialias=True), v2.RandomCrop(SIDE)])
+SMALL_CROP = v2.Compose([v2.Resize(batches.resized_side(SIDE), antialias=True), v2.RandomCrop(SIDE)])
 VARIANTS = {  # the first of each group is what the others are compared with
     "teacher": {
         "AdamW, cosine, crop from 35 %": lambda fold: metrics.evaluate(

@@ -21,11 +21,12 @@ RESIZE_RATIO = 8 / 7  # of the short side to the crop when scoring: 256 to 224
 TRAINING_RATIO = 3 / 2  # of the short side to the crop in training: the smallest crops are hardly enlarged
 SMALLEST_CROP = 0.35  # of a picture's area
 MANY_WORKERS = 8
+CPU = torch.device("cpu")
 
 
 class Crops(Dataset):
-    """Pictures and labels by the batch: uint8 [N, 3, S, S] in channels_last, what `crop` makes of each picture
-    uint8 [3, H, W], and int64 [N].
+    """Pictures and labels by the batch: uint8 [N, 3, S, S] in channels_last, what `crop` makes of each uint8
+    [3, H, W], and int64 [N].
     """
 
     def __init__(self, pictures: Dataset, labels: list[int], crop):
@@ -67,7 +68,7 @@ class Loaders:
 
 
 def whole_picture(picture: Image.Image, image_size: int) -> Image.Image:
-    """All of the picture, its short side at most 3/2 of `image_size` pixels: what training crops are cut from."""
+    """All of the picture, its short side at most 3/2 of `image_size`: what training crops are made of."""
     side = round(image_size * TRAINING_RATIO)
     return picture if min(picture.size) <= side else F.resize(picture, [side], antialias=True)
 
@@ -113,7 +114,7 @@ def make_loaders(
     *,
     cache: str | Path | None = None,
     workers: int | None = None,
-    device: torch.device = torch.device("cpu"),
+    device: torch.device = CPU,
 ) -> Loaders:
     """Loaders of the three splits, at the checkpoint's image size and normalised by its mean and standard
     deviation.
@@ -142,25 +143,16 @@ def make_loaders(
     )
 
 
-def scoring_loader(
-    samples: list[Sample],
-    checkpoint: dict,
-    batch_size: int = 32,
-    *,
-    cache: str | Path | None = None,
-    workers: int | None = None,
-    device: torch.device = torch.device("cpu"),
-) -> Batches:
+def scoring_loader(samples: list[Sample], checkpoint: dict, batch_size: int = 32, **options) -> Batches:
     """Batches of `samples`, in order and as `eval_transform` gives them for the checkpoint.
 
-    The options are those of `make_loaders`.
+    The `options`, cache, workers and device, are those of `make_loaders`.
     """
-    options = {"cache": cache, "workers": workers, "device": device}
     return _batches(samples, checkpoint, batch_size, middle, v2.Identity(), **options)
 
 
 def _batches(
-    samples, checkpoint, batch_size, resize, crop, *, cache, workers, device, **options
+    samples, checkpoint, batch_size, resize, crop, *, cache=None, workers=None, device=CPU, **options
 ) -> Batches:
     pictures = Decoder([path for path, _ in samples], resize, checkpoint["image_size"])
     many = min(machine.cores(), MANY_WORKERS)

@@ -1,4 +1,4 @@
-"""Pictures decoded once and kept: a memory-mapped file of uint8 pixels, made anew when the pictures change."""
+"""Pictures decoded once and kept in a memory-mapped file of uint8 pixels, made anew when they change."""
 
 import hashlib
 import shutil
@@ -34,7 +34,9 @@ class Decoder(Dataset):
     @property
     def name(self) -> str:
         """Says where the pictures lie and what is made of them; the same as long as these are the same."""
-        digest = hashlib.sha256("\0".join(str(path.resolve()) for path in self.paths).encode(errors="replace"))
+        digest = hashlib.sha256(
+            "\0".join(str(path.resolve()) for path in self.paths).encode(errors="replace")
+        )
         return f"{self.resize.__name__}-{self.image_size}-{digest.hexdigest()[:16]}-{LAYOUT}"
 
     def fingerprint(self) -> bytes:

@@ -136,7 +136,10 @@ def new_file(*suffixes: str):
 
 
 def start(output_dir: str, device: str, seed: int):
-    """Seeds everything, sets the machine up and gives the `torch.device`. Raises UserError for a device or a folder of no use."""
+    """Seeds everything, sets the machine up and gives the `torch.device`.
+
+    Raises UserError for a device or a folder of no use.
+    """
     from common import machine
 
     _check_output_dir(output_dir)

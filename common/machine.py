@@ -1,4 +1,4 @@
-"""What the machine offers a training: its cores, its memory allocator, and the arithmetic that is fast on it."""
+"""What the machine offers a training: its cores, its memory, and the arithmetic that is fast on it."""
 
 import ctypes
 import math

@@ -11,7 +11,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from common import data, qdq
+from common import batches, qdq
 from common.errors import UserError
 from common.files import written_whole
 

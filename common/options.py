@@ -4,6 +4,7 @@ import shlex
 
 from common import cli
 
+CACHE = "data/cache"
 DATASETS = ("pet37", "synthetic", "folder")
 ENGINES = ("fbgemm", "onednn", "qnnpack", "x86")
 OPTIMIZERS = ("adamw", "adam", "sgd")
@@ -23,7 +24,7 @@ def add_dataset_options(parser: cli.Parser):
     group.add_argument(
         "--cache",
         type=lambda text: None if text == "off" else text,
-        default="data/cache",
+        default=CACHE,
         metavar="DIR|off",
         help="where decoded pictures are kept; off: decode them in every epoch; default: data/cache",
     )

@@ -7,12 +7,13 @@ Inference", CVPR 2018. The only module that touches torch.ao.
 import contextlib
 import copy
 import itertools
+import types
 import warnings
 from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, fx, nn
-from torch.ao.nn.intrinsic.qat import freeze_bn_stats
+from torch.ao.nn.intrinsic.qat import ConvBn2d, ConvBnReLU2d, freeze_bn_stats
 from torch.ao.quantization import (
     FakeQuantize,
     MovingAverageMinMaxObserver,
@@ -81,7 +82,26 @@ def trace(float_model: nn.Module, backend: str, image_size: int) -> nn.Module:
                 setattr(module, name, nn.Identity())
     picture = torch.zeros(1, 3, image_size, image_size)
     with _silenced():
-        return prepare_qat_fx(float_model.train(), _qconfig_mapping(backend), picture)
+        prepared = prepare_qat_fx(float_model.train(), _qconfig_mapping(backend), picture)
+    for module in prepared.modules():
+        if isinstance(module, ConvBn2d | ConvBnReLU2d):
+            module.forward = types.MethodType(_convolve_and_normalise, module)
+    return prepared
+
+
+def _convolve_and_normalise(layer: ConvBn2d | ConvBnReLU2d, images: Tensor) -> Tensor:
+    """What torch's fused layer computes, in a third of its time.
+
+    The weight is fake-quantized as it will be in int8, times the scale of the batch norm, which is then taken
+    out again. torch divides the output of the convolution by it; since convolution is linear, it can as well
+    be the weight, which is small.
+    """
+    scale = (layer.bn.weight / torch.sqrt(layer.bn.running_var + layer.bn.eps)).view(-1, 1, 1, 1)
+    weight = layer.weight_fake_quant(layer.weight * scale) / scale
+    answer = layer.bn(
+        F.conv2d(images, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    )
+    return F.relu(answer) if isinstance(layer, ConvBnReLU2d) else answer
 
 
 def _qconfig_mapping(backend: str) -> QConfigMapping:
@@ -98,10 +118,10 @@ def _qconfig_mapping(backend: str) -> QConfigMapping:
         "observer": MovingAverageMinMaxObserver,
     }
     if backend == "fbgemm":
-        activation = FakeQuantize.with_args(observer=SevenBitObserver, quant_min=0, quant_max=255)
+        activation = FakeQuantizeActivation.with_args(observer=SevenBitObserver, quant_min=0, quant_max=255)
         weight |= {"qscheme": torch.per_channel_symmetric, "observer": MovingAveragePerChannelMinMaxObserver}
     else:
-        activation = FakeQuantize.with_args(observer=MovingAverageMinMaxObserver, quant_min=0, quant_max=255)
+        activation = FakeQuantizeActivation.with_args(observer=RangeObserver, quant_min=0, quant_max=255)
         weight |= {"qscheme": torch.per_tensor_symmetric}
     mapping = get_default_qat_qconfig_mapping(backend)
     mapping.set_global(QConfig(activation, FakeQuantize.with_args(**weight)))
@@ -110,7 +130,49 @@ def _qconfig_mapping(backend: str) -> QConfigMapping:
     return mapping
 
 
-class SevenBitObserver(MovingAverageMinMaxObserver):
+class FakeQuantizeActivation(FakeQuantize):
+    """torch's fake quantization of a whole tensor, on a CPU with a faster way to the same gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x as uint8 and back, float [...], after its range was observed."""
+        if x.device.type != "cpu" or not self.fake_quant_enabled[0]:
+            return super().forward(x)
+        if self.observer_enabled[0]:
+            self.activation_post_process(x.detach())
+            scale, zero_point = self.calculate_qparams()
+            self.scale.copy_(scale)
+            self.zero_point.copy_(zero_point)
+        return _RoundStraightThrough.apply(x, self.scale, self.zero_point, self.quant_min, self.quant_max)
+
+
+class _RoundStraightThrough(torch.autograd.Function):
+    """Fake quantization, whose gradient passes where x is not cut off (Jacob et al., CVPR 2018, section 3).
+
+    torch keeps a mask of these places and multiplies by it: two passes over memory more.
+    """
+
+    @staticmethod
+    def forward(ctx, x, scale, zero_point, low, high):
+        ctx.save_for_backward(x)
+        step, zero = float(scale), int(zero_point)
+        ctx.bounds = ((low - 0.5 - zero) * step, (high + 0.5 - zero) * step)
+        return torch.fake_quantize_per_tensor_affine(x, step, zero, low, high)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(gradient, x, *ctx.bounds), None, None, None, None
+
+
+class RangeObserver(MovingAverageMinMaxObserver):
+    """torch's moving average of the least and the greatest value, without a copy of channels_last tensors."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        super().forward(x.permute(0, 2, 3, 1) if x.ndim == 4 else x)
+        return x
+
+
+class SevenBitObserver(RangeObserver):
     """Spreads the range that it has seen over the values 0 to 127, and leaves 128 to 255 to what lies beyond.
 
     With 7 bits the kernels of CPUs without VNNI do not overflow, as with torch's `reduce_range`. But that

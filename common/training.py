@@ -44,9 +44,10 @@ def fit(
 ) -> tuple[nn.Module, list[dict]]:
     """Trains `model` in place: (best deployed model, row per epoch).
 
-    `precision`: with bfloat16 the layers compute under autocast, the weights, batch-norm statistics and the
-    loss stay in float32. `optimizer`: adamw, adam (weight decay in the gradient) or sgd (Nesterov momentum 0.9). `schedule`: cosine
-    (warm-up in a line, then half a cosine down to 0, step by step) or step (a tenth after every 15 epochs).
+    `precision`: with bfloat16 the layers compute under autocast; weights, batch-norm statistics and the loss
+    stay in float32. `optimizer`: adamw, adam (weight decay in the gradient) or sgd (Nesterov momentum 0.9).
+    `schedule`: cosine (warm-up in a line, then half a cosine down to 0, step by step) or step (a tenth after
+    every 15 epochs).
 
     After each epoch `deploy(model)` makes the model that counts (a copy, or its int8 form), to run on
     `deploy_device` (default: `device`); the one with the highest top-1 on `val_loader` is kept, on a tie that
@@ -67,7 +68,9 @@ def fit(
             before_epoch(model, epoch)
         row = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"]}
         title = f"epoch {epoch + 1}/{epochs}"
-        row |= _train_epoch(model, loss_function, train_loader, optimizer, scheduler, device, precision, title)
+        row |= _train_epoch(
+            model, loss_function, train_loader, optimizer, scheduler, device, precision, title
+        )
         deployed = deploy(model)
         rank = (-1.0, 0.0)
         if val_loader is not None:
@@ -113,7 +116,9 @@ def _train_epoch(
             if step % LOOK_EVERY == 0 or step == len(loader):
                 mean_loss, top1 = (sums / seen).tolist()
                 if not math.isfinite(mean_loss):
-                    raise UserError(f"the loss is {mean_loss} in {title}: training diverged; try a lower --lr")
+                    raise UserError(
+                        f"the loss is {mean_loss} in {title}: training diverged; try a lower --lr"
+                    )
                 bar.set_postfix(loss=f"{mean_loss:.3f}", top1=f"{top1:.2%}")
     return {"train_loss": mean_loss, "train_top1": top1}
 

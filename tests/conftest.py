@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common import cli, synthetic
+from common import cli, options, synthetic
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -26,6 +26,12 @@ def seeded():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """No test leaves decoded pictures behind."""
+    monkeypatch.setattr(options, "CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def write_pictures(

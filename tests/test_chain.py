@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from common import agreement, checkpoint, data, metrics, synthetic
+from common import agreement, batches, checkpoint, data, metrics, synthetic
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_the_accuracy_in_the_name_is_that_of_the_file_on_test(stage, place):
     for each in (parent, path):
         content = checkpoint.load(each)
         splits = data.load_splits("synthetic", str(place / "pictures"), 0.2)
-        loaders = data.make_loaders(splits, content, batch_size=8, workers=0, seed=0)
+        loaders = batches.make_loaders(splits, content, batch_size=8, seed=0)
         score = metrics.evaluate(checkpoint.rebuild(content), loaders.test, torch.device("cpu"))
         assert f"_{score.top1:.4f}" in each.name and content["metrics"]["n"] == score.n == 37
 

@@ -3,15 +3,11 @@ from pathlib import Path
 from urllib.error import URLError
 
 import pytest
-import torch
-from PIL import Image
 from torchvision.datasets import OxfordIIITPet
 
 from common import data
 from common.errors import UserError
 from tests.conftest import write_pictures
-
-VIEW = {"image_size": 32, "mean": data.IMAGENET_MEAN, "std": data.IMAGENET_STD}
 
 
 def samples(*sizes):
@@ -116,53 +112,3 @@ def test_synthetic_is_read_by_torchvisions_own_reader(small_synthetic):
     reader = OxfordIIITPet(small_synthetic, split="test", download=False)
     assert splits.classes == reader.classes and len(splits.classes) == 37
     assert [label for _, label in splits.test] == [reader[index][1] for index in range(len(reader))]
-
-
-def test_pictures_of_every_mode_become_three_channels(tmp_path):
-    for mode in ("L", "RGBA", "CMYK", "P", "1"):
-        Image.new(mode, (50, 40)).save(tmp_path / f"{mode}.{'png' if mode != 'CMYK' else 'jpg'}")
-    pictures = data.Pictures([(path, 0) for path in tmp_path.iterdir()], data.eval_transform(*VIEW.values()))
-    assert all(pictures[index][0].shape == (3, 32, 32) for index in range(5))
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("damage", [b"", b"no picture", None])
-def test_an_unreadable_picture_is_named(pictures, workers, damage):
-    path = pictures / "train" / "dog" / "dog3.jpg"
-    path.write_bytes(path.read_bytes()[:400] if damage is None else damage)
-    loaders = data.make_loaders(
-        data.load_splits("folder", str(pictures), 0.0), VIEW, batch_size=4, workers=workers, seed=0
-    )
-    with pytest.raises(UserError, match=r"cannot read the picture .*dog3\.jpg"):
-        list(loaders.train)
-
-
-def test_batches_are_normalised_shuffled_by_the_seed_and_whole(pictures):
-    splits = data.load_splits("folder", str(pictures), 0.25)
-
-    def labels(seed):
-        loaders = data.make_loaders(splits, VIEW, batch_size=4, workers=0, seed=seed)
-        return [batch.tolist() for _, batch in loaders.train]
-
-    assert labels(0) == labels(0) != labels(1)
-    loaders = data.make_loaders(splits, VIEW, batch_size=5, workers=0, seed=0)
-    images, _ = next(iter(loaders.test))
-    assert images.shape == (5, 3, 32, 32) and images.dtype == torch.float32 and images.min() < -1
-    assert [len(batch) for _, batch in loaders.test] == [5, 5, 2]
-
-
-def test_a_last_training_batch_of_one_picture_is_left_out(pictures):
-    splits = data.load_splits("folder", str(pictures), 0.0)
-    for batch_size, sizes in ((23, [23]), (22, [22, 2]), (40, [24])):
-        loaders = data.make_loaders(splits, VIEW, batch_size=batch_size, workers=0, seed=0)
-        assert [len(batch) for _, batch in loaders.train] == sizes
-
-
-def test_scoring_sees_the_middle_of_the_picture_and_training_a_random_part():
-    picture = Image.new("RGB", (64, 64))
-    picture.paste((255, 255, 255), (24, 24, 40, 40))
-    scoring = data.eval_transform(*VIEW.values())(picture)
-    assert torch.equal(scoring, data.eval_transform(*VIEW.values())(picture))
-    assert scoring[:, 14:18, 14:18].min() > 2 and scoring[:, 0].max() < -1.7
-    training = data.train_transform(*VIEW.values())
-    assert not torch.equal(training(picture), training(picture))

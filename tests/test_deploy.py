@@ -6,13 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
-from common import data, onnx_file
+from common import batches, onnx_file
 from tests.conftest import REPOSITORY
 from tests.test_onnx_file import content
-from tests.test_quantization import SIDE, awake, quantized
+from tests.test_quantization import awake, quantized
 
 NEEDED = (
     "numpy",
@@ -72,8 +71,7 @@ def test_it_prints_what_the_project_computes(classify, exported, tmp_path):
         picture.save(samples[-1][0], exif=exif)
     done = classify(path, *(sample for sample, _ in samples))
     assert done.returncode == 0, done.stderr
-    images = torch.stack([image for image, _ in data.Pictures(samples, data.eval_transform(
-        SIDE, checkpoint["mean"], checkpoint["std"]))])  # fmt: skip
+    images = next(iter(batches.scoring_loader(samples, checkpoint)))[0]
     expected = onnx_file.OnnxModel(path)(images).softmax(1)
     blocks = done.stdout.strip().split("\n")
     for number, likelihoods in enumerate(expected):

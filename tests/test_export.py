@@ -4,8 +4,7 @@ import onnx
 import pytest
 import torch
 
-from common import agreement, checkpoint, onnx_file
-from common import data as data_module
+from common import agreement, batches, checkpoint, onnx_file
 
 
 @pytest.fixture
@@ -67,13 +66,13 @@ def test_int8_that_answers_otherwise_than_fake_quantization_is_not_saved(run, pl
 
 def test_the_pictures_of_the_check_are_spread_over_the_whole_split(run, place, monkeypatch):
     folder, data = place
-    seen, right = [], data_module.scoring_loader
+    seen, right = [], batches.scoring_loader
 
-    def loader(samples, *rest):
+    def loader(samples, *rest, **options):
         seen.extend(samples)
-        return right(samples, *rest)
+        return right(samples, *rest, **options)
 
-    monkeypatch.setattr(data_module, "scoring_loader", loader)
+    monkeypatch.setattr(batches, "scoring_loader", loader)
     run("export", "squeezenet1_1", "--output", folder / "m.onnx", "--pictures", 7, *data)
     assert len(seen) == 7 and {label for _, label in seen} == {0, 1, 2}
 

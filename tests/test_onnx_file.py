@@ -5,7 +5,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from common import checkpoint, data, models, onnx_file, quantization
+from common import batches, checkpoint, models, onnx_file, quantization
 from common.errors import UserError
 from tests.test_quantization import CLASSES, SIDE, awake, quantized
 
@@ -90,7 +90,7 @@ def test_the_file_says_how_a_picture_is_prepared(tmp_path):
         pass
     said = onnx_file.OnnxModel(path).metadata
     assert said["classes"] == '["a", "b", "c", "d", "Ägyptische Mau"]'
-    assert said["mean"] == str(data.IMAGENET_MEAN) and said["std"] == str(data.IMAGENET_STD)
+    assert said["mean"] == str(batches.IMAGENET_MEAN) and said["std"] == str(batches.IMAGENET_STD)
     assert (said["image_size"], said["resize"], said["backend"]) == ("64", "73", "")
 
 

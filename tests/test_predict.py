@@ -7,7 +7,7 @@ from PIL import Image
 import export
 import train_quantization
 import train_teacher
-from common import checkpoint, data
+from common import batches, checkpoint, data
 from tests.conftest import write_pictures
 
 
@@ -66,7 +66,7 @@ def test_every_kind_of_picture_and_of_model(run, place, odd):
 def test_the_answer_is_that_of_the_model(run, place, pictures):
     path = pictures / "test" / "dog" / "dog1.jpg"
     content = checkpoint.load(checkpoint.find("teacher_resnet18", place))
-    transform = data.eval_transform(content["image_size"], content["mean"], content["std"])
+    transform = batches.eval_transform(content["image_size"], content["mean"], content["std"])
     with torch.inference_mode():
         logits = checkpoint.rebuild(content).eval()(transform(Image.open(path))[None])
     wanted = float(logits.softmax(1)[0, 1])

@@ -1,0 +1,197 @@
+"""How much faster the stages train than the plain recipe, measured side by side.
+
+    python -m benchmarks.speed --data-dir ../shared/data
+
+The plain recipe is what the survey's repository does: float32, NCHW, every picture decoded and resized by Pillow
+in every epoch, one process, torch's own fake quantization. Each measurement is a fresh process, which warms up on
+two batches and then times one whole epoch of the training pictures (or one pass over the test pictures), without
+validation; the variants take turns. "fixed" is this project's loop fed with one batch, ready in memory, again and
+again: what is left is not the data's.
+
+prints   for each stage pictures per second and the median of the ratios (least to greatest), the share of the time
+         that is the data's, what matrix multiplication alone would allow, and the peak memory in MiB
+"""
+
+import copy
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+from common import cli, options
+
+STAGES = ("teacher", "student", "quantization", "validation")
+VARIANTS = ("plain", "ours", "fixed")
+WARM_UP = 2  # batches
+
+
+def parse_args(argv=None):
+    parser = cli.Parser(__doc__)
+    options.add_dataset_options(parser)
+    parser.add_argument("--stages", default=",".join(STAGES), help="default: all of %(default)s")
+    parser.add_argument("--arch", default="resnet18", help="default: resnet18")
+    parser.add_argument(
+        "--teacher", default="resnet50", metavar="ARCH", help="of the student; default: resnet50"
+    )
+    parser.add_argument("--image-size", type=cli.number(int, 32), default=224, help="default: 224")
+    parser.add_argument("--batch-size", type=cli.number(int, 2), default=32, help="default: 32")
+    parser.add_argument("--repeats", type=cli.number(int, 1), default=5, help="default: 5")
+    parser.add_argument("--device", type=cli.device_name, default="auto", help="default: auto")
+    parser.add_argument("--precision", choices=options.PRECISIONS, default="auto", help="default: auto")
+    parser.add_argument("--child", help="measures one variant: stage/variant; used by this program itself")
+    return parser.parse_args(argv)
+
+
+def main(args):
+    if args.child:
+        print(json.dumps(measure(*args.child.split("/"), args)))
+        return
+    for stage in args.stages.split(","):
+        results = {variant: [] for variant in VARIANTS}
+        for _ in range(args.repeats):
+            for variant in VARIANTS:
+                results[variant].append(in_a_new_process(stage, variant))
+        report(stage, results)
+
+
+def in_a_new_process(stage: str, variant: str) -> dict:
+    # the plain recipe gets torch and the C library as they are
+    environment = os.environ | ({} if variant == "plain" else {"OMP_WAIT_POLICY": "PASSIVE"})
+    command = [sys.executable, "-m", "benchmarks.speed", *sys.argv[1:], "--child", f"{stage}/{variant}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def report(stage: str, results: dict[str, list[dict]]) -> None:
+    rates = {
+        variant: statistics.median(row["pictures"] / row["seconds"] for row in rows)
+        for variant, rows in results.items()
+    }
+    ratios = [
+        plain["seconds"] / ours["seconds"]
+        for plain, ours in zip(results["plain"], results["ours"], strict=True)
+    ]
+    first = results["ours"][0]
+    limit = statistics.median(row["limit"] for row in results["ours"])
+    data_share = statistics.median(
+        1 - fixed["seconds"] / ours["seconds"]
+        for ours, fixed in zip(results["ours"], results["fixed"], strict=True)
+    )
+    print(
+        f"| {stage} | {first['what']} | {rates['plain']:.1f} | {rates['ours']:.1f} | "
+        f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) | {data_share:.1%} | "
+        f"{limit:.0f} | {rates['ours'] / limit:.0%} | "
+        f"{max(row['mib'] for row in results['plain'])} / {max(row['mib'] for row in results['ours'])} |",
+        flush=True,
+    )
+
+
+def measure(stage: str, variant: str, args) -> dict:
+    import resource
+
+    import torch
+
+    from common import batches, data, machine, models
+    from common.checkpoint import untrained
+
+    torch.manual_seed(0)
+    device = cli.pick_device(args.device)
+    splits = data.load_splits(args.dataset, args.data_dir, val_fraction=0.2)
+    blank = untrained(args.arch, splits.classes, args.image_size)
+    model = models.build(args.arch, len(splits.classes), "none")
+    teacher = models.build(args.teacher, len(splits.classes), "none") if stage == "student" else None
+    if variant == "plain":
+        from benchmarks import plain
+
+        loader = plain.loader(splits, blank, args.batch_size, training=stage != "validation")
+        epoch, precision = plain.epoch(stage, model, teacher, args.image_size, device), torch.float32
+    else:
+        machine.set_up(device)
+        loaders = batches.make_loaders(
+            splits, blank, args.batch_size, 0, cache=args.cache, workers=args.workers, device=device
+        )
+        loader = loaders.test if stage == "validation" else loaders.train
+        precision = machine.pick_precision(args.precision, device, model)
+        epoch, precision = ours(stage, model, teacher, args, device, precision)
+        if variant == "fixed":
+            loader = [next(iter(loader))] * len(loader)
+    few = []
+    for batch in loader:
+        few.append(batch)
+        if len(few) == WARM_UP:
+            break
+    epoch(few)
+    start = time.perf_counter()
+    epoch(loader)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - start
+    return {
+        "seconds": seconds,
+        "pictures": len(splits.test if stage == "validation" else splits.train),
+        "what": f"{args.arch}, {str(precision).removeprefix('torch.')}",
+        "limit": matmul_rate(device, precision) / operations(stage, model, teacher, args.image_size),
+        "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+
+
+def ours(stage, model, teacher, args, device, precision):
+    """(a function that runs an epoch on batches, the precision it computes in)"""
+    import torch
+
+    from common import machine, metrics, quantization, training
+    from common.distillation import cross_entropy, taught_by
+
+    if stage == "validation":
+        return lambda loader: metrics.evaluate(model, loader, device, precision), precision
+    loss = cross_entropy
+    if stage == "student":
+        loss = taught_by(
+            teacher.to(device),
+            temperature=3.0,
+            alpha=0.9,
+            precision=machine.pick_precision(args.precision, device, teacher),
+        )
+    if stage == "quantization":
+        model, precision = quantization.trace(copy.deepcopy(model), "qnnpack", args.image_size), torch.float32
+
+    def epoch(loader):
+        training.fit(
+            model, loss, loader, None, epochs=1, lr=1e-5, weight_decay=0.0, device=device,
+            precision=precision, deploy=lambda trained: trained,
+        )  # fmt: skip
+
+    return epoch, precision
+
+
+def operations(stage: str, model, teacher, image_size: int) -> float:
+    """Floating-point operations for a picture: two for each multiply-accumulate, three times that with the
+    backward pass.
+    """
+    from common import metrics
+
+    own = 2 * metrics.size(model.cpu(), image_size)["macs"]
+    if stage == "validation":
+        return own
+    return 3 * own + (2 * metrics.size(teacher.cpu(), image_size)["macs"] if teacher else 0)
+
+
+def matmul_rate(device, precision, side: int = 4096, runs: int = 5) -> float:
+    """Operations a second of a large matrix multiplication, the best of `runs`."""
+    import torch
+
+    left, right = (torch.randn(side, side, device=device).to(precision) for _ in range(2))
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        float((left @ right)[0, 0])
+        times.append(time.perf_counter() - start)
+    return 2 * side**3 / min(times)
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_args)

@@ -1,0 +1,97 @@
+import pytest
+import torch
+from PIL import Image
+
+from common import batches, data
+from common.errors import UserError
+
+VIEW = {"image_size": 32, "mean": batches.IMAGENET_MEAN, "std": batches.IMAGENET_STD}
+
+
+def test_pictures_of_every_mode_become_three_channels(tmp_path):
+    for mode in ("L", "RGBA", "CMYK", "P", "1"):
+        Image.new(mode, (50, 40)).save(tmp_path / f"{mode}.{'png' if mode != 'CMYK' else 'jpg'}")
+    samples = [(path, 0) for path in sorted(tmp_path.iterdir())]
+    ((images, _),) = batches.scoring_loader(samples, VIEW)
+    assert images.shape == (5, 3, 32, 32)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("damage", [b"", b"no picture", None])
+def test_an_unreadable_picture_is_named(pictures, workers, damage):
+    path = pictures / "train" / "dog" / "dog3.jpg"
+    path.write_bytes(path.read_bytes()[:400] if damage is None else damage)
+    loaders = batches.make_loaders(
+        data.load_splits("folder", str(pictures), 0.0), VIEW, batch_size=4, workers=workers, seed=0
+    )
+    with pytest.raises(UserError, match=r"cannot read the picture .*dog3\.jpg"):
+        list(loaders.train)
+
+
+def test_batches_are_normalised_shuffled_by_the_seed_and_whole(pictures):
+    splits = data.load_splits("folder", str(pictures), 0.25)
+
+    def labels(seed):
+        loaders = batches.make_loaders(splits, VIEW, batch_size=4, workers=0, seed=seed)
+        return [batch.tolist() for _, batch in loaders.train]
+
+    assert labels(0) == labels(0) != labels(1)
+    loaders = batches.make_loaders(splits, VIEW, batch_size=5, workers=0, seed=0)
+    images, _ = next(iter(loaders.test))
+    assert images.shape == (5, 3, 32, 32) and images.dtype == torch.float32 and images.min() < -1
+    assert [len(batch) for _, batch in loaders.test] == [5, 5, 2]
+
+
+def test_a_last_training_batch_of_one_picture_is_left_out(pictures):
+    splits = data.load_splits("folder", str(pictures), 0.0)
+    for batch_size, sizes in ((23, [23]), (22, [22, 2]), (40, [24])):
+        loaders = batches.make_loaders(splits, VIEW, batch_size=batch_size, workers=0, seed=0)
+        assert [len(batch) for _, batch in loaders.train] == sizes
+
+
+def test_what_is_scored_is_the_middle_and_exactly_what_predict_sees(pictures, tmp_path):
+    samples = data.load_splits("folder", str(pictures), 0.0).test
+    transform = batches.eval_transform(*VIEW.values())
+    wanted = torch.stack([transform(data.read_picture(path)) for path, _ in samples])
+    for cache in (None, tmp_path / "cache"):
+        images = torch.cat([each for each, _ in batches.scoring_loader(samples, VIEW, 5, cache=cache)])
+        assert torch.equal(images, wanted)
+    picture = Image.new("RGB", (64, 64))
+    picture.paste((255, 255, 255), (24, 24, 40, 40))
+    assert transform(picture)[:, 14:18, 14:18].min() > 2 and transform(picture)[:, 0].max() < -1.7
+
+
+def test_the_cache_changes_no_picture(pictures, tmp_path):
+    splits = data.load_splits("folder", str(pictures), 0.25)
+
+    def epochs(cache):
+        torch.manual_seed(0)
+        loaders = batches.make_loaders(splits, VIEW, 4, 0, cache=cache, workers=0)
+        return [images for _ in range(2) for images, _ in loaders.train]
+
+    plain, first, second = epochs(None), epochs(tmp_path / "cache"), epochs(tmp_path / "cache")
+    for one, other, again in zip(plain, first, second, strict=True):
+        assert torch.equal(one, other) and torch.equal(one, again)
+    assert not torch.equal(plain[0], plain[5])  # the next epoch shows other crops
+
+
+def test_training_sees_another_part_of_each_picture_of_a_batch_and_half_of_them_mirrored():
+    # a picture that is darker to the left and to the top: the crop's place and direction can be read off it
+    ramp = torch.arange(60, dtype=torch.uint8)
+    picture = torch.stack([ramp.expand(40, 60), ramp[:40, None].expand(40, 60), torch.zeros(40, 60)]).byte()
+    crops = batches.Crops([picture.permute(1, 2, 0)] * 200, [0] * 200, batches.random_crop(32))
+    images, labels = crops.__getitems__(list(range(200)))
+    assert images.dtype == torch.uint8 and images.shape == (200, 3, 32, 32) and labels.shape == (200,)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    left, right = images[:, 0, :, 0].float().mean(1), images[:, 0, :, -1].float().mean(1)
+    assert 70 < int((left > right).sum()) < 130
+    # a crop of at least 35 % of the area is at least 20 wide at the largest ratio of its sides
+    assert float((right - left).abs().min()) > 17
+    assert len({float(value) for value in images[:, 1, 0, 0]}) > 10
+
+
+@pytest.mark.parametrize(
+    ("size", "kept"), [((600, 90), (320, 48)), ((40, 30), (40, 30)), ((48, 48), (48, 48))]
+)
+def test_training_pictures_are_kept_whole_and_larger_than_the_crop(size, kept):
+    assert batches.whole_picture(Image.new("RGB", size), 32).size == kept
