@@ -1,7 +1,7 @@
 """The plain recipe, the baseline of `benchmarks/speed.py`: what one writes without a thought of speed.
 
-float32, NCHW, Pillow decoding and resizing every picture in every epoch in the training's own process, torch's
-default fake quantization, Adam.
+float32, NCHW, Pillow decoding and resizing every picture in every epoch in the training's own process,
+torch's default fake quantization, Adam.
 """
 
 import torch

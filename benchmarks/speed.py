@@ -2,14 +2,14 @@
 
     python -m benchmarks.speed --data-dir ../shared/data
 
-The plain recipe is what the survey's repository does: float32, NCHW, every picture decoded and resized by Pillow
-in every epoch, one process, torch's own fake quantization. Each measurement is a fresh process, which warms up on
-two batches and then times one whole epoch of the training pictures (or one pass over the test pictures), without
-validation; the variants take turns. "fixed" is this project's loop fed with one batch, ready in memory, again and
-again: what is left is not the data's.
+The plain recipe is what the survey's repository does: float32, NCHW, every picture decoded and resized by
+Pillow in every epoch, one process, torch's own fake quantization. Each measurement is a fresh process,
+which warms up on two batches and then times one whole epoch of the training pictures (or one pass over the
+test pictures), without validation; the variants take turns. "fixed" is this project's loop fed with one
+batch, ready in memory, again and again: what is left is not the data's.
 
-prints   for each stage pictures per second and the median of the ratios (least to greatest), the share of the time
-         that is the data's, what matrix multiplication alone would allow, and the peak memory in MiB
+prints   for each stage the pictures per second and the median of the ratios (least to greatest), the share of
+         the time that is the data's, what matrix multiplication alone would allow, and the peak memory in MiB
 """
 
 import copy
@@ -116,7 +116,7 @@ def measure(stage: str, variant: str, args) -> dict:
         )
         loader = loaders.test if stage == "validation" else loaders.train
         precision = machine.pick_precision(args.precision, device, model)
-        epoch, precision = ours(stage, model, teacher, args, device, precision)
+        epoch = ours(stage, model, teacher, args, device, precision)
         if variant == "fixed":
             loader = [next(iter(loader))] * len(loader)
     few = []
@@ -140,14 +140,12 @@ def measure(stage: str, variant: str, args) -> dict:
 
 
 def ours(stage, model, teacher, args, device, precision):
-    """(a function that runs an epoch on batches, the precision it computes in)"""
-    import torch
-
+    """A function that runs one epoch of `stage` on batches, as this project does."""
     from common import machine, metrics, quantization, training
     from common.distillation import cross_entropy, taught_by
 
     if stage == "validation":
-        return lambda loader: metrics.evaluate(model, loader, device, precision), precision
+        return lambda loader: metrics.evaluate(model, loader, device, precision)
     loss = cross_entropy
     if stage == "student":
         loss = taught_by(
@@ -157,7 +155,7 @@ def ours(stage, model, teacher, args, device, precision):
             precision=machine.pick_precision(args.precision, device, teacher),
         )
     if stage == "quantization":
-        model, precision = quantization.trace(copy.deepcopy(model), "qnnpack", args.image_size), torch.float32
+        model = quantization.trace(copy.deepcopy(model), "qnnpack", args.image_size)
 
     def epoch(loader):
         training.fit(
@@ -165,7 +163,7 @@ def ours(stage, model, teacher, args, device, precision):
             precision=precision, deploy=lambda trained: trained,
         )  # fmt: skip
 
-    return epoch, precision
+    return epoch
 
 
 def operations(stage: str, model, teacher, image_size: int) -> float:

@@ -23,6 +23,7 @@ def set_up(device: torch.device) -> None:
         _keep_freed_memory()
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")  # TF32
 
 
 def summary(device: torch.device, precision: torch.dtype) -> str:

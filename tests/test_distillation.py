@@ -99,3 +99,19 @@ def test_mixup_shows_both_the_same_blend_and_blends_the_labels(monkeypatch):
     divergence = (soft * (soft.log() - F.log_softmax(student(blend) / 3, dim=1))).sum(1).mean()
     labelled = -(shares * F.log_softmax(student(blend), dim=1)).sum(1).mean()
     assert loss.item() == pytest.approx((0.6 * 9 * divergence + 0.4 * labelled).item(), abs=1e-5)
+
+
+def test_the_teacher_computes_in_its_own_precision_and_the_student_in_its_own():
+    seen = []
+
+    class Watched(nn.Linear):
+        def forward(self, images):
+            answer = super().forward(images)
+            seen.append((answer.dtype, torch.is_inference_mode_enabled()))
+            return answer
+
+    loss_function = taught_by(Watched(4, 3), temperature=3.0, alpha=0.9, precision=torch.bfloat16)
+    loss, logits = loss_function(Watched(4, 3), torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))
+    loss.backward()
+    assert seen == [(torch.bfloat16, True), (torch.float32, False)]
+    assert loss.dtype == logits.dtype == torch.float32

@@ -9,7 +9,7 @@ from torch import nn
 from common import options
 from common.distillation import cross_entropy
 from common.errors import UserError
-from common.training import OPTIMIZERS, SCHEDULES, _steps_down, _warmup_cosine, fit, share_epochs
+from common.training import LOOK_EVERY, OPTIMIZERS, SCHEDULES, _steps_down, _warmup_cosine, fit, share_epochs
 
 CPU = torch.device("cpu")
 
@@ -173,3 +173,68 @@ def test_every_optimizer_and_schedule_learns(optimizer):
 
 def test_the_choices_of_the_command_line_are_those_of_the_training():
     assert set(options.OPTIMIZERS) == set(OPTIMIZERS) and set(options.SCHEDULES) == set(SCHEDULES)
+
+
+def test_in_bf16_layers_compute_in_bf16_and_weights_statistics_and_loss_stay_in_float32():
+    seen = {}
+
+    class Small(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3))
+
+        def forward(self, images):
+            answer = self.layers(images)
+            seen["answer"] = answer.dtype
+            return answer
+
+    def loss_function(model, images, labels):
+        loss, logits = cross_entropy(model, images, labels)
+        seen["loss"], seen["logits"] = loss.dtype, logits.dtype
+        return loss, logits
+
+    model, history = fit(
+        Small(), loss_function, separable(48), separable(24), epochs=6, lr=0.05, weight_decay=0.0, device=CPU,
+        precision=torch.bfloat16,
+    )  # fmt: skip
+    assert seen == {"answer": torch.bfloat16, "loss": torch.float32, "logits": torch.float32}
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float32, torch.int64}
+    mean = torch.cat([images for images, _ in separable(48)]).mean((0, 2, 3))
+    wanted = model.layers[0](mean.view(1, 3, 1, 1)).flatten()
+    assert torch.allclose(model.layers[1].running_mean, wanted, atol=0.1)
+    assert history[-1]["val_top1"] == 1.0
+
+
+def test_a_deployed_model_elsewhere_is_scored_in_float32():
+    seen = []
+
+    class Watched(Flat):
+        def forward(self, images):
+            answer = super().forward(images)
+            seen.append((self.training, answer.dtype))
+            return answer
+
+    for place in (None, CPU):
+        fit(
+            Watched(), cross_entropy, separable(8), separable(8), epochs=1, lr=0.1, weight_decay=0.0,
+            device=CPU, precision=torch.bfloat16, deploy_device=place,
+        )  # fmt: skip
+    assert seen == [
+        (True, torch.bfloat16),
+        (False, torch.bfloat16),
+        (True, torch.bfloat16),
+        (False, torch.float32),
+    ]
+
+
+def test_a_loss_that_was_not_finite_once_is_noticed_later():
+    calls = itertools.count()
+
+    def once(model, images, labels):
+        loss, logits = cross_entropy(model, images, labels)
+        return loss * (math.inf if next(calls) == 2 else 1), logits
+
+    with pytest.raises(UserError, match="training diverged"):
+        trained_by = separable(8 * 15)
+        fit(Flat(), once, trained_by, None, epochs=1, lr=0.1, weight_decay=0.0, device=CPU)
+    assert next(calls) <= 2 + LOOK_EVERY

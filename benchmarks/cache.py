@@ -1,0 +1,57 @@
+"""What the picture cache costs, and that neither time nor memory for a picture grows with the data set.
+
+    python -m benchmarks.cache
+
+Caches the synthetic data set, its pictures repeated up to each of the sizes, in a temporary folder, and reads
+one epoch of random crops. Memory is what the process holds for itself: pages of the mapped file belong to the
+system's cache.
+"""
+
+import itertools
+import multiprocessing
+import re
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from common import batches, data
+
+SIZES = (1_000, 10_000, 100_000)
+IMAGE_SIZE = 64
+
+
+def main():
+    splits = data.load_splits("synthetic", None, val_fraction=0)
+    print("| pictures | cache | decode and write, a picture | read and crop, a picture | own memory |")
+    print("| ---: | ---: | ---: | ---: | ---: |")
+    with tempfile.TemporaryDirectory() as folder:
+        for size in SIZES:
+            # a process of its own, so that the memory is that of this size
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                print(pool.apply(row, (splits, size, folder)), flush=True)
+
+
+def row(splits: data.Splits, size: int, folder: str) -> str:
+    torch.set_num_threads(1)
+    samples = list(itertools.islice(itertools.cycle(splits.train), size))
+    repeated = data.Splits(samples, [], splits.test[:1], splits.classes)
+    view = {"image_size": IMAGE_SIZE, "mean": batches.IMAGENET_MEAN, "std": batches.IMAGENET_STD}
+    start = time.perf_counter()
+    loaders = batches.make_loaders(repeated, view, 32, 0, cache=folder)
+    built = time.perf_counter() - start
+    start = time.perf_counter()
+    for _ in loaders.train:
+        pass
+    read = time.perf_counter() - start
+    bytes_kept = sum(file.stat().st_size for file in Path(folder).glob("whole_picture-*"))
+    own = int(re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    for file in Path(folder).iterdir():
+        file.unlink()
+    times = " | ".join(f"{seconds / size * 1000:.2f} ms" for seconds in (built, read))
+    return f"| {size:,} | {bytes_kept / 1e6:,.0f} MB | {times} | {own / 1024:,.0f} MiB |"
+
+
+if __name__ == "__main__":
+    main()
