@@ -74,13 +74,12 @@ def main(args):
     loss_function, teacher_path = cross_entropy, None
     if args.teacher:
         teacher_path, teacher = checkpoint.open_teacher(args.teacher, args.output_dir, parent, splits)
-        teacher_model = checkpoint.rebuild(teacher).to(device)
         loss_function = taught_by(
-            teacher_model,
+            teacher.to(device),
             temperature=args.temperature,
             alpha=args.alpha,
             mixup=args.mixup,
-            precision=machine.pick_precision(args.precision, device, teacher_model),
+            precision=machine.pick_precision(args.precision, device, teacher),
         )
     elif args.mixup:
         raise UserError("--mixup needs --teacher")

@@ -81,13 +81,12 @@ def main(args):
     loss_function, teacher_path = cross_entropy, None
     if args.teacher:
         teacher_path, teacher = checkpoint.open_teacher(args.teacher, args.output_dir, parent, splits)
-        teacher_model = checkpoint.rebuild(teacher).to(device)
         loss_function = taught_by(
-            teacher_model,
+            teacher.to(device),
             temperature=args.temperature,
             alpha=args.alpha,
             mixup=args.mixup,
-            precision=machine.pick_precision(args.precision, device, teacher_model),
+            precision=machine.pick_precision(args.precision, device, teacher),
         )
     elif args.mixup:
         raise UserError("--mixup needs --teacher")
@@ -114,7 +113,6 @@ def main(args):
         deploy_device=cpu,
         before_epoch=functools.partial(quantization.freeze_late, epochs=args.epochs),
     )
-    agreement.check(converted, loaders.val or loaders.test, engine)
 
     # score on test, save
     test = metrics.evaluate(converted.int8, loaders.test, cpu)
@@ -122,6 +120,7 @@ def main(args):
         "fp32": metrics.evaluate(model, loaders.test, device),
         "fake_quant": metrics.evaluate(converted.fake_quant, loaders.test, device),
     }
+    agreement.check(converted, test, others["fake_quant"], loaders.test, engine)
     child = checkpoint.child(
         parent,
         parent_path,

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx
 
-from common import metrics
 from common.errors import UserError
 from common.metrics import Score
 from common.quantization import Converted
@@ -15,17 +14,16 @@ GOOD = 0.99  # and below which a warning is printed
 DIFFERENT = 0.5  # norm of the difference to that of the values: a layer that computes something else
 
 
-def check(converted: Converted, batches: Iterable, engine: str) -> None:
+def check(converted: Converted, int8: Score, fake_quant: Score, batches: Iterable, engine: str) -> None:
     """Raises UserError where int8 answers fewer than `ENOUGH` of the pictures as fake quantization does.
 
-    `batches` of (images, labels); the labels play no part. The message names the first layer that differs.
+    `int8` and `fake_quant` are the scores of the two models of `converted` on the same pictures. The message
+    names the first layer that differs for the first of `batches` of (images, labels).
     """
-    cpu = torch.device("cpu")
-    int8 = metrics.evaluate(converted.int8, batches, cpu)
-    agreement = int8.agreement(metrics.evaluate(converted.fake_quant, batches, cpu))
+    agreement = int8.agreement(fake_quant)
     if agreement < ENOUGH:
         images, _ = next(iter(batches))
-        layer = first_difference(converted, images) or "none far off; it adds up"
+        layer = first_difference(converted.cpu(), images.cpu()) or "none far off; it adds up"
         raise UserError(
             f"not saved: run by {engine}, the int8 model answers {agreement:.1%} of {int8.n} pictures as "
             f"the fake-quantized one does, less than {ENOUGH:.0%}; first layer that differs: {layer}"

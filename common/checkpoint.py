@@ -125,8 +125,8 @@ def open_parent(reference: str, folder: str, image_size: int | None, *, to: str)
     return path, parent | {"image_size": image_size or parent["image_size"]}
 
 
-def open_teacher(reference: str, folder: str, student: dict, splits: Splits) -> tuple[Path, dict]:
-    """Finds and loads the float checkpoint that is to teach `student`, which sees the same pictures as it.
+def open_teacher(reference: str, folder: str, student: dict, splits: Splits) -> tuple[Path, nn.Module]:
+    """Finds and rebuilds the float model that is to teach `student`, which sees the same pictures as it.
 
     Raises UserError where its classes or its normalisation are not the student's.
     """
@@ -134,7 +134,7 @@ def open_teacher(reference: str, folder: str, student: dict, splits: Splits) -> 
     check_fits(teacher, splits)
     if (teacher["mean"], teacher["std"]) != (student["mean"], student["std"]):
         raise UserError(f"{path} cannot teach {student['name']}: it sees pictures normalised in another way")
-    return path, teacher
+    return path, rebuild(teacher)
 
 
 def untrained(arch: str, classes: list[str], image_size: int | None) -> dict:

@@ -60,7 +60,7 @@ def _keep_freed_memory() -> None:
     """
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_MAX, 0)
-    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
 def pick_precision(choice: str, device: torch.device, model: nn.Module) -> torch.dtype:

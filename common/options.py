@@ -88,6 +88,12 @@ def add_training_options(parser: cli.Parser, *, epochs: int, lr: float) -> None:
     group.add_argument(
         "--seed", type=cli.number(int, 0, 2**32 - 1), default=0, metavar="N", help="default: 0"
     )
+    _add_machine_options(parser)
+    _add_file_options(parser)
+
+
+def _add_machine_options(parser: cli.Parser) -> None:
+    group = parser.add_argument_group("machine")
     group.add_argument(
         "--device",
         type=cli.device_name,
@@ -98,8 +104,12 @@ def add_training_options(parser: cli.Parser, *, epochs: int, lr: float) -> None:
         "--precision",
         choices=PRECISIONS,
         default="auto",
-        help="of the layers in training; bf16: bfloat16, weights and sums in fp32; default: the faster one",
+        help="in which layers compute; bf16: bfloat16, weights stay in fp32; auto: bf16 where it is faster; "
+        "default: auto",
     )
+
+
+def _add_file_options(parser: cli.Parser) -> None:
     group = parser.add_argument_group("files")
     add_output_dir_option(group)
     group.add_argument(

@@ -60,6 +60,8 @@ def fit(
     optimizer = OPTIMIZERS[optimizer](_parameter_groups(model, weight_decay), lr=lr)
     share = functools.partial(SCHEDULES[schedule], epochs=epochs, steps=len(train_loader))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    # what is deployed elsewhere is int8, and nothing for autocast
+    scoring = (device, precision) if deploy_device is None else (deploy_device, torch.float32)
     best, best_rank, history = None, (-1.0, 0.0), []
     for epoch in range(epochs):
         start = time.perf_counter()
@@ -74,13 +76,7 @@ def fit(
         deployed = deploy(model)
         rank = (-1.0, 0.0)
         if val_loader is not None:
-            # what is deployed elsewhere is not a network that autocast fits
-            score = evaluate(
-                deployed,
-                val_loader,
-                deploy_device or device,
-                torch.float32 if deploy_device else precision,
-            )
+            score = evaluate(deployed, val_loader, *scoring)
             row |= {"val_loss": score.loss, "val_top1": score.top1}
             rank = (score.top1, -score.loss)
             print(f"{title}: validation top-1 {score.top1:.2%}, loss {score.loss:.3f}")

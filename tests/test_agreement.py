@@ -1,21 +1,25 @@
 import pytest
 import torch
 
-from common import agreement, quantization
+from common import agreement, metrics, quantization
 from common.errors import UserError
 from common.metrics import Score
-from tests.test_quantization import SIDE, awake, prepared_for
+from tests.test_quantization import CPU, SIDE, awake, prepared_for
 
 
 def test_an_int8_model_that_answers_otherwise_is_not_saved():
     converted = quantization.convert(prepared_for("qnnpack", awake("squeezenet1_1")))
     pictures = [(torch.randn(16, 3, SIDE, SIDE), torch.zeros(16, dtype=torch.long))]
-    agreement.check(converted, pictures, "qnnpack")
+    fake_quant = metrics.evaluate(converted.fake_quant, pictures, CPU)
+    agreement.check(
+        converted, metrics.evaluate(converted.int8, pictures, CPU), fake_quant, pictures, "qnnpack"
+    )
     assert agreement.first_difference(converted, pictures[0][0]) is None
     layer = converted.int8.get_submodule("features.6.squeeze")
     layer.set_weight_bias(layer.weight(), layer.bias() + 1000)  # as a faulty engine might compute
+    faulty = metrics.evaluate(converted.int8, pictures, CPU)
     with pytest.raises(UserError, match=r"run by qnnpack.*16 pictures.*differs: features_6_squeeze"):
-        agreement.check(converted, pictures, "qnnpack")
+        agreement.check(converted, faulty, fake_quant, pictures, "qnnpack")
 
 
 def test_a_recorder_keeps_the_value_of_every_node():

@@ -1,0 +1,74 @@
+"""A training step of several networks in float32 and in bfloat16: where does `--precision auto` gain?
+
+    python -m benchmarks.precision
+
+Random pictures of 224 px, batches of 32. Each measurement is a fresh process; the two precisions take turns.
+
+prints   pictures per second, the median of the repeats (least to greatest), and what auto takes here
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+from common import cli
+
+ARCHITECTURES = ("resnet18", "squeezenet1_1", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0")
+REPEATS, WARM_UP, STEPS, BATCH = 3, 2, 5, 32
+
+
+def parse_args(argv=None):
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--child", help="measures arch/precision; used by this program itself")
+    return parser.parse_args(argv)
+
+
+def main(args):
+    if args.child:
+        print(json.dumps(measure(*args.child.split("/"))))
+        return
+    print("| network | fp32 | bf16 | auto |\n| :--- | ---: | ---: | :--- |")
+    for arch in ARCHITECTURES:
+        rows = {"fp32": [], "bf16": []}
+        for _ in range(REPEATS):
+            for precision, measured in rows.items():
+                command = [sys.executable, "-m", "benchmarks.precision", "--child", f"{arch}/{precision}"]
+                environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+                done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+                measured.append(json.loads(done.stdout))
+        texts = []
+        for measured in rows.values():
+            rates = [row["rate"] for row in measured]
+            texts.append(f"{statistics.median(rates):.1f} ({min(rates):.1f}-{max(rates):.1f})")
+        print(f"| {arch} | {' | '.join(texts)} | {rows['fp32'][0]['auto']} |", flush=True)
+
+
+def measure(arch: str, precision: str) -> dict:
+    import torch
+
+    from common import machine, models, training
+    from common.distillation import cross_entropy
+
+    device = torch.device("cpu")
+    machine.set_up(device)
+    model = models.build(arch, 37, "none")
+    auto = machine.pick_precision("auto", device, model)
+    batch = (torch.randn(BATCH, 3, 224, 224), torch.arange(BATCH))
+
+    def train(steps):
+        training.fit(
+            model, cross_entropy, [batch] * steps, None, epochs=1, lr=1e-5, weight_decay=0.0, device=device,
+            precision=machine.pick_precision(precision, device, model), deploy=lambda trained: trained,
+        )  # fmt: skip
+
+    train(WARM_UP)
+    start = time.perf_counter()
+    train(STEPS)
+    return {"rate": BATCH * STEPS / (time.perf_counter() - start), "auto": str(auto).removeprefix("torch.")}
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_args)
