@@ -45,7 +45,6 @@ def main(args):
 
     opened = classifier.load(classifier.find(args.model, args.output_dir), args.engine, threads=0)
     content = opened.content
-    transform = batches.eval_transform(content["image_size"], content["mean"], content["std"])
     paths = [file for path in args.paths for file in data.pictures_in(path)]
     if not paths:
         raise UserError(f"there is no picture in {' '.join(args.paths)}")
@@ -58,7 +57,7 @@ def main(args):
             print(f"predict.py: {error}", file=sys.stderr)
             status = 2
             continue
-        images = transform(picture)[None].contiguous(memory_format=opened.memory_format)
+        images = batches.eval_transform(picture, content).contiguous(memory_format=opened.memory_format)
         with torch.inference_mode():
             probabilities = opened.model(images)[0].softmax(0)
         best = probabilities.argsort(descending=True, stable=True)[: args.top].tolist()

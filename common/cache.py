@@ -35,7 +35,7 @@ class Decoder(Dataset):
     def name(self) -> str:
         """Says where the pictures lie and what is made of them; the same as long as these are the same."""
         digest = hashlib.sha256(
-            "\0".join(str(path.resolve()) for path in self.paths).encode(errors="replace")
+            "\0".join(str(path.absolute()) for path in self.paths).encode(errors="replace")
         )
         return f"{self.resize.__name__}-{self.image_size}-{digest.hexdigest()[:16]}-{LAYOUT}"
 

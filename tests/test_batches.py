@@ -1,6 +1,7 @@
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from common import batches, data
 from common.errors import UserError
@@ -51,14 +52,24 @@ def test_a_last_training_batch_of_one_picture_is_left_out(pictures):
 
 def test_what_is_scored_is_the_middle_and_exactly_what_predict_sees(pictures, tmp_path):
     samples = data.load_splits("folder", str(pictures), 0.0).test
-    transform = batches.eval_transform(*VIEW.values())
-    wanted = torch.stack([transform(data.read_picture(path)) for path, _ in samples])
+    wanted = torch.cat([batches.eval_transform(data.read_picture(path), VIEW) for path, _ in samples])
     for cache in (None, tmp_path / "cache"):
         images = torch.cat([each for each, _ in batches.scoring_loader(samples, VIEW, 5, cache=cache)])
         assert torch.equal(images, wanted)
     picture = Image.new("RGB", (64, 64))
     picture.paste((255, 255, 255), (24, 24, 40, 40))
-    assert transform(picture)[:, 14:18, 14:18].min() > 2 and transform(picture)[:, 0].max() < -1.7
+    image = batches.eval_transform(picture, VIEW)[0]
+    assert image[:, 14:18, 14:18].min() > 2 and image[:, 0].max() < -1.7
+
+
+def test_pictures_are_normalised_as_torchvision_does_it():
+    images = torch.randint(0, 256, (3, 3, 5, 7), dtype=torch.uint8)
+    mean, std = [0.1, 0.5, 0.7], [0.2, 0.3, 0.9]
+    wanted = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])(images)
+    for given in (images, images.contiguous(memory_format=torch.channels_last)):
+        answer = batches.normalise(given, mean, std)
+        assert torch.allclose(answer, wanted, atol=1e-6)
+        assert answer.dtype == torch.float32 and answer.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_the_cache_changes_no_picture(pictures, tmp_path):

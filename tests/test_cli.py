@@ -212,3 +212,30 @@ def test_the_published_recipes_fit_their_scripts():
     for path in sorted((REPOSITORY / "configs").glob("pet37_mini_*.yaml")):
         stage = path.read_text().split()[2].removesuffix(".py")  # its first line is the command
         importlib.import_module(stage).parse_args(["--config", str(path)])
+
+
+def test_threads_that_wait_leave_the_cores_to_others_unless_the_user_says_otherwise(monkeypatch):
+    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+        if given is None:
+            monkeypatch.delenv("OMP_WAIT_POLICY")
+        seen = []
+        with pytest.raises(SystemExit):
+            cli.run(lambda args, seen=seen: seen.append(os.environ["OMP_WAIT_POLICY"]), lambda: None)
+        assert seen == [expected]
+
+
+def test_the_cache_is_on_unless_it_is_switched_off():
+    for arguments, expected in (
+        ([], options.CACHE),
+        (["--cache", "off"], None),
+        (["--cache", "elsewhere"], "elsewhere"),
+    ):
+        assert train_teacher.parse_args(["--teacher", "resnet18", *arguments]).cache == expected
+
+
+def test_the_choices_of_precision_are_those_that_can_be_picked():
+    from common import machine
+
+    for choice in options.PRECISIONS:
+        assert machine.pick_precision(choice, torch.device("cpu"), torch.nn.Linear(1, 1)).is_floating_point

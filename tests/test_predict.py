@@ -66,9 +66,8 @@ def test_every_kind_of_picture_and_of_model(run, place, odd):
 def test_the_answer_is_that_of_the_model(run, place, pictures):
     path = pictures / "test" / "dog" / "dog1.jpg"
     content = checkpoint.load(checkpoint.find("teacher_resnet18", place))
-    transform = batches.eval_transform(content["image_size"], content["mean"], content["std"])
     with torch.inference_mode():
-        logits = checkpoint.rebuild(content).eval()(transform(Image.open(path))[None])
+        logits = checkpoint.rebuild(content).eval()(batches.eval_transform(Image.open(path), content))
     wanted = float(logits.softmax(1)[0, 1])
     result = run("predict", "resnet18", path, "--json", "--output-dir", place)
     (answer,) = json.loads(result.out)
