@@ -14,7 +14,7 @@ from torch.ao.quantization import (
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
-from common import checkpoint, engines, models, quantization
+from common import checkpoint, engines, fake_quantization, models, quantization
 from common.errors import UserError
 
 CPU = torch.device("cpu")
@@ -92,7 +92,7 @@ def test_weights_and_biases_are_those_of_fake_quantization(backend):
 
 
 def test_seven_bits_are_used_of_fbgemm_s_activations():
-    observer = quantization.SevenBitObserver(quant_min=0, quant_max=255, dtype=torch.quint8)
+    observer = fake_quantization.SevenBitObserver(quant_min=0, quant_max=255, dtype=torch.quint8)
     observer(torch.tensor([-1.0, 3.0]))
     scale, zero_point = observer.calculate_qparams()
     assert scale.item() == pytest.approx(4 / 127) and zero_point.item() == round(127 / 4)
@@ -274,8 +274,8 @@ def test_the_fused_layers_compute_what_torchs_do_and_learn_as_they_do(arch):
 
 @pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
 def test_activations_are_fake_quantized_as_torch_does_with_its_gradient(backend):
-    mine = quantization._qconfig_mapping(backend).global_qconfig.activation()
-    observer = MovingAverageMinMaxObserver if backend == "qnnpack" else quantization.SevenBitObserver
+    mine = fake_quantization.qconfig_mapping(backend).global_qconfig.activation()
+    observer = MovingAverageMinMaxObserver if backend == "qnnpack" else fake_quantization.SevenBitObserver
     theirs = FakeQuantize(observer=observer, quant_min=0, quant_max=255)
     for scale in (1.0, 4.0):  # the second batch goes beyond the moving average: its ends are cut off
         x = scale * torch.randn(4, 6, 9, 9).contiguous(memory_format=torch.channels_last)
@@ -292,7 +292,7 @@ def test_activations_are_fake_quantized_as_torch_does_with_its_gradient(backend)
 
 
 def test_an_observer_at_rest_and_fake_quantization_switched_off_stay_so():
-    module = quantization._qconfig_mapping("qnnpack").global_qconfig.activation()
+    module = fake_quantization.qconfig_mapping("qnnpack").global_qconfig.activation()
     module(torch.linspace(-1, 1, 50))
     scale = module.scale.clone()
     module.apply(disable_observer)
