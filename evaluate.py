@@ -3,7 +3,7 @@
     python evaluate.py teacher_resnet50 quantized_resnet50 --plot resnet50.png
 
 reads    the files named, or all checkpoints in --output-dir, and the test pictures of --dataset
-writes   nothing, unless asked: --json, --csv, --markdown, --plot, --per-class
+writes   decoded pictures into --cache; and if asked: --json, --csv, --markdown, --plot, --per-class
 """
 
 import functools
@@ -19,7 +19,7 @@ def parse_args(argv=None):
         "models", nargs="*", metavar="CHECKPOINT|FILE.onnx", help="default: all checkpoints in --output-dir"
     )
     options.add_output_dir_option(parser)
-    options.add_dataset_options(parser)
+    options.add_cache_option(options.add_dataset_options(parser))
     group = parser.add_argument_group("latency")
     group.add_argument(
         "--batch-size", type=cli.number(int, 1), default=1, metavar="N", help="pictures at once; default: 1"

@@ -49,7 +49,7 @@ def main(args):
     checkpoint.check_classes(content, splits.classes)
     count = min(args.pictures, len(splits.test))
     spread = [splits.test[index * len(splits.test) // count] for index in range(count)]
-    pictures = batches.scoring_loader(spread, content, cache=args.cache, workers=args.workers)
+    pictures = batches.scoring_loader(spread, content, workers=args.workers)
 
     # write, check, and only then put in place
     with onnx_file.written(content, model, output) as onnx_model, torch.inference_mode():

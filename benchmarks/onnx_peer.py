@@ -33,7 +33,7 @@ def parse_args(argv=None):
     parser = cli.Parser(__doc__)
     parser.add_argument("--weights", nargs="+", required=True, metavar="CHECKPOINT", help="fp32, then int8")
     parser.add_argument("--threads", type=cli.number(int, 1), default=1, metavar="N", help="default: 1")
-    options.add_dataset_options(parser)
+    options.add_cache_option(options.add_dataset_options(parser))
     options.add_output_dir_option(parser)
     return parser.parse_args(argv)
 

@@ -148,7 +148,7 @@ def parse_args(argv=None):
     parser.add_argument("--pretrained", required=True, metavar="DIR", help="initial weights")
     parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="continued where it is there")
     parser.add_argument("--only", choices=VARIANTS, nargs="+", default=list(VARIANTS), help="default: all")
-    options.add_dataset_options(parser)
+    options.add_cache_option(options.add_dataset_options(parser))
     return parser.parse_args(argv)
 
 

@@ -28,7 +28,7 @@ WARM_UP = 2  # batches
 
 def parse_args(argv=None):
     parser = cli.Parser(__doc__)
-    options.add_dataset_options(parser)
+    options.add_cache_option(options.add_dataset_options(parser))
     parser.add_argument("--stages", default=",".join(STAGES), help="default: all of %(default)s")
     parser.add_argument("--arch", default="resnet18", help="default: resnet18")
     parser.add_argument(

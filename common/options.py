@@ -22,13 +22,6 @@ def add_dataset_options(parser: cli.Parser):
         help="where the pictures are or will be put; default: data (pet37), data/synthetic",
     )
     group.add_argument(
-        "--cache",
-        type=lambda text: None if text == "off" else text,
-        default=CACHE,
-        metavar="DIR|off",
-        help="where decoded pictures are kept; off: decode them in every epoch; default: data/cache",
-    )
-    group.add_argument(
         "--workers",
         type=cli.number(int, 0, 256),
         metavar="N",
@@ -37,9 +30,21 @@ def add_dataset_options(parser: cli.Parser):
     return group
 
 
+def add_cache_option(group) -> None:
+    """Adds `--cache`, for the scripts that read the same pictures more than once; "off" gives None."""
+    group.add_argument(
+        "--cache",
+        type=lambda text: None if text == "off" else text,
+        default=CACHE,
+        metavar="DIR|off",
+        help="where decoded pictures are kept; off: decode them in every epoch; default: data/cache",
+    )
+
+
 def add_data_options(parser: cli.Parser) -> None:
     """Adds the options that say which pictures are read, how, and how they are split."""
     group = add_dataset_options(parser)
+    add_cache_option(group)
     group.add_argument(
         "--image-size",
         type=cli.number(int, 8, 4096),

@@ -1,8 +1,7 @@
 """Quantization-aware training in FX graph mode: prepare, calibrate, freeze, convert, int8 weights as tensors.
 
 Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
-Inference", CVPR 2018. Only this module and
-`fake_quantization` touch torch.ao.
+Inference", CVPR 2018. Only this module and `fake_quantization` touch torch.ao.
 """
 
 import contextlib
