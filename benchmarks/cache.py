@@ -12,6 +12,7 @@ import multiprocessing
 import re
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -29,8 +30,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         for size in SIZES:
             # a process of its own, so that the memory is that of this size
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                print(pool.apply(row, (splits, size, folder)), flush=True)
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                print(pool.submit(row, splits, size, folder).result(), flush=True)
 
 
 def row(splits: data.Splits, size: int, folder: str) -> str:
