@@ -17,7 +17,7 @@ from common.data import Sample, Splits
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of pixels from 0 to 1
 RESIZE_RATIO = 8 / 7  # of the short side to the crop when scoring: 256 to 224
-TRAINING_RATIO = 3 / 2  # of the short side to the crop in training: the smallest crops are hardly enlarged
+TRAINING_RATIO = 2  # of the short side to the crop in training: not even the smallest crops are enlarged
 SMALLEST_CROP = 0.35  # of a picture's area
 MANY_WORKERS = 8
 CPU = torch.device("cpu")
@@ -68,7 +68,7 @@ class Loaders:
 
 
 def whole_picture(picture: Image.Image, image_size: int) -> Image.Image:
-    """All of the picture, its short side at most 3/2 of `image_size`: what training crops are made of."""
+    """All of the picture, its short side at most twice `image_size`: what training crops are made of."""
     side = round(image_size * TRAINING_RATIO)
     return picture if min(picture.size) <= side else F.resize(picture, [side], antialias=True)
 

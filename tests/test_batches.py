@@ -102,7 +102,7 @@ def test_training_sees_another_part_of_each_picture_of_a_batch_and_half_of_them_
 
 
 @pytest.mark.parametrize(
-    ("size", "kept"), [((600, 90), (320, 48)), ((40, 30), (40, 30)), ((48, 48), (48, 48))]
+    ("size", "kept"), [((600, 90), (426, 64)), ((40, 30), (40, 30)), ((64, 64), (64, 64))]
 )
 def test_training_pictures_are_kept_whole_and_larger_than_the_crop(size, kept):
     assert batches.whole_picture(Image.new("RGB", size), 32).size == kept

@@ -20,7 +20,7 @@ def paths(tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for number, size in enumerate(((20, 30), (31, 17), (90, 60))):
+    for number, size in enumerate(((20, 30), (31, 17), (96, 80))):
         Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{number}.png")
     return sorted(folder.iterdir())
 
@@ -33,7 +33,7 @@ def decoder(paths):
 def test_what_is_read_is_what_was_decoded(paths, tmp_path, workers):
     pictures = cached(decoder(paths), tmp_path / "deep" / "cache", workers)
     assert len(pictures) == 3
-    assert [tuple(pictures[index].shape) for index in range(3)] == [(20, 30, 3), (31, 17, 3), (72, 48, 3)]
+    assert [tuple(pictures[index].shape) for index in range(3)] == [(20, 30, 3), (31, 17, 3), (76, 64, 3)]
     for index in range(3):
         assert torch.equal(pictures[index], decoder(paths)[index])
     assert [path.suffix for path in (tmp_path / "deep" / "cache").iterdir()] == [".pixels"]
