@@ -85,7 +85,6 @@ class Score:
         return f"top-1 {self.top1:.2%} [{low:.1%}, {high:.1%}], top-5 {self.top5:.2%}, n {self.n}"
 
 
-@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -95,11 +94,12 @@ def evaluate(
     """Scores `model`, moved to `device` and put into eval mode, on batches of (images [N, 3, S, S], labels
     [N]). With `precision` bfloat16 its layers compute under autocast.
     """
+    # before inference mode, in which moved weights could not be trained any more
     model.to(device, memory_format=torch.channels_last).eval()
     all_labels, answers, correct5, loss_sum = [], [], 0, 0.0
     for images, labels in batches:
         images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-        with machine.autocast(device, precision):
+        with torch.inference_mode(), machine.autocast(device, precision):
             logits = model(images)
         logits, labels = logits.float().cpu(), labels.cpu()
         all_labels.append(labels)

@@ -106,3 +106,13 @@ def test_the_confusion_matrix_has_the_labels_as_rows():
     score = metrics.evaluate(Fixed(torch.eye(3)[[0, 1, 1, 1]]), batches([0, 0, 1, 2], 3), CPU)
     assert score.confusion(3).tolist() == [[1, 1, 0], [0, 1, 0], [0, 1, 0]]
     assert score.correct.tolist() == [True, False, True, False]
+
+
+def test_a_model_that_was_scored_can_be_trained():
+    # its weights change their layout when it is scored
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    images, labels = torch.randn(2, 3, 4, 4), torch.tensor([0, 1])
+    metrics.evaluate(model, [(images, labels)], CPU)
+    model(images).sum().backward()
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert model[0].weight.grad.abs().sum() > 0
