@@ -28,7 +28,8 @@ it finds.
 
 Parameters: in millions, before and after pruning. int8: its file's share of the pruned float file. ONNX: the
 exported file's share of the int8 file. {works} of {all} work whole; what is refused is so before training.
-The networks are trained for a moment only: this says that they run, not how accurate they become.
+The networks are trained for a moment only, and saved however their int8 answers differ: this says that they
+run, not how accurate they become.
 """
 
 
