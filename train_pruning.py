@@ -43,7 +43,19 @@ def main(args):
     # imported here: --help answers without torch
     import torch
 
-    from common import batches, checkpoint, data, machine, metrics, models, pruning, report, training
+    from common import (
+        batches,
+        checkpoint,
+        data,
+        distributed,
+        machine,
+        metrics,
+        models,
+        pruning,
+        report,
+        resume,
+        training,
+    )
     from common.distillation import cross_entropy, taught_by
     from common.errors import UserError
 
@@ -66,9 +78,10 @@ def main(args):
     loaders = batches.make_loaders(
         splits, parent, args.batch_size, args.seed, cache=args.cache, workers=args.workers, device=device
     )
-    print(f"{parent['arch']}: {before['params']:,} parameters, {before['macs']:,} MACs; {splits}")
     precision = machine.pick_precision(args.precision, device, model)
-    print(machine.summary(device, precision))
+    computing = machine.summary(device, precision)
+    print(f"{parent['arch']}: {before['params']:,} parameters, {before['macs']:,} MACs; {splits}")
+    print(computing)
 
     # what is learned: the labels alone, or a teacher's answers as well
     loss_function, teacher_path = cross_entropy, None
@@ -83,6 +96,11 @@ def main(args):
         )
     elif args.mixup:
         raise UserError("--mixup needs --teacher")
+    row = checkpoint.lineage_row(
+        parent, parent_path, "pruned", options=vars(args), machine=computing, split=splits.fingerprint,
+        teacher_path=teacher_path,
+    )  # fmt: skip
+    progress = resume.open_run(args.output_dir, row, resume=args.resume)
 
     # baseline
     if loaders.val:
@@ -106,6 +124,7 @@ def main(args):
             print(f"pruned, on validation: {score}")
         # batch norm has the statistics of the whole layers: take new ones
         torch.optim.swa_utils.update_bn(loaders.train, model, device)
+        distributed.share_buffers(model)
         if loaders.val:
             print(f"with batch norm recalibrated: {metrics.evaluate(model, loaders.val, device, precision)}")
         model, rows = training.fit(
@@ -120,23 +139,24 @@ def main(args):
             schedule=args.schedule,
             device=device,
             precision=precision,
+            seed=args.seed,
+            progress=progress,
         )
         history += [{"step": step} | row for row in rows]
 
     # score on test, save
     test = metrics.evaluate(model, loaders.test, device)
+    if not distributed.is_first():
+        return
     child = checkpoint.child(
         parent,
-        parent_path,
-        "pruned",
-        options=vars(args),
-        split=splits.fingerprint,
-        teacher_path=teacher_path,
+        progress.row,
         state_dict=checkpoint.float_state(model),
         metrics=test.as_dict() | after | {"val_top1_before_fine_tuning": unhealed},
     )
     path = checkpoint.save(child, args.output_dir)
     report.write_history(history, path)
+    progress.finish()
     print(f"test: {test}")
     print(report.before_after(before, parent_path, child["metrics"], path))
     print(f"saved {path}")

@@ -47,12 +47,14 @@ def main(args):
         batches,
         checkpoint,
         data,
+        distributed,
         engines,
         machine,
         metrics,
         models,
         quantization,
         report,
+        resume,
         training,
     )
     from common.distillation import cross_entropy, taught_by
@@ -73,9 +75,9 @@ def main(args):
     loaders = batches.make_loaders(
         splits, parent, args.batch_size, args.seed, cache=args.cache, workers=args.workers, device=device
     )
-    print(f"{parent['arch']} for {backend}, run by {engine}; {splits}")
     precision = machine.pick_precision(args.precision, device, model)
-    print(machine.summary(device, precision))
+    computing = machine.summary(device, precision)
+    print(f"{parent['arch']} for {backend}; {splits}\n{computing}")
 
     # what is learned: the labels alone, or a teacher's answers as well
     loss_function, teacher_path = cross_entropy, None
@@ -90,6 +92,13 @@ def main(args):
         )
     elif args.mixup:
         raise UserError("--mixup needs --teacher")
+    row = checkpoint.lineage_row(
+        parent, parent_path, "quantized", options=vars(args), machine=computing, split=splits.fingerprint,
+        teacher_path=teacher_path,
+    )  # fmt: skip
+    progress = resume.open_run(args.output_dir, row | {"engine": engine}, resume=args.resume)
+    engine = engines.use(backend, distributed.from_first(progress.row["engine"]))
+    print(f"int8 is run by {engine}")
 
     # baseline
     if loaders.val:
@@ -109,6 +118,8 @@ def main(args):
         schedule=args.schedule,
         device=device,
         precision=precision,
+        seed=args.seed,
+        progress=progress,
         deploy=quantization.convert,
         deploy_device=cpu,
         before_epoch=functools.partial(quantization.freeze_late, epochs=args.epochs),
@@ -121,13 +132,11 @@ def main(args):
         "fake_quant": metrics.evaluate(converted.fake_quant, loaders.test, device),
     }
     agreement.check(converted, test, others["fake_quant"], loaders.test, engine)
+    if not distributed.is_first():
+        return
     child = checkpoint.child(
         parent,
-        parent_path,
-        "quantized",
-        options=vars(args),
-        split=splits.fingerprint,
-        teacher_path=teacher_path,
+        progress.row,
         state_dict=quantization.int8_state(converted.int8),
         int8={"backend": backend, "float_shapes": models.shapes(model)},
         metrics=test.as_dict()
@@ -136,6 +145,7 @@ def main(args):
     )
     path = checkpoint.save(child, args.output_dir)
     report.write_history(history, path)
+    progress.finish()
     print(agreement.summary(test, engine, others))
     print(report.before_after(before, parent_path, child["metrics"], path))
     print(f"saved {path}")

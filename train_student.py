@@ -24,7 +24,18 @@ def parse_args(argv=None):
 
 def main(args):
     # imported here: --help answers without torch
-    from common import batches, checkpoint, data, machine, metrics, models, report, training
+    from common import (
+        batches,
+        checkpoint,
+        data,
+        distributed,
+        machine,
+        metrics,
+        models,
+        report,
+        resume,
+        training,
+    )
     from common.distillation import taught_by
 
     # teacher, data and student
@@ -42,8 +53,13 @@ def main(args):
     )
     precision = machine.pick_precision(args.precision, device, student)
     teacher_precision = machine.pick_precision(args.precision, device, teacher)
-    print(f"{args.student}: {size['params']:,} parameters; {splits}")
-    print(machine.summary(device, precision))
+    computing = machine.summary(device, precision)
+    print(f"{args.student}: {size['params']:,} parameters; {splits}\n{computing}")
+    row = checkpoint.lineage_row(
+        parent, teacher_path, "kd", arch=args.student, options=vars(args), machine=computing,
+        split=splits.fingerprint,
+    )  # fmt: skip
+    progress = resume.open_run(args.output_dir, row, resume=args.resume)
 
     # baseline
     if loaders.val:
@@ -68,22 +84,24 @@ def main(args):
         schedule=args.schedule,
         device=device,
         precision=precision,
+        seed=args.seed,
+        progress=progress,
     )
 
     # score on test, save
     test = metrics.evaluate(best, loaders.test, device)
+    if not distributed.is_first():
+        return
     child = checkpoint.child(
         parent,
-        teacher_path,
-        "kd",
-        options=vars(args),
-        split=splits.fingerprint,
+        progress.row,
         arch=args.student,
         state_dict=checkpoint.float_state(best),
         metrics=test.as_dict() | size,
     )
     path = checkpoint.save(child, args.output_dir)
     report.write_history(history, path)
+    progress.finish()
     print(f"test: {test}")
     print(report.before_after(before, teacher_path, child["metrics"], path))
     print(f"saved {path}")

@@ -23,7 +23,18 @@ def parse_args(argv=None):
 
 def main(args):
     # imported here: --help answers without torch
-    from common import batches, checkpoint, data, machine, metrics, models, report, training
+    from common import (
+        batches,
+        checkpoint,
+        data,
+        distributed,
+        machine,
+        metrics,
+        models,
+        report,
+        resume,
+        training,
+    )
     from common.distillation import cross_entropy
 
     # model and data
@@ -37,8 +48,12 @@ def main(args):
         splits, blank, args.batch_size, args.seed, cache=args.cache, workers=args.workers, device=device
     )
     precision = machine.pick_precision(args.precision, device, model)
-    print(f"{args.teacher}: {size['params']:,} parameters; {splits}")
-    print(machine.summary(device, precision))
+    computing = machine.summary(device, precision)
+    print(f"{args.teacher}: {size['params']:,} parameters; {splits}\n{computing}")
+    row = checkpoint.lineage_row(
+        blank, None, "teacher", options=vars(args), machine=computing, split=splits.fingerprint
+    )
+    progress = resume.open_run(args.output_dir, row, resume=args.resume)
 
     # fine-tuning
     best, history = training.fit(
@@ -53,21 +68,20 @@ def main(args):
         schedule=args.schedule,
         device=device,
         precision=precision,
+        seed=args.seed,
+        progress=progress,
     )
 
     # score on test, save
     test = metrics.evaluate(best, loaders.test, device)
+    if not distributed.is_first():
+        return
     teacher = checkpoint.child(
-        blank,
-        None,
-        "teacher",
-        options=vars(args),
-        split=splits.fingerprint,
-        state_dict=checkpoint.float_state(best),
-        metrics=test.as_dict() | size,
+        blank, progress.row, state_dict=checkpoint.float_state(best), metrics=test.as_dict() | size
     )
     path = checkpoint.save(teacher, args.output_dir)
     report.write_history(history, path)
+    progress.finish()
     print(f"test: {test}")
     print(f"saved {path}")
     where = options.data_arguments(args)

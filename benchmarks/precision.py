@@ -47,6 +47,7 @@ def main(args):
 def measure(arch: str, precision: str) -> dict:
     import torch
 
+    from benchmarks.speed import Fixed
     from common import machine, models, training
     from common.distillation import cross_entropy
 
@@ -58,8 +59,8 @@ def measure(arch: str, precision: str) -> dict:
 
     def train(steps):
         training.fit(
-            model, cross_entropy, [batch] * steps, None, epochs=1, lr=1e-5, weight_decay=0.0, device=device,
-            precision=machine.pick_precision(precision, device, model), deploy=lambda trained: trained,
+            model, cross_entropy, Fixed([batch] * steps), None, epochs=1, lr=1e-5, weight_decay=0.0,
+            device=device, precision=machine.pick_precision(precision, device, model), deploy=lambda trained: trained,
         )  # fmt: skip
 
     train(WARM_UP)

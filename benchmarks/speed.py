@@ -13,6 +13,7 @@ prints   for each stage the pictures per second and the median of the ratios (le
 """
 
 import copy
+import itertools
 import json
 import statistics
 import subprocess
@@ -24,6 +25,16 @@ from common import cli, options
 STAGES = ("teacher", "student", "quantization", "validation")
 VARIANTS = ("plain", "ours", "fixed")
 WARM_UP = 2  # batches
+
+
+class Fixed(list):
+    """Batches that lie ready in memory, the same in every epoch."""
+
+    def at(self, epoch, first=0):
+        return iter(self[first:])
+
+    def count(self, batch):
+        return len(self[batch][1])
 
 
 def parse_args(argv=None):
@@ -118,13 +129,8 @@ def measure(stage: str, variant: str, args) -> dict:
         precision = machine.pick_precision(args.precision, device, model)
         epoch = ours(stage, model, teacher, args, device, precision)
         if variant == "fixed":
-            loader = [next(iter(loader))] * len(loader)
-    few = []
-    for batch in loader:
-        few.append(batch)
-        if len(few) == WARM_UP:
-            break
-    epoch(few)
+            loader = Fixed([next(iter(loader))] * len(loader))
+    epoch(Fixed(itertools.islice(loader, WARM_UP)))
     start = time.perf_counter()
     epoch(loader)
     if device.type == "cuda":

@@ -11,9 +11,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from common import distributed
 from common.data import read_picture
 from common.errors import UserError
-from common.files import written_whole
+from common.files import sweep, written_whole
 
 LAYOUT = 1  # of the files; in their names
 FINGERPRINT = 32  # bytes
@@ -34,16 +35,21 @@ class Decoder(Dataset):
     @property
     def name(self) -> str:
         """Says where the pictures lie and what is made of them; the same as long as these are the same."""
-        digest = hashlib.sha256(
-            "\0".join(str(path.absolute()) for path in self.paths).encode(errors="replace")
-        )
+        paths = "\0".join(str(path.absolute()) for path in self.paths)
+        digest = hashlib.sha256(paths.encode(errors="surrogateescape"))
         return f"{self.resize.__name__}-{self.image_size}-{digest.hexdigest()[:16]}-{LAYOUT}"
 
     def fingerprint(self) -> bytes:
-        """SHA-256 over the files' sizes and times, of content and of status: another one after any change."""
+        """SHA-256 over the files' sizes and times, of content and of status: another one after any change.
+
+        Raises UserError for a file that is not there.
+        """
         digest = hashlib.sha256()
         for path in self.paths:
-            status = path.stat()
+            try:
+                status = path.stat()
+            except OSError as error:
+                raise UserError(f"cannot read the picture {path}: {error.strerror}") from None
             digest.update(f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n".encode())
         return digest.digest()
 
@@ -78,10 +84,17 @@ def cached(decoder: Decoder, folder: str | Path, workers: int) -> PixelCache:
     once. Raises UserError for a picture that cannot be read, and where the file cannot be written.
     """
     path, fingerprint = Path(folder) / f"{decoder.name}.pixels", decoder.fingerprint()
-    if _fingerprint_in(path) == fingerprint:
-        return PixelCache(path, len(decoder))
+    with distributed.one_first():
+        if _fingerprint_in(path) != fingerprint:
+            _build(decoder, path, fingerprint, workers)
+    return PixelCache(path, len(decoder))
+
+
+def _build(decoder: Decoder, path: Path, fingerprint: bytes, workers: int) -> None:
+    folder = path.parent
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
         needed, free = len(decoder) * decoder[0].numel(), shutil.disk_usage(folder).free
         if needed > free:
             raise UserError(
@@ -93,7 +106,6 @@ def cached(decoder: Decoder, folder: str | Path, workers: int) -> PixelCache:
             file.write(fingerprint)
     except OSError as error:
         raise UserError(f"cannot write to --cache {folder}: {error.strerror}") from None
-    return PixelCache(path, len(decoder))
 
 
 def _fingerprint_in(path: Path) -> bytes | None:

@@ -2,13 +2,15 @@
 
 A checkpoint is a plain dict of tensors and JSON-like values, in the file `<name>_<top-1>.pt`:
 
-format, stage ("teacher", "kd", "pruned" or "quantized"), name (such as "pruned_kd_resnet18"), arch
+format (2), stage ("teacher", "kd", "pruned" or "quantized"), name (such as "pruned_kd_resnet18"), arch
 (torchvision's), classes (names in label order), image_size (pixels), mean, std (of each channel, for pixels
 from 0 to 1), state_dict, int8 (None, or {"backend", "float_shapes"}: what the int8 model is rebuilt from),
-metrics (figures of the test split and more), lineage (one row per stage from the first)
+metrics (figures of the test split and more), lineage (one row per stage from the first), and in the file
+checksum (see `files.checksum`; format 1 has none)
 """
 
 import hashlib
+import itertools
 import platform
 import re
 from pathlib import Path
@@ -18,28 +20,13 @@ import torch_pruning
 import torchvision
 from torch import nn
 
-from common import engines, models, quantization
+from common import engines, models, quantization, validity
 from common.batches import IMAGENET_MEAN, IMAGENET_STD
 from common.data import Splits
 from common.errors import UserError
-from common.files import load_tensors, written_whole
+from common.files import load_checked, save_checked, written_whole
+from common.validity import FORMAT, STAGES
 
-FORMAT = 1
-STAGES = ("teacher", "kd", "pruned", "quantized")
-TYPES = {
-    "format": int,
-    "stage": str,
-    "name": str,
-    "arch": str,
-    "classes": list,
-    "image_size": int,
-    "mean": list,
-    "std": list,
-    "state_dict": dict,
-    "int8": dict | None,
-    "metrics": dict,
-    "lineage": list,
-}
 FILE_NAME = re.compile(r"(?P<name>.+)_(?P<top1>[01]\.\d{4})(-\d+)?\.pt")
 
 
@@ -62,8 +49,11 @@ def find(reference: str, folder: str | Path) -> Path:
     The prefix `teacher_` and the suffix `.pt` may be left out. Of several matches the most accurate is taken,
     of equal ones the newest. Raises UserError, listing what there is.
     """
-    if Path(reference).is_file():
-        return Path(reference)
+    try:
+        if Path(reference).is_file():
+            return Path(reference)
+    except (OSError, ValueError):
+        pass  # a name that no file can have is looked up like any other, to say what there is
     there = _files_in(folder)
     wanted = (reference, f"teacher_{reference}")
     tests = (
@@ -94,21 +84,8 @@ def _files_in(folder: str | Path) -> list[Path]:
 
 def load(path: str | Path) -> dict:
     """Reads the checkpoint in `path`. Raises UserError where it is damaged, foreign or of a newer format."""
-    content = load_tensors(path)
-    if not isinstance(content, dict) or "format" not in content:
-        raise UserError(
-            f"{path} is not a checkpoint of this project (a state dict may be given as --pretrained)"
-        )
-    if content["format"] != FORMAT:
-        raise UserError(
-            f"{path} has checkpoint format {content['format']}; this version reads format {FORMAT}"
-        )
-    for key, kind in TYPES.items():
-        if key not in content or not isinstance(content[key], kind):
-            raise UserError(f"{path} is not a whole checkpoint: its {key!r} is missing or of the wrong kind")
-    for figure in ("top1", "ci95", "n", "params", "macs"):
-        if figure not in content["metrics"]:
-            raise UserError(f"{path} is not a whole checkpoint: its metrics lack {figure!r}")
+    content = load_checked(path)
+    validity.check(content, path)
     return content
 
 
@@ -211,24 +188,27 @@ def float_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
 
 
-def child(
+def lineage_row(
     parent: dict,
     parent_path: Path | None,
     stage: str,
     *,
+    arch: str | None = None,
     options: dict,
+    machine: str,
     split: str,
     teacher_path: Path | None = None,
-    **content,
 ) -> dict:
-    """The checkpoint that `stage` makes of `parent`: what `content` names is new, the rest is the parent's.
+    """What `stage` sets out to do with `parent`, to be kept in the lineage of the checkpoint that it makes.
 
-    Its lineage gains a row with `options` (those of the command line), `split` (the fingerprint of the data),
-    the files of the parent and of a teacher beside it, and the versions of the libraries.
+    `arch`: of a student, which starts a new chain; `options`: those of the command line; `machine`: what the
+    training computes with; `split`: the fingerprint of the data.
     """
-    row = {
+    return {
         "stage": stage,
+        "name": next_name(stage, arch or parent["name"], options["model_name"]),
         "options": {key: value for key, value in options.items() if value is not None},
+        "machine": machine,
         "split": split,
         "parent": parent_path and parent_path.name,
         "parent_sha256": parent_path and sha256(parent_path),
@@ -242,8 +222,21 @@ def child(
             "torch-pruning": str(torch_pruning.__version__),
         },
     }
-    name = next_name(stage, content.get("arch", parent["name"]), options["model_name"])
-    return {**parent, "stage": stage, "name": name, "lineage": [*parent["lineage"], row], **content}
+
+
+def child(parent: dict, row: dict, **content) -> dict:
+    """The checkpoint of which `row` is the last of the lineage: what `content` names is new, the rest is the
+    parent's.
+    """
+    lineage = [*parent["lineage"], row]
+    return {
+        **parent,
+        "format": FORMAT,
+        "stage": row["stage"],
+        "name": row["name"],
+        "lineage": lineage,
+        **content,
+    }
 
 
 def sha256(path: Path) -> str:
@@ -257,10 +250,12 @@ def save(checkpoint: dict, folder: str | Path) -> Path:
     An existing file stays: the new one then ends in -2, -3 and so on. Raises UserError.
     """
     stem = f"{checkpoint['name']}_{checkpoint['metrics']['top1']:.4f}"
-    path, number = Path(folder) / f"{stem}.pt", 1
-    while path.exists():
-        number += 1
-        path = Path(folder) / f"{stem}-{number}.pt"
-    with written_whole(path) as temporary:
-        torch.save(checkpoint, temporary)
-    return path
+    for number in itertools.count(1):
+        path = Path(folder) / f"{stem}{f'-{number}' if number > 1 else ''}.pt"
+        if not path.exists():
+            try:
+                with written_whole(path, replace=False) as temporary:
+                    save_checked(checkpoint, temporary)
+                return path
+            except FileExistsError:  # another run took the name in this moment
+                continue

@@ -3,14 +3,16 @@
 The only module that knows argparse. It imports no torch, so that `--help` answers at once.
 """
 
+import _thread
 import argparse
 import math
 import os
-import random
 import re
 import shlex
+import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import yaml
@@ -31,7 +33,9 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+        # of several processes, which all have the same command line, one says what is wrong with it
+        first = os.environ.get("RANK", "0") == "0"
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n" if first else None)
 
     def parse_args(self, args=None, namespace=None):
         """Parses `args` (default: the command line); the values of `--config` come before, so `args` win.
@@ -42,7 +46,7 @@ class Parser(argparse.ArgumentParser):
         finder = Parser("finds --config")
         finder.add_argument("--config")
         config, _ = finder.parse_known_args([arg for arg in args if arg not in ("-h", "--help")])
-        command = shlex.join(["python", self.prog, *args])
+        command = joined(["python", self.prog, *args])
         if config.config is not None:
             args = self._config_arguments(config.config, args) + args
         parsed = super().parse_args(args, namespace)
@@ -55,7 +59,8 @@ class Parser(argparse.ArgumentParser):
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             self.error(f"cannot read --config {path}: {error.strerror}")
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        # ValueError: not UTF-8, or a date such as 2001-99-99
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             self.error(f"--config {path} is not valid YAML: {' '.join(str(error).split())}")
         if not isinstance(values, dict):
             self.error(f"--config {path} must hold lines of the form 'option: value'")
@@ -117,8 +122,8 @@ def device_name(text: str) -> str:
 
 def plain_name(text: str) -> str:
     """An argparse type: a word that can stand in a file name."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} may hold letters, digits and . _ + - only")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} may hold letters, digits and . _ + -, at most 100")
     return text
 
 
@@ -140,20 +145,23 @@ def start(output_dir: str, device: str, seed: int):
 
     Raises UserError for a device or a folder of no use.
     """
-    from common import machine
+    from common import machine, seeds
 
-    _check_output_dir(output_dir)
-    seed_everything(seed)
+    _check_output_dir(Path(output_dir))
+    seeds.seed_everything(seed)
     chosen = pick_device(device)
     machine.set_up(chosen)
     return chosen
 
 
-def _check_output_dir(folder: str) -> None:
+def _check_output_dir(folder: Path) -> None:
     """Makes `folder` and writes a file into it, to fail before the training and not after."""
+    from common.files import sweep
+
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+        sweep(folder)
     except OSError as error:
         raise UserError(f"cannot write to --output-dir {folder}: {error.strerror}") from None
 
@@ -162,8 +170,15 @@ def pick_device(name: str):
     """The `torch.device` that `name` (see `device_name`) means on this machine. Raises UserError."""
     import torch
 
+    from common import distributed
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if distributed.size() > 1 and name.startswith("cuda"):
+        if name != "cuda":
+            count = distributed.size()
+            raise UserError(f"--device {name} is one device for {count} processes: give --device cuda")
+        name = f"cuda:{distributed.local_rank()}"
     if name.startswith("cuda"):
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(name.partition(":")[2] or 0) >= count:
@@ -173,32 +188,66 @@ def pick_device(name: str):
     return torch.device(name)
 
 
-def seed_everything(seed: int) -> None:
-    """Seeds Python, NumPy and torch (all devices)."""
-    import numpy as np
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
 def run(main, parse_args) -> None:
-    """Runs a script, whose `main` gives the exit code, None for 0.
+    """Runs a script, whose `main` gives the exit code, None for 0; stages also in several processes.
 
     A `UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
     """
     program = Path(sys.argv[0]).name
-    # read when torch is imported: threads that wait in a loop take the cores from a second run
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.unraisablehook = _interrupt_again
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal cannot show
+    resumable = False
     try:
-        status = main(parse_args())
+        args = parse_args()
+        if resumable := "resume" in args:
+            # read when torch is imported: threads that wait in a loop take the cores from a second run
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        if resumable and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            status = _run_as_one_of_several(main, args)
+        else:
+            status = main(args)
     except UserError as error:
         # a loader's worker hands its error on as a traceback in text: the message follows the name
         message = " ".join(str(error).rpartition("UserError: ")[2].split())
         print(f"{program}: error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"\n{program}: interrupted; nothing was saved", file=sys.stderr)
+        hint = "the same command with --resume goes on" if resumable else "nothing was saved"
+        print(f"\n{program}: interrupted; {hint}", file=sys.stderr)
         sys.exit(130)
     sys.exit(status)
+
+
+def _run_as_one_of_several(main, args):
+    """Runs `main` beside the other processes that torchrun started; the first that fails says why."""
+    from common import distributed
+
+    try:
+        distributed.start()
+        status = main(args)
+        distributed.stop()
+        return status
+    except (UserError, KeyboardInterrupt):
+        if distributed.fails_first():
+            raise
+        os._exit(2)
+    except RuntimeError as error:
+        if not distributed.has_lost_another(error):
+            raise
+        if distributed.fails_first():
+            raise UserError("another process has ended; the same command with --resume goes on") from None
+        os._exit(2)
+
+
+def _interrupt_again(unraisable) -> None:
+    """Python drops what is raised in a destructor, Ctrl-C as well: it is raised again a moment later."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        threading.Timer(0.1, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
+def joined(words: list[str]) -> str:
+    """`words` as one line that this system's shell takes apart again."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)

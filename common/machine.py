@@ -3,6 +3,7 @@
 import ctypes
 import math
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -15,15 +16,15 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 def set_up(device: torch.device) -> None:
     """Lets torch use the cores that this process may use, and keeps freed memory for the next step.
 
-    A thread count that the user has set (OMP_NUM_THREADS) stands.
+    A thread count that the user has set (OMP_NUM_THREADS) stands. On CUDA, float32 layers compute in TF32.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(cores())
-    if hasattr(ctypes.CDLL(None), "mallopt"):
+    if sys.platform == "linux":
         _keep_freed_memory()
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-        torch.set_float32_matmul_precision("high")  # TF32
+        torch.set_float32_matmul_precision("high")
 
 
 def summary(device: torch.device, precision: torch.dtype) -> str:
@@ -59,8 +60,9 @@ def _keep_freed_memory() -> None:
     By default it hands them back, and the system clears each page anew for the next step.
     """
     libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_MAX, 0)
-    libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
+    if hasattr(libc, "mallopt"):  # other libraries have none
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
 def pick_precision(choice: str, device: torch.device, model: nn.Module) -> torch.dtype:

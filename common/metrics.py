@@ -10,7 +10,7 @@ import torch_pruning
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common import machine
+from common import distributed, machine
 from common.errors import UserError
 
 
@@ -93,10 +93,14 @@ def evaluate(
 ) -> Score:
     """Scores `model`, moved to `device` and put into eval mode, on batches of (images [N, 3, S, S], labels
     [N]). With `precision` bfloat16 its layers compute under autocast.
+
+    Of several processes each scores its own batches, and all get the score of all pictures, those of the
+    first process first.
     """
     # before inference mode, in which moved weights could not be trained any more
     model.to(device, memory_format=torch.channels_last).eval()
-    all_labels, answers, correct5, loss_sum = [], [], 0, 0.0
+    none = torch.empty(0, dtype=torch.int64)  # a process may have no picture
+    all_labels, answers, correct5, loss_sum = [none], [none], 0, 0.0
     for images, labels in batches:
         images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode(), machine.autocast(device, precision):
@@ -107,7 +111,9 @@ def evaluate(
         answers.append(logits.argmax(1))
         correct5 += int((logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).sum())
         loss_sum += float(F.cross_entropy(logits, labels, reduction="sum"))
-    return Score(torch.cat(all_labels), torch.cat(answers), correct5, loss_sum)
+    parts = distributed.gathered((torch.cat(all_labels), torch.cat(answers), correct5, loss_sum))
+    all_labels, answers, correct5, loss_sums = zip(*parts, strict=True)
+    return Score(torch.cat(all_labels), torch.cat(answers), sum(correct5), math.fsum(loss_sums))
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:

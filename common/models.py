@@ -4,6 +4,7 @@ import torch
 import torchvision
 from torch import nn
 
+from common import distributed
 from common.errors import UserError, did_you_mean
 from common.files import load_tensors
 
@@ -52,7 +53,8 @@ def classifier(model: nn.Module, num_classes: int) -> tuple[str, nn.Module]:
 def _imagenet_state(arch: str) -> dict[str, torch.Tensor]:
     weights = torchvision.models.get_model_weights(arch).DEFAULT
     try:
-        return torchvision.models.get_model(arch, weights=weights).state_dict()
+        with distributed.one_first():
+            return torchvision.models.get_model(arch, weights=weights).state_dict()
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"cannot download the ImageNet weights {weights.url} ({error}): "

@@ -1,7 +1,5 @@
 """The options that several scripts share, in groups, and the defaults of those that differ."""
 
-import shlex
-
 from common import cli
 
 CACHE = "data/cache"
@@ -118,6 +116,11 @@ def _add_file_options(parser: cli.Parser) -> None:
     group = parser.add_argument_group("files")
     add_output_dir_option(group)
     group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the same run where it was interrupted; without one, start from the beginning",
+    )
+    group.add_argument(
         "--model-name",
         type=cli.plain_name,
         metavar="NAME",
@@ -192,5 +195,5 @@ def data_arguments(args) -> str:
     parts = []
     for name, default in (("dataset", "pet37"), ("data_dir", None), ("output_dir", "weights")):
         if getattr(args, name) != default:
-            parts += [f"--{name.replace('_', '-')}", shlex.quote(str(getattr(args, name)))]
-    return "".join(f" {part}" for part in parts)
+            parts += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    return f" {cli.joined(parts)}" if parts else ""

@@ -64,6 +64,7 @@ def run(capsys, monkeypatch):
         module = importlib.import_module(script)
         code = 0
         capsys.readouterr()
+        monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # which cli.run replaces
         try:
             cli.run(module.main, module.parse_args)
         except SystemExit as stop:

@@ -3,7 +3,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from common import batches, data
+from common import batches, data, distributed
 from common.errors import UserError
 
 VIEW = {"image_size": 32, "mean": batches.IMAGENET_MEAN, "std": batches.IMAGENET_STD}
@@ -67,7 +67,7 @@ def test_pictures_are_normalised_as_torchvision_does_it():
     mean, std = [0.1, 0.5, 0.7], [0.2, 0.3, 0.9]
     wanted = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])(images)
     for given in (images, images.contiguous(memory_format=torch.channels_last)):
-        answer = batches.normalise(given, mean, std)
+        answer = batches.Normalise(mean, std)(given)
         assert torch.allclose(answer, wanted, atol=1e-6)
         assert answer.dtype == torch.float32 and answer.is_contiguous(memory_format=torch.channels_last)
 
@@ -76,9 +76,8 @@ def test_the_cache_changes_no_picture(pictures, tmp_path):
     splits = data.load_splits("folder", str(pictures), 0.25)
 
     def epochs(cache):
-        torch.manual_seed(0)
         loaders = batches.make_loaders(splits, VIEW, 4, 0, cache=cache, workers=0)
-        return [images for _ in range(2) for images, _ in loaders.train]
+        return [images for epoch in range(2) for images, _ in loaders.train.at(epoch)]
 
     plain, first, second = epochs(None), epochs(tmp_path / "cache"), epochs(tmp_path / "cache")
     for one, other, again in zip(plain, first, second, strict=True):
@@ -86,12 +85,66 @@ def test_the_cache_changes_no_picture(pictures, tmp_path):
     assert not torch.equal(plain[0], plain[5])  # the next epoch shows other crops
 
 
+def test_crops_follow_from_seed_epoch_and_picture_alone(pictures):
+    splits = data.load_splits("folder", str(pictures), 0.0)
+
+    def shown(epoch, first=0, workers=0, seed=3, draws=0):
+        loaders = batches.make_loaders(splits, VIEW, 5, seed, workers=workers)
+        torch.rand(draws)  # what was drawn before is of no account
+        before = torch.get_rng_state()
+        batch = list(loaders.train.at(epoch, first))
+        assert workers or torch.equal(torch.get_rng_state(), before)
+        return batch
+
+    whole = shown(2)
+    assert [len(labels) for _, labels in whole] == [5, 5, 5, 5, 4]
+    for other in (shown(2, draws=7), shown(2, workers=2)):
+        for (images, labels), (same_images, same_labels) in zip(whole, other, strict=True):
+            assert torch.equal(images, same_images) and torch.equal(labels, same_labels)
+    later = shown(2, first=3)
+    assert len(later) == 2 and all(
+        torch.equal(one[0], two[0]) for one, two in zip(whole[3:], later, strict=True)
+    )
+    for other in (shown(1), shown(2, seed=4)):
+        assert not torch.equal(whole[0][0], other[0][0])
+
+
+@pytest.mark.parametrize(("batch_size", "steps"), [(7, 3), (10, 2), (9, 3), (24, 1)])
+def test_several_processes_share_the_very_batches_of_one(pictures, monkeypatch, batch_size, steps):
+    splits = data.load_splits("folder", str(pictures), 0.0)
+
+    def order(rank, size, seed=3):
+        monkeypatch.setattr(distributed, "size", lambda: size)
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        loaders = batches.make_loaders(splits, VIEW, batch_size, seed)
+        counts = [loaders.train.count(step) for step in range(len(loaders.train))]
+        loaders.train.loader.batch_sampler.epoch = 5
+        return list(loaders.train.loader.batch_sampler), list(loaders.test.loader.batch_sampler), counts
+
+    (train, test, counts), parts = order(0, 1), [order(rank, 3) for rank in range(3)]
+    # 24 pictures in batches of 7 leave 3, and of 10 leave 4: too few for three processes, which leave them out
+    assert {len(part[0]) for part in parts} == {steps}
+    for step, shares in enumerate(zip(*(part[0] for part in parts), strict=True)):
+        assert sorted(key for share in shares for key in share) == sorted(train[step])
+        assert sum(map(len, shares)) == counts[step] and max(map(len, shares)) - min(map(len, shares)) <= 1
+    # what is scored is scored once: no picture is left out, none is taken twice
+    scored = sorted(key for part in parts for batch in part[1] for key in batch)
+    assert scored == sorted(key for batch in test for key in batch) and len(scored) == 12
+
+
+def test_a_batch_that_is_too_small_for_the_processes_is_refused(pictures, monkeypatch):
+    splits = data.load_splits("folder", str(pictures), 0.0)
+    monkeypatch.setattr(distributed, "size", lambda: 4)
+    with pytest.raises(UserError, match="a batch of 6 training pictures is too small for 4 processes"):
+        batches.make_loaders(splits, VIEW, batch_size=6, seed=0)
+
+
 def test_training_sees_another_part_of_each_picture_of_a_batch_and_half_of_them_mirrored():
     # a picture that is darker to the left and to the top: the crop's place and direction can be read off it
     ramp = torch.arange(60, dtype=torch.uint8)
     picture = torch.stack([ramp.expand(40, 60), ramp[:40, None].expand(40, 60), torch.zeros(40, 60)]).byte()
-    crops = batches.Crops([picture.permute(1, 2, 0)] * 200, [0] * 200, batches.random_crop(32))
-    images, labels = crops.__getitems__(list(range(200)))
+    crops = batches.Crops([picture.permute(1, 2, 0)] * 200, [0] * 200, batches.random_crop(32), seed=0)
+    images, labels = crops.__getitems__([(0, index) for index in range(200)])
     assert images.dtype == torch.uint8 and images.shape == (200, 3, 32, 32) and labels.shape == (200,)
     assert images.is_contiguous(memory_format=torch.channels_last)
     left, right = images[:, 0, :, 0].float().mean(1), images[:, 0, :, -1].float().mean(1)

@@ -47,9 +47,6 @@ def test_pictures_are_decoded_once(paths, tmp_path, monkeypatch):
 
 
 def test_a_changed_picture_is_decoded_again_even_where_size_and_time_are_the_old_ones(paths, tmp_path):
-    cached(decoder(paths), tmp_path, 0)
-    before = paths[0].stat()
-    content = bytearray(paths[0].read_bytes())
     Image.fromarray(255 - np.array(Image.open(paths[0]))).save(tmp_path / "other.png", compress_level=0)
     Image.fromarray(np.array(Image.open(paths[0]))).save(paths[0], compress_level=0)
     stale = cached(decoder(paths), tmp_path, 0)[0]
@@ -110,6 +107,9 @@ def test_a_picture_that_cannot_be_read_leaves_no_file(paths, tmp_path):
     with pytest.raises(UserError, match=r"cannot read the picture .*1\.png"):
         cached(decoder(paths), tmp_path / "cache", 0)
     assert not list((tmp_path / "cache").iterdir())
+    paths[1].unlink()
+    with pytest.raises(UserError, match=r"cannot read the picture .*1\.png: No such file"):
+        cached(decoder(paths), tmp_path / "cache", 0)
 
 
 def test_a_place_that_cannot_be_written_and_a_full_disk_say_what_to_do(paths, tmp_path, monkeypatch):

@@ -1,0 +1,81 @@
+"""What a checkpoint must be before anything is made of it: files come from anywhere."""
+
+import math
+import re
+from pathlib import Path
+
+from common.errors import UserError
+from common.quantization import BACKENDS
+
+FORMAT = 2
+NAME = re.compile(r"[A-Za-z0-9._+-]{1,200}")  # it becomes part of a file's name
+IMAGE_SIZES = range(8, 4097)  # pixels
+STAGES = ("teacher", "kd", "pruned", "quantized")
+TYPES = {
+    "format": int,
+    "stage": str,
+    "name": str,
+    "arch": str,
+    "classes": list,
+    "image_size": int,
+    "mean": list,
+    "std": list,
+    "state_dict": dict,
+    "int8": dict | None,
+    "metrics": dict,
+    "lineage": list,
+}
+
+
+def check(content, path: str | Path) -> None:
+    """Raises UserError unless `content`, read from `path`, is a checkpoint that this version can use."""
+    if not isinstance(content, dict) or "format" not in content:
+        raise UserError(
+            f"{path} is not a checkpoint of this project (a state dict may be given as --pretrained)"
+        )
+    if content["format"] not in (1, FORMAT):
+        raise UserError(
+            f"{path} has checkpoint format {content['format']}; this version reads formats 1 and {FORMAT}"
+        )
+    for key, kind in TYPES.items():
+        if key not in content or not isinstance(content[key], kind):
+            raise UserError(f"{path} is not a whole checkpoint: its {key!r} is missing or of the wrong kind")
+    for figure in ("top1", "ci95", "n", "params", "macs"):
+        if figure not in content["metrics"]:
+            raise UserError(f"{path} is not a whole checkpoint: its metrics lack {figure!r}")
+    if wrong := _impossible(content, Path(path).stat().st_size):
+        raise UserError(f"{path} is not a checkpoint that this project wrote: {wrong}")
+
+
+def _impossible(content: dict, size: int) -> str:
+    """What cannot be in a checkpoint of `size` bytes, whatever its checksum says; "" for nothing."""
+
+    def figures(values, count: int | None = None) -> bool:
+        numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+        return numbers and count in (None, len(values))
+
+    classes, metrics, int8 = content["classes"], content["metrics"], content["int8"]
+    if not NAME.fullmatch(content["name"]) or content["stage"] not in STAGES:
+        return "its name or its stage"
+    if not all(isinstance(name, str) for name in classes) or not 2 <= len(set(classes)) == len(classes):
+        return "its classes"
+    if content["image_size"] not in IMAGE_SIZES or not all(
+        figures(content[key], 3) for key in ("mean", "std")
+    ):
+        return "its image size or normalisation"
+    if not figures([metrics[key] for key in ("top1", "n", "params", "macs")]):
+        return "its metrics"
+    if not all(isinstance(row, dict) and {"options", "split"} <= set(row) for row in content["lineage"]):
+        return "its lineage"
+    if not all(isinstance(key, str) for key in content["state_dict"]):
+        return "its weights"
+    if int8 is not None:
+        shapes = int8.get("float_shapes")
+        if int8.get("backend") not in BACKENDS.values() or not isinstance(shapes, dict):
+            return "its int8 part"
+        # from these shapes a model is built: not one that fills the memory
+        if not all(isinstance(shape, list) and figures(shape) for shape in shapes.values()) or (
+            sum(math.prod(shape) for shape in shapes.values()) > 4 * size
+        ):
+            return "its layers, which are larger than the file"
+    return ""
