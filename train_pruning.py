@@ -154,7 +154,7 @@ def main(args):
         state_dict=checkpoint.float_state(model),
         metrics=test.as_dict() | after | {"val_top1_before_fine_tuning": unhealed},
     )
-    path = checkpoint.save(child, args.output_dir)
+    path = checkpoint.save(child, args.output_dir, once=args.resume)
     report.write_history(history, path)
     progress.finish()
     print(f"test: {test}")

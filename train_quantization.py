@@ -143,7 +143,7 @@ def main(args):
         | {"params": before["params"], "macs": before["macs"], "engine": engine}
         | {name: {"top1": score.top1, "agreement": score.agreement(test)} for name, score in others.items()},
     )
-    path = checkpoint.save(child, args.output_dir)
+    path = checkpoint.save(child, args.output_dir, once=args.resume)
     report.write_history(history, path)
     progress.finish()
     print(agreement.summary(test, engine, others))

@@ -99,7 +99,7 @@ def main(args):
         state_dict=checkpoint.float_state(best),
         metrics=test.as_dict() | size,
     )
-    path = checkpoint.save(child, args.output_dir)
+    path = checkpoint.save(child, args.output_dir, once=args.resume)
     report.write_history(history, path)
     progress.finish()
     print(f"test: {test}")

@@ -79,7 +79,7 @@ def main(args):
     teacher = checkpoint.child(
         blank, progress.row, state_dict=checkpoint.float_state(best), metrics=test.as_dict() | size
     )
-    path = checkpoint.save(teacher, args.output_dir)
+    path = checkpoint.save(teacher, args.output_dir, once=args.resume)
     report.write_history(history, path)
     progress.finish()
     print(f"test: {test}")

@@ -60,7 +60,8 @@ def measure(arch: str, precision: str) -> dict:
     def train(steps):
         training.fit(
             model, cross_entropy, Fixed([batch] * steps), None, epochs=1, lr=1e-5, weight_decay=0.0,
-            device=device, precision=machine.pick_precision(precision, device, model), deploy=lambda trained: trained,
+            device=device, precision=machine.pick_precision(precision, device, model),
+            deploy=lambda trained: trained,
         )  # fmt: skip
 
     train(WARM_UP)

@@ -24,7 +24,7 @@ from common import engines, models, quantization, validity
 from common.batches import IMAGENET_MEAN, IMAGENET_STD
 from common.data import Splits
 from common.errors import UserError
-from common.files import load_checked, save_checked, written_whole
+from common.files import CHECKSUM, checksum, load_checked, load_tensors, save_checked, written_whole
 from common.validity import FORMAT, STAGES
 
 FILE_NAME = re.compile(r"(?P<name>.+)_(?P<top1>[01]\.\d{4})(-\d+)?\.pt")
@@ -207,7 +207,7 @@ def lineage_row(
     return {
         "stage": stage,
         "name": next_name(stage, arch or parent["name"], options["model_name"]),
-        "options": {key: value for key, value in options.items() if value is not None},
+        "options": {key: value for key, value in options.items() if value is not None and key != "resume"},
         "machine": machine,
         "split": split,
         "parent": parent_path and parent_path.name,
@@ -244,18 +244,30 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def save(checkpoint: dict, folder: str | Path) -> Path:
+def save(checkpoint: dict, folder: str | Path, *, once: bool = False) -> Path:
     """Writes `<name>_<top-1>.pt` into `folder`, whole or not at all, and returns its path.
 
-    An existing file stays: the new one then ends in -2, -3 and so on. Raises UserError.
+    An existing file stays: the new one then ends in -2, -3 and so on. With `once` a file that has the very
+    same content is enough: a resumed run may have been killed after it had saved. Raises UserError.
     """
     stem = f"{checkpoint['name']}_{checkpoint['metrics']['top1']:.4f}"
     for number in itertools.count(1):
         path = Path(folder) / f"{stem}{f'-{number}' if number > 1 else ''}.pt"
-        if not path.exists():
-            try:
-                with written_whole(path, replace=False) as temporary:
-                    save_checked(checkpoint, temporary)
-                return path
-            except FileExistsError:  # another run took the name in this moment
-                continue
+        if path.exists():
+            if once and _holds(path, checkpoint):
+                break
+            continue
+        try:
+            with written_whole(path, replace=False) as temporary:
+                save_checked(checkpoint, temporary)
+            break
+        except FileExistsError:  # another run took the name in this moment
+            continue
+    return path
+
+
+def _holds(path: Path, content: dict) -> bool:
+    try:
+        return load_tensors(path).get(CHECKSUM) == checksum(content)
+    except (UserError, AttributeError):  # damaged, or no dict
+        return False

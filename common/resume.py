@@ -17,7 +17,7 @@ FORMAT = 1
 PAUSE = 60  # seconds from one state to the next, at least
 SHARE = 0.05  # of the time may go into writing them
 # options that do not decide what a run makes; and the learning rate, which one may want to lower on the way
-FREE = {"cache", "command", "config", "data_dir", "device", "lr", "output_dir", "resume", "workers"}
+FREE = {"cache", "command", "config", "data_dir", "device", "lr", "output_dir", "workers"}
 
 
 class Progress:
@@ -85,13 +85,13 @@ def open_run(folder: str | Path, row: dict, *, resume: bool) -> Progress:
     content = distributed.from_first(_find(progress, resume) if distributed.is_first() else None)
     if content:
         progress.rounds, progress._on_disk = content["rounds"], True
-        before, now = content["row"]["options"]["lr"], row["options"]["lr"]
-        progress.row = content["row"] | {"options": row["options"]}
+        started, now = content["row"], row["options"]["lr"]
+        before = started["options"]["lr"]
+        progress.row = started | {"options": started["options"] | {"lr": now}}
         done = _described(progress.rounds)
         print(f"resumes {progress.path}: {done}")
         if before != now:
-            changes = content["row"].get("changes", [])
-            progress.row["changes"] = [*changes, {"at": done, "lr": [before, now]}]
+            progress.row["changes"] = [*started.get("changes", []), {"at": done, "lr": [before, now]}]
             print(f"note: the learning rate was {before:g} until here and is {now:g} from here on")
     return progress
 

@@ -167,7 +167,8 @@ class _Training:
                 if course.step in (1, len(loader)) or course.step % LOOK_EVERY == 0:
                     self._look(recent, title)
                     recent.zero_()
-                    bar.set_postfix(loss=f"{course.loss_sum / course.seen:.3f}")
+                    loss, top1 = course.loss_sum / course.seen, course.correct / course.seen
+                    bar.set_postfix(loss=f"{loss:.3f}", top1=f"{top1:.2%}")
                     if self.progress.due():
                         course.seconds = time.perf_counter() - start
                         self._keep(title)

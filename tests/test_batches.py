@@ -122,7 +122,7 @@ def test_several_processes_share_the_very_batches_of_one(pictures, monkeypatch, 
         return list(loaders.train.loader.batch_sampler), list(loaders.test.loader.batch_sampler), counts
 
     (train, test, counts), parts = order(0, 1), [order(rank, 3) for rank in range(3)]
-    # 24 pictures in batches of 7 leave 3, and of 10 leave 4: too few for three processes, which leave them out
+    # 24 pictures in batches of 7 leave 3, and of 10 leave 4: too few for three processes, which drop them
     assert {len(part[0]) for part in parts} == {steps}
     for step, shares in enumerate(zip(*(part[0] for part in parts), strict=True)):
         assert sorted(key for share in shares for key in share) == sorted(train[step])

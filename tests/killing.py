@@ -1,0 +1,58 @@
+"""Runs the stages in processes of their own, which can be killed without a test dying with them.
+
+The processes are forked from a server that has imported torch and has not used it: they start in no time.
+"""
+
+import importlib
+import math
+import multiprocessing
+import os
+import random
+import sys
+from pathlib import Path
+
+from common import agreement, cli, resume, training
+
+CONTEXT = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+CONTEXT.set_forkserver_preload([__name__, "torch_pruning", "common.checkpoint", "common.report"])
+
+
+def _run(script: str, arguments: list[str], log: Path) -> None:
+    sys.argv = [f"{script}.py", *arguments]
+    sys.stdout = sys.stderr = log.open("a", buffering=1)
+    # a state after every step, and not a minute apart
+    resume.PAUSE, resume.SHARE, training.LOOK_EVERY = 0, math.inf, 1
+    agreement.ENOUGH = 0.0  # what has learned nothing has answers so close that int8 swaps some
+    module = importlib.import_module(script)
+    cli.run(module.main, module.parse_args)
+
+
+def start(script: str, arguments: list, log: Path):
+    """A process that runs `script` with `arguments` and writes what it says to the end of `log`."""
+    words = [str(word) for word in arguments]
+    process = CONTEXT.Process(target=_run, args=(script, words, log))
+    process.start()
+    return process
+
+
+def run_with_kills(
+    script: str,
+    arguments: list,
+    log: Path,
+    kills: int = 0,
+    longest: float = 0,
+    rng: random.Random | None = None,
+) -> int:
+    """Runs `script` with `--resume` until it ends by itself: how often it was killed before, at most `kills`
+    times, each time at a moment drawn from 0 to `longest` seconds after its start.
+    """
+    killed = 0
+    while True:
+        process = start(script, [*arguments, "--resume"], log)
+        process.join(rng.uniform(0, longest) if killed < kills else None)
+        if not process.is_alive():
+            assert process.exitcode == 0, log.read_text()
+            return killed
+        process.kill()
+        process.join()
+        killed += 1
