@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import yaml
@@ -33,9 +34,9 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str):
-        # of several processes, which all have the same command line, one says what is wrong with it
-        first = os.environ.get("RANK", "0") == "0"
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n" if first else None)
+        if os.environ.get("RANK", "0") != "0":
+            _leave_the_word_to_another()  # which has the same command line
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
     def parse_args(self, args=None, namespace=None):
         """Parses `args` (default: the command line); the values of `--config` come before, so `args` win.
@@ -231,13 +232,19 @@ def _run_as_one_of_several(main, args):
     except (UserError, KeyboardInterrupt):
         if distributed.fails_first():
             raise
-        os._exit(2)
+        _leave_the_word_to_another()
     except RuntimeError as error:
         if not distributed.has_lost_another(error):
             raise
         if distributed.fails_first():
             raise UserError("another process has ended; the same command with --resume goes on") from None
-        os._exit(2)
+        _leave_the_word_to_another()
+
+
+def _leave_the_word_to_another() -> None:
+    """Ends this process without a word, late: torchrun ends all as soon as one has ended."""
+    time.sleep(5)
+    os._exit(2)
 
 
 def _interrupt_again(unraisable) -> None:

@@ -7,6 +7,7 @@ and writes.
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -100,6 +101,8 @@ def in_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """`model` with gradients that are averaged over the processes, and the first one's weights in all."""
     if size() == 1:
         return model
+    # the layout of a 1 x 1 kernel's gradient has two names
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
 

@@ -123,4 +123,4 @@ def _find(progress: Progress, resume: bool) -> dict | None:
 
 def _described(rounds: list[dict]) -> str:
     epochs, steps = sum(state["epoch"] for state in rounds), rounds[-1]["step"]
-    return f"{epochs} epochs{f' and {steps} steps' if steps else ''} done"
+    return f"{epochs} epoch(s){f' and {steps} step(s)' if steps else ''} done"

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from common import checkpoint, files, report, resume, training
-from tests import killing
+from tests import processes
 from tests.conftest import REPOSITORY, write_pictures
 
 KILLS = 10  # for each stage
@@ -32,7 +32,7 @@ def teacher(tmp_path_factory):
     """A trained teacher's file, and the pictures that it saw."""
     folder = tmp_path_factory.mktemp("resume")
     pictures = write_pictures(folder / "pictures")
-    killing.run_with_kills(
+    processes.run_with_kills(
         "train_teacher", [*STAGES["train_teacher"], *where(pictures, folder)], folder / "log"
     )
     return checkpoint.find("teacher", folder), pictures
@@ -57,7 +57,7 @@ def test_a_stage_that_is_killed_again_and_again_ends_with_the_same_weights(teach
 
     start = time.monotonic()
     log = tmp_path / "log of the whole run"
-    assert killing.run_with_kills(script, [*options, *where(pictures, tmp_path / "whole")], log) == 0
+    assert processes.run_with_kills(script, [*options, *where(pictures, tmp_path / "whole")], log) == 0
     seconds = time.monotonic() - start
 
     rng, killed, run = random.Random(0), 0, 0
@@ -65,7 +65,7 @@ def test_a_stage_that_is_killed_again_and_again_ends_with_the_same_weights(teach
     while killed < KILLS:
         run += 1
         output = tmp_path / str(run)
-        killed += killing.run_with_kills(
+        killed += processes.run_with_kills(
             script, [*options, *where(pictures, output)], log, KILLS - killed, seconds, rng
         )
         assert not visible(output, "*.resume")
@@ -117,12 +117,10 @@ def test_an_interrupted_run_says_how_to_go_on_and_is_not_started_over_by_mistake
     before = state.read_bytes()
     again = stage()
     assert again.code == 2 and "go on with --resume, or delete it" in again.err
-    assert (
-        "interrupted (3 epochs done)" in again.err
-    )  # 17 pictures in batches of 8: two steps, one is left out
+    assert "interrupted (4 epoch(s) done)" in again.err  # of 17 pictures batches of 8 make two steps
     assert state.read_bytes() == before
     result = stage("--resume")
-    assert result.code == 0 and f"resumes {state}: 4 epochs done" in result.out
+    assert result.code == 0 and f"resumes {state}: 4 epoch(s) done" in result.out
     assert "epoch 4/8" not in result.out and "epoch 5/8" in result.out and not states(tmp_path)
 
 
@@ -141,7 +139,7 @@ def test_the_learning_rate_may_change_on_the_way_and_the_lineage_says_so(stage, 
     (path,) = visible(tmp_path / "w", "*.pt")
     row = checkpoint.load(path)["lineage"][-1]
     assert row["options"]["lr"] == 0.0005 and row["changes"] == [
-        {"at": "2 epochs done", "lr": [0.001, 0.0005]}
+        {"at": "2 epoch(s) done", "lr": [0.001, 0.0005]}
     ]
     with path.with_suffix(".csv").open() as file:
         rates = [float(row["lr"]) for row in csv.DictReader(file)]

@@ -3,11 +3,14 @@
 The processes are forked from a server that has imported torch and has not used it: they start in no time.
 """
 
+import contextlib
 import importlib
+import json
 import math
 import multiprocessing
 import os
 import random
+import socket
 import sys
 from pathlib import Path
 
@@ -17,22 +20,55 @@ CONTEXT = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "
 CONTEXT.set_forkserver_preload([__name__, "torch_pruning", "common.checkpoint", "common.report"])
 
 
-def _run(script: str, arguments: list[str], log: Path) -> None:
+def _run(script: str, arguments: list[str], log: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     sys.argv = [f"{script}.py", *arguments]
     sys.stdout = sys.stderr = log.open("a", buffering=1)
     # a state after every step, and not a minute apart
     resume.PAUSE, resume.SHARE, training.LOOK_EVERY = 0, math.inf, 1
     agreement.ENOUGH = 0.0  # what has learned nothing has answers so close that int8 swaps some
+    _note_steps(log.with_suffix(f".steps{environment.get('RANK', '')}"))
     module = importlib.import_module(script)
     cli.run(module.main, module.parse_args)
 
 
-def start(script: str, arguments: list, log: Path):
+def _note_steps(path: Path) -> None:
+    """Lets the training note how many pictures each step has, as [here, in all processes], a line each."""
+    step = training._Training._step
+
+    def noting(self, images, labels, rate, count):
+        with path.open("a") as file:
+            print(json.dumps([len(labels), count]), file=file)
+        return step(self, images, labels, rate, count)
+
+    training._Training._step = noting
+
+
+def start(script: str, arguments: list, log: Path, environment: dict[str, str] | None = None):
     """A process that runs `script` with `arguments` and writes what it says to the end of `log`."""
     words = [str(word) for word in arguments]
-    process = CONTEXT.Process(target=_run, args=(script, words, log))
+    process = CONTEXT.Process(target=_run, args=(script, words, log, environment or {}))
     process.start()
     return process
+
+
+def start_two(script: str, arguments: list, log: Path) -> list:
+    """Two processes that train together, as torchrun would start them."""
+    return [start(script, arguments, log, meeting) for meeting in meetings(2)]
+
+
+def meetings(size: int) -> list[dict[str, str]]:
+    """The environments in which `size` processes on this machine find each other."""
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": str(size),
+        "OMP_NUM_THREADS": "1",
+    }
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
 
 
 def run_with_kills(
