@@ -54,7 +54,7 @@ def main(args):
         try:
             picture = data.read_picture(path)
         except UserError as error:
-            print(f"predict.py: {error}", file=sys.stderr)
+            print(f"predict.py: {' '.join(str(error).split())}", file=sys.stderr)
             status = 2
             continue
         images = batches.eval_transform(picture, content).contiguous(memory_format=opened.memory_format)

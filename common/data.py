@@ -1,19 +1,25 @@
 """Pictures and labels: the three data sets and their splits, and how a picture is read."""
 
+import functools
 import hashlib
+import os
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torchvision.datasets import ImageFolder, OxfordIIITPet
+from torchvision.datasets import OxfordIIITPet
 
 from common import synthetic
 from common.errors import UserError
 
 DEFAULT_DIRS = {"pet37": "data", "synthetic": "data/synthetic"}
 SPLIT_SEED = 0  # not --seed: every stage of a chain must set the same pictures aside for validation
+# formats of Pillow that are not read: Ghostscript would run an EPS, also one inside an IPTC; of the others
+# Pillow knows the first bytes only
+LEFT_OUT = {"EPS", "IPTC", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
+LONGEST = 100  # times the short side: a longer picture, resized for a network, may not fit into memory
 
 Sample = tuple[Path, int]  # a picture and its label
 
@@ -30,7 +36,7 @@ class Splits:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the class names and the file names and labels of the three splits, 16 hex digits."""
-        digest = hashlib.sha256("\n".join(self.classes).encode())
+        digest = hashlib.sha256("\n".join(self.classes).encode("utf-8", "surrogateescape"))
         for name in ("train", "val", "test"):
             digest.update(name.encode())
             for path, label in sorted((path.name, label) for path, label in getattr(self, name)):
@@ -42,33 +48,83 @@ class Splits:
         return f"{counts} of {len(self.classes)} classes"
 
 
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """The formats that are read, by Pillow's names; first those that are told by their first bytes."""
+    Image.init()
+    return tuple(sorted(Image.OPEN.keys() - LEFT_OUT, key=lambda name: (Image.OPEN[name][1] is None, name)))
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """The endings of the files that are pictures, in lower case and with the dot."""
+    known = {*formats(), "MPO"}  # a JPEG of several pictures, which the reader of JPEG opens
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in known)
+
+
 def read_picture(path: str | Path) -> Image.Image:
     """The picture in RGB: upright as its EXIF data say, transparent parts on white, of an animation the first
-    frame.
+    frame, 16 bits of grey as 8.
 
     Raises UserError where it cannot be read.
     """
     try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)
-            if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-            return picture.convert("RGB")
+        with Image.open(path, formats=formats()) as file:
+            picture = _rgb(ImageOps.exif_transpose(file))
     except UnidentifiedImageError:
         raise UserError(f"cannot read the picture {path}: it is of no known format") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(
             f"cannot read the picture {path}: {getattr(error, 'strerror', '') or error}"
         ) from None
+    # Pillow's decoders answer damaged bytes with errors of any kind
+    except Exception as error:
+        raise UserError(f"cannot read the picture {path}: its decoder fails with {error!r}") from None
+    if not 0 < max(picture.size) <= LONGEST * min(picture.size):
+        size = f"{picture.width} x {picture.height} pixels"
+        raise UserError(
+            f"cannot read the picture {path}: it is {size}, one side over {LONGEST} times the other"
+        )
+    return picture
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    # 16 bits of grey: Pillow would make all but the darkest 256 levels white
+    if picture.mode.startswith("I"):
+        levels = np.asarray(picture, np.float32) / 257
+        picture = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
 
 
 def pictures_in(path: str | Path) -> list[Path]:
-    """`path` itself, or of a folder the pictures at any depth, by name: the files whose suffix says so."""
-    if not Path(path).is_dir():
+    """`path` itself, or the pictures in a folder, then those in its folders: the files whose suffix says so.
+
+    Hidden files and folders are left out. Links are followed, to each folder once. Raises UserError for a
+    folder that cannot be read.
+    """
+    if not os.path.isdir(path):  # Path.is_dir raises for a name that is too long
         return [Path(path)]
-    suffixes = Image.registered_extensions()
-    return sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in suffixes)
+    found, seen = [], set()
+    try:
+        for folder, folders, files in os.walk(path, onerror=_raise, followlinks=True):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:  # a link to a folder above would lead round for ever
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            shown = (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+            found += [file for file in shown if file.suffix.lower() in suffixes()]
+    except OSError as error:
+        raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from None
+    return found
+
+
+def _raise(error: OSError):
+    raise error
 
 
 def load_splits(dataset: str, data_dir: str | None, val_fraction: float) -> Splits:
@@ -77,7 +133,7 @@ def load_splits(dataset: str, data_dir: str | None, val_fraction: float) -> Spli
     `dataset` is pet37, synthetic or folder; the first two are made on first use. Raises UserError for a data
     set that is not there and cannot be had, and for an empty split.
     """
-    if data_dir is None and dataset not in DEFAULT_DIRS:
+    if not data_dir and dataset not in DEFAULT_DIRS:
         raise UserError(f"--dataset {dataset} needs --data-dir")
     root = Path(data_dir or DEFAULT_DIRS[dataset])
     if dataset == "folder":
@@ -102,7 +158,7 @@ def _download_pet37(root: Path) -> None:
         OxfordIIITPet(root, download=True)
     except (OSError, RuntimeError, EOFError, ValueError, tarfile.TarError) as error:
         urls = [url for url, _ in OxfordIIITPet._RESOURCES]
-        if (root / "oxford-iiit-pet" / "annotations" / "trainval.txt").exists():
+        if os.path.exists(root / "oxford-iiit-pet" / "annotations" / "trainval.txt"):
             raise UserError(f"cannot read the annotations in {root}/oxford-iiit-pet: {error}") from None
         raise UserError(
             f"cannot download Oxford-IIIT Pet ({error}): put {' and '.join(urls)} "
@@ -128,29 +184,37 @@ def _read_pet37(root: Path, split: str) -> tuple[list[Sample], list[str]]:
 
 def _read_folder(root: Path, val_fraction: float) -> Splits:
     """train/ and test/; a val/ is the validation split where there is a test/ too, else the test split."""
-
-    def read(name: str) -> tuple[list[Sample], list[str]]:
-        try:
-            reader = ImageFolder(root / name)
-        except FileNotFoundError as error:
-            raise UserError(
-                f"--data-dir {root} needs {name}/ with a folder of pictures for each class: {error}"
-            ) from None
-        return [(Path(path), label) for path, label in reader.samples], reader.classes
-
-    has_test, has_val = (root / "test").is_dir(), (root / "val").is_dir()
+    has_test, has_val = os.path.isdir(root / "test"), os.path.isdir(root / "val")
     if not (has_test or has_val):
         raise UserError(
             f"--data-dir {root} needs train/ and test/ (or val/), each with a folder for each class"
         )
-    train, classes = read("train")
-    test, test_classes = read("test" if has_test else "val")
-    val, val_classes = read("val") if has_test and has_val else ([], classes)
+    train, classes = _read_classes(root, "train")
+    test, test_classes = _read_classes(root, "test" if has_test else "val")
+    val, val_classes = _read_classes(root, "val") if has_test and has_val else ([], classes)
     if not classes == test_classes == val_classes:
         raise UserError(f"{root}: train/ and test/ (or val/) do not hold folders of the same names")
     if not val:
         train, val = split_stratified(train, val_fraction)
     return _checked(Splits(train, val, test, classes), root, val_fraction)
+
+
+def _read_classes(root: Path, name: str) -> tuple[list[Sample], list[str]]:
+    """The pictures in root/name, and the class names: a folder for each, as in torchvision's ImageFolder.
+
+    Raises UserError for a folder that cannot be read or holds no picture.
+    """
+    needed = f"--data-dir {root} needs {name}/ with a folder of pictures for each class"
+    try:
+        entries = sorted(path.name for path in (root / name).iterdir() if path.is_dir())
+    except OSError as error:
+        raise UserError(f"{needed}: {error.strerror}") from None
+    classes = [entry for entry in entries if not entry.startswith(".")]
+    pictures = [pictures_in(root / name / each) for each in classes]
+    hollow = [each for each, files in zip(classes, pictures, strict=True) if not files]
+    if hollow or not classes:
+        raise UserError(f"{needed}: there is none in {hollow[0] if hollow else name}/")
+    return [(file, label) for label, files in enumerate(pictures) for file in files], classes
 
 
 def _checked(splits: Splits, root: Path, val_fraction: float) -> Splits:

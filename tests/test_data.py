@@ -49,7 +49,7 @@ def test_val_is_the_test_split_where_there_is_no_test(pictures):
 
 
 def test_val_beside_test_is_the_validation_split(pictures, tmp_path):
-    write_pictures(tmp_path / "more", train=1, test=2)
+    write_pictures(tmp_path / "more", train=1, test=2, side=41)
     (tmp_path / "more" / "test").rename(pictures / "val")
     splits = data.load_splits("folder", str(pictures), 0.25)
     assert (len(splits.train), len(splits.val), len(splits.test)) == (24, 6, 12)
@@ -83,9 +83,18 @@ def test_an_empty_validation_split_says_how_to_do_without(pictures):
     assert data.load_splits("folder", str(pictures), 0.0).val == []
 
 
-def test_a_folder_needs_its_place():
+@pytest.mark.parametrize("place", [None, ""])
+def test_a_folder_needs_its_place(place):
     with pytest.raises(UserError, match="--dataset folder needs --data-dir"):
-        data.load_splits("folder", None, 0.2)
+        data.load_splits("folder", place, 0.2)
+
+
+@pytest.mark.parametrize("dataset", ["folder", "pet37", "synthetic"])
+@pytest.mark.parametrize("place", ["x" * 300, "file", "file/x"])
+def test_a_place_that_cannot_be_is_one_line(tmp_path, dataset, place):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=place):
+        data.load_splits(dataset, str(tmp_path / place), 0.2)
 
 
 def test_a_failed_download_names_the_file_the_folder_and_the_way_out(tmp_path, monkeypatch):

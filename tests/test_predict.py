@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 
 import pytest
 import torch
@@ -56,7 +58,7 @@ def test_every_kind_of_picture_and_of_model(run, place, odd):
         assert result.code == 0, result.err
         answers = json.loads(result.out)
         assert [answer["path"] for answer in answers] == [
-            str(odd / name) for name in ("a.jpg", "b.webp", "c.gif", "d.jpg", "deeper/f.PNG", "e.png")
+            str(odd / name) for name in ("a.jpg", "b.webp", "c.gif", "d.jpg", "e.png", "deeper/f.PNG")
         ]
         for answer in answers:
             assert answer["classes"][0]["class"] == "fox"
@@ -85,6 +87,21 @@ def test_text_names_the_likeliest_and_a_broken_picture_is_one_line(run, place, o
     assert [line.split(":")[1] for line in result.err.splitlines()] == [
         f" cannot read the picture {path}" for path in broken
     ]
+
+
+def test_names_that_are_no_text_or_hold_line_breaks(run, place, odd, tmp_path):
+    folder = tmp_path / "names"
+    folder.mkdir()
+    try:
+        shutil.copy(odd / "a.jpg", folder / os.fsdecode(b"caf\xe9.jpg"))
+        (folder / "new\nline.jpg").write_bytes(b"no picture")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    result = run("predict", "resnet18", folder, "--json", "--output-dir", place)
+    assert [answer["path"] for answer in json.loads(result.out)] == [f"{folder}/caf\udce9.jpg"]
+    assert result.code == 2 and result.err == (
+        f"predict.py: cannot read the picture {folder}/new line.jpg: it is of no known format\n"
+    )
 
 
 def test_the_pictures_are_drawn_with_their_labels(run, place, odd, tmp_path):
