@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets import OxfordIIITPet
 
-from common import synthetic
+from common import duplicates, synthetic
 from common.errors import UserError
 
 DEFAULT_DIRS = {"pet37": "data", "synthetic": "data/synthetic"}
@@ -218,6 +218,9 @@ def _read_classes(root: Path, name: str) -> tuple[list[Sample], list[str]]:
 
 
 def _checked(splits: Splits, root: Path, val_fraction: float) -> Splits:
+    """`splits` without what is in two of them. Raises UserError where too little is left."""
+    parts = duplicates.kept_apart([splits.train, splits.val, splits.test])
+    splits = Splits(*parts, splits.classes)
     for name, needed in (("train", True), ("val", val_fraction > 0), ("test", True)):
         if needed and not getattr(splits, name):
             advice = "; --val-fraction 0 does without" if name == "val" else ""
