@@ -1,6 +1,5 @@
 """A file that classifies pictures, opened to run: a checkpoint, float or int8, or an ONNX file."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +38,8 @@ def load(path: Path, engine: str | None, threads: int) -> Classifier:
     """
     if path.suffix == ".onnx":
         model = OnnxModel(path, threads)
-        said = model.metadata
-        content = {key: json.loads(said[key]) for key in ("classes", "image_size", "mean", "std")}
-        content |= {"name": path.stem, "stage": said["stage"], "arch": said["arch"], "lineage": []}
-        content["metrics"] = {key: json.loads(said.get(key, "null")) for key in ("params", "macs")}
-        kind = f"{'int8' if said['backend'] else 'fp32'} ONNX Runtime"
+        content = model.content | {"name": path.stem, "lineage": []}
+        kind = f"{'int8' if content['backend'] else 'fp32'} ONNX Runtime"
         return Classifier(path, model, kind, torch.contiguous_format, content)
     content = checkpoint.load(path)
     model = checkpoint.rebuild(content, engine).eval()
