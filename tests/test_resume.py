@@ -1,9 +1,11 @@
 """An interrupted run goes on to the very weights of one that was not interrupted."""
 
 import csv
+import errno
 import itertools
 import math
 import random
+import re
 import subprocess
 import sys
 import time
@@ -15,7 +17,6 @@ from common import checkpoint, files, report, resume, training
 from tests import processes
 from tests.conftest import REPOSITORY, write_pictures
 
-KILLS = 10  # for each stage
 SIDE = 32
 STAGES = {
     "train_teacher": ["--teacher", "squeezenet1_1", "--pretrained", "none", "--epochs", 8],
@@ -45,7 +46,9 @@ def where(pictures, output):
 
 
 @pytest.mark.parametrize("script", STAGES)
-def test_a_stage_that_is_killed_again_and_again_ends_with_the_same_weights(teacher, tmp_path, script):
+def test_a_stage_that_is_killed_again_and_again_ends_with_the_same_weights(
+    teacher, tmp_path, script, pytestconfig
+):
     path, pictures = teacher
     options = [path if option == "teacher" else option for option in STAGES[script]]
 
@@ -60,13 +63,13 @@ def test_a_stage_that_is_killed_again_and_again_ends_with_the_same_weights(teach
     assert processes.run_with_kills(script, [*options, *where(pictures, tmp_path / "whole")], log) == 0
     seconds = time.monotonic() - start
 
-    rng, killed, run = random.Random(0), 0, 0
+    kills, rng, killed, run = pytestconfig.getoption("kills"), random.Random(0), 0, 0
     log = tmp_path / "log of the killed"
-    while killed < KILLS:
+    while killed < kills:
         run += 1
         output = tmp_path / str(run)
         killed += processes.run_with_kills(
-            script, [*options, *where(pictures, output)], log, KILLS - killed, seconds, rng
+            script, [*options, *where(pictures, output)], log, kills - killed, seconds, rng
         )
         assert not visible(output, "*.resume")
         for one, other in zip(made("whole"), made(str(run)), strict=True):
@@ -172,6 +175,26 @@ def test_a_damaged_state_is_refused_with_advice(stage, tmp_path, damage):
         result = stage(*options)
         assert result.code == 2 and result.err.count("\n") == 1
         assert "is damaged" in result.err and "; delete it to start from the beginning" in result.err
+
+
+@pytest.mark.parametrize("place", ["resume", "checkpoint"])
+def test_a_folder_that_cannot_be_written_any_more_ends_in_one_line_with_the_state_kept(
+    stage, tmp_path, monkeypatch, place
+):
+    """At the second state, or at the checkpoint in the end; `--resume` goes on once it can be written."""
+    write, calls = files.save_checked, itertools.count(1)
+
+    def save_checked(content, path):
+        write(content, path)
+        if place == "checkpoint" or next(calls) == 2:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"common.{place}.save_checked", save_checked)
+        result = stage()
+    assert result.code == 2 and re.search(r"error: cannot write \S+: Read-only file system\n$", result.err)
+    assert len(states(tmp_path)) == 1 and len(list((tmp_path / "w").iterdir())) == 1
+    assert stage("--resume").code == 0 and not states(tmp_path)
 
 
 def test_a_full_disk_ends_in_one_line_with_the_last_state_kept(pictures, tmp_path):
