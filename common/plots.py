@@ -19,12 +19,18 @@ COSTS: dict[str, Callable[[Row], float | None]] = {
     "latency, ms": lambda row: row.latency.p50,
 }
 DPI = 120
+LEGIBLE = 200  # classes: with more, a confusion matrix has neither names nor counts
 
 
 def _save(figure: Figure, path: Path) -> None:
     """In the format of the suffix; raises UserError where the file cannot be written."""
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=DPI)
+
+
+def _shown(name: str) -> str:
+    """`name` of a file or class as it is: no formulas between dollars, and what is no text escaped."""
+    return name.encode(errors="backslashreplace").decode().replace("$", r"\$")
 
 
 def draw_curves(history: list[dict], path: Path) -> None:
@@ -75,10 +81,14 @@ def draw_tradeoffs(rows: list[Row], path: Path, note: str) -> None:
     figure.axes[0].set_ylabel("top-1")
     figure.axes[0].legend(loc="lower right")
     names = [
-        figure.axes[0].scatter([], [], color=STAGE_COLOURS.get(row.content["stage"], "grey"),
-                               label=f"{index + 1}  {row.path.name.removesuffix('.pt')} ({row.engine})")
+        figure.axes[0].scatter(
+            [],
+            [],
+            color=STAGE_COLOURS.get(row.content["stage"], "grey"),
+            label=f"{index + 1}  {_shown(row.path.name.removesuffix('.pt'))} ({row.engine})",
+        )
         for index, row in enumerate(rows)
-    ]  # fmt: skip
+    ]
     figure.legend(
         handles=names,
         loc="outside lower center",
@@ -105,17 +115,19 @@ def _draw_arrows(axes, rows: list[Row], points: dict[int, tuple[float, float]]) 
 
 def draw_confusion(confusion: np.ndarray, classes: list[str], path: Path) -> None:
     """`confusion` int [C, C]: how many pictures of class i were taken for class j; shaded by row."""
-    side = 3 + 0.24 * len(classes)
+    side = 3 + 0.24 * min(len(classes), LEGIBLE)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     size = 8 if len(classes) <= 40 else 5
-    for i, j in zip(*np.nonzero(confusion), strict=True):
-        colour = "white" if shares[i, j] > 0.5 else "black"
-        axes.text(j, i, confusion[i, j], ha="center", va="center", fontsize=size - 1, color=colour)
-    axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=size)
-    axes.set_yticks(range(len(classes)), classes, fontsize=size)
+    if len(classes) <= LEGIBLE:
+        for i, j in zip(*np.nonzero(confusion), strict=True):
+            colour = "white" if shares[i, j] > 0.5 else "black"
+            axes.text(j, i, confusion[i, j], ha="center", va="center", fontsize=size - 1, color=colour)
+        names = [_shown(name) for name in classes]
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+        axes.set_yticks(range(len(names)), names, fontsize=size)
     axes.set(xlabel="answer", ylabel="label", title=path.stem.removesuffix("_confusion"))
     bar = figure.colorbar(image, shrink=0.6, label="share of the label's pictures")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
@@ -132,6 +144,8 @@ def draw_predictions(pictures: list[tuple], path: Path) -> None:
         axes.set_axis_off()
     for axes, (picture, title, lines) in zip(grid, pictures, strict=False):
         axes.imshow(picture)
-        axes.set_title(title, fontsize=8)
-        axes.text(0.5, -0.03, "\n".join(lines), transform=axes.transAxes, ha="center", va="top", fontsize=9)
+        axes.set_title(_shown(title), fontsize=8)
+        axes.text(
+            0.5, -0.03, _shown("\n".join(lines)), transform=axes.transAxes, ha="center", va="top", fontsize=9
+        )
     _save(figure, path)

@@ -21,7 +21,8 @@ def seed_everything(seed: int) -> None:
 
 def mixed(*numbers: int) -> int:
     """One seed of 64 bits for several whole numbers of at least 0, each of which changes all of it."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+    # their count as well, since NumPy takes zeros at the end for nothing
+    return int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)[0])
 
 
 @contextlib.contextmanager

@@ -152,6 +152,8 @@ def test_what_would_run_code_or_fill_the_memory_is_refused(tmp_path, write):
         ({"classes": ["cat", "cat", "fox"]}, "its classes"),
         ({"image_size": 10**9}, "its image size"),
         ({"mean": [0.5, math.nan, 0.5]}, "its image size or normalisation"),
+        ({"std": [0.5, 0.0, 0.5]}, "its image size or normalisation"),
+        ({"metrics": {"top1": 10**400, "ci95": [0, 1], "n": 1, "params": 1, "macs": 1}}, "its metrics"),
         ({"metrics": {"top1": "1", "ci95": [0, 1], "n": 1, "params": 1, "macs": 1}}, "its metrics"),
         ({"lineage": ["teacher"]}, "its lineage"),
         ({"state_dict": {3: torch.zeros(1)}}, "its weights"),

@@ -67,3 +67,19 @@ def test_predictions_are_drawn_under_their_pictures(saved, tmp_path):
     drawn = [axes for axes in saved[0].axes if axes.images]
     assert [axes.get_title() for axes in drawn] == [f"{index}.jpg" for index in range(5)]
     assert drawn[4].texts[0].get_text() == "99.00%  cat"
+
+
+def test_names_with_dollars_and_names_that_are_no_text_are_drawn_as_they_are(tmp_path):
+    odd = ["$5 $a^.jpg", b"\xff.jpg".decode(errors="surrogateescape")]
+    plots.draw_confusion(np.eye(2, dtype=int), odd, tmp_path / "c.svg")
+    plots.draw_predictions([(Image.new("RGB", (9, 9)), name, [name]) for name in odd], tmp_path / "p.svg")
+    for path in (tmp_path / "c.svg", tmp_path / "p.svg"):
+        # in an SVG each text stands as a comment above its outlines
+        assert "<!-- $5 $a^.jpg -->" in path.read_text() and r"<!-- \udcff.jpg -->" in path.read_text()
+
+
+def test_a_thousand_classes_make_a_picture_that_fits_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "DPI", 20)
+    plots.draw_confusion(np.eye(1000, dtype=int), [str(label) for label in range(1000)], tmp_path / "c.png")
+    with Image.open(tmp_path / "c.png") as picture:
+        assert picture.width < 20 * 60
