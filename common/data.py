@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets import OxfordIIITPet
 
-from common import duplicates, synthetic
+from common import distributed, duplicates, synthetic
 from common.errors import UserError
 
 DEFAULT_DIRS = {"pet37": "data", "synthetic": "data/synthetic"}
@@ -138,13 +138,8 @@ def load_splits(dataset: str, data_dir: str | None, val_fraction: float) -> Spli
     root = Path(data_dir or DEFAULT_DIRS[dataset])
     if dataset == "folder":
         return _read_folder(root, val_fraction)
-    if dataset == "synthetic":
-        try:
-            synthetic.write(root)
-        except OSError as error:
-            raise UserError(f"cannot write the synthetic pictures to {root}: {error.strerror}") from None
-    else:
-        _download_pet37(root)
+    with distributed.one_first():
+        _make(dataset, root)
     trainval, classes = _read_pet37(root, "trainval")
     test, test_classes = _read_pet37(root, "test")
     if classes != test_classes:
@@ -153,7 +148,14 @@ def load_splits(dataset: str, data_dir: str | None, val_fraction: float) -> Spli
     return _checked(Splits(train, val, test, classes), root, val_fraction)
 
 
-def _download_pet37(root: Path) -> None:
+def _make(dataset: str, root: Path) -> None:
+    """Draws or downloads the pictures, where they are not there yet."""
+    if dataset == "synthetic":
+        try:
+            synthetic.write(root)
+        except OSError as error:
+            raise UserError(f"cannot write the synthetic pictures to {root}: {error.strerror}") from None
+        return
     try:
         OxfordIIITPet(root, download=True)
     except (OSError, RuntimeError, EOFError, ValueError, tarfile.TarError) as error:
@@ -225,6 +227,8 @@ def _checked(splits: Splits, root: Path, val_fraction: float) -> Splits:
         if needed and not getattr(splits, name):
             advice = "; --val-fraction 0 does without" if name == "val" else ""
             raise UserError(f"{root}: the {name} split is empty{advice}")
+    if len(set(distributed.gathered(splits.fingerprint))) > 1:
+        raise UserError(f"{root}: the processes do not find the same pictures there")
     if len(splits.classes) < 2:
         raise UserError(f"{root}: a classifier needs at least two classes, this has {len(splits.classes)}")
     return splits

@@ -1,5 +1,6 @@
 """Two processes over gloo train as one does, and fail with one message."""
 
+import functools
 import json
 import os
 import re
@@ -54,16 +55,28 @@ def steps(log, *ranks):
             for rank in ranks]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def run_by_two(place):
+    """run_by_two(script): the log of two processes that run it whole, once for all tests."""
+
+    @functools.cache
+    def run(script):
+        log = place / f"{script}2.log"
+        pair = processes.start_two(script, arguments(script, place, f"{script}2"), log)
+        for process in pair:
+            process.join()
+        assert [process.exitcode for process in pair] == [0, 0], log.read_text()
+        return log
+
+    return run
+
+
 @pytest.mark.parametrize("script", STAGES)
-def test_two_processes_take_the_steps_of_one_and_their_score_is_that_of_one(place, script):
+def test_two_processes_take_the_steps_of_one_and_their_score_is_that_of_one(place, run_by_two, script):
     log = place / f"{script}1.log"
     processes.run_with_kills(script, arguments(script, place, f"{script}1"), log)
     (one,) = steps(log, "")
-    log = place / f"{script}2.log"
-    pair = processes.start_two(script, arguments(script, place, f"{script}2"), log)
-    for process in pair:
-        process.join()
-    assert [process.exitcode for process in pair] == [0, 0], log.read_text()
+    log = run_by_two(script)
     first, second = steps(log, 0, 1)
     assert [here for here, _ in one] == [16, 16, 9] * 2
     assert [here + there for (here, _), (there, _) in zip(first, second, strict=True)] == [16, 16, 9] * 2
@@ -79,8 +92,9 @@ def test_two_processes_take_the_steps_of_one_and_their_score_is_that_of_one(plac
     assert score.loss == pytest.approx(content["metrics"]["loss"], rel=1e-4)
 
 
-def test_a_process_that_is_killed_ends_the_other_with_one_message_and_both_go_on(place):
+def test_a_process_that_is_killed_ends_the_other_with_one_message_and_both_go_on(place, run_by_two):
     """The weights in the end are those of two processes that were not interrupted."""
+    run_by_two("train_teacher")
     options = arguments("train_teacher", place, "killed")
     log = place / "killed.log"
     pair = processes.start_two("train_teacher", options, log)
@@ -99,7 +113,6 @@ def test_a_process_that_is_killed_ends_the_other_with_one_message_and_both_go_on
         process.join()
     assert [process.exitcode for process in pair] == [0, 0], log.read_text()
     assert "resumes" in log.read_text() and not list((place / "killed").glob("*.resume"))
-    # made by the test above
     one, other = (saved(place, name)["state_dict"] for name in ("train_teacher2", "killed"))
     assert all(torch.equal(one[key], other[key]) for key in one)
 
