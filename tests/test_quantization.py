@@ -1,20 +1,15 @@
 import copy
+import functools
 import subprocess
 import sys
 
 import pytest
 import torch
 from torch import nn
-from torch.ao.quantization import (
-    FakeQuantize,
-    MovingAverageMinMaxObserver,
-    disable_fake_quant,
-    disable_observer,
-)
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
-from common import checkpoint, engines, fake_quantization, models, quantization
+from common import checkpoint, engines, models, quantization
 from common.errors import UserError
 
 CPU = torch.device("cpu")
@@ -23,10 +18,15 @@ CLASSES, SIDE = 5, 64
 
 def awake(arch: str) -> nn.Module:
     """A network whose batch-norm statistics fit its random weights: its logits depend on the picture."""
-    model = models.build(arch, CLASSES).train()
-    with torch.no_grad():
-        for _ in range(20):
-            model(torch.randn(16, 3, SIDE, SIDE))
+    return copy.deepcopy(_awake(arch))
+
+
+@functools.cache
+def _awake(arch: str) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = models.build(arch, CLASSES)
+        torch.optim.swa_utils.update_bn([torch.randn(16, 3, SIDE, SIDE) for _ in range(2)], model)
     return model
 
 
@@ -42,23 +42,39 @@ def quantized(model: nn.Module, backend: str) -> tuple[nn.Module, nn.Module]:
     return prepared, quantization.convert(prepared).int8
 
 
+def stages(arch: str, backend: str) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """`awake(arch)`, its prepared and its int8 form, `backend`'s engine being set."""
+    engines.use(backend)
+    return copy.deepcopy(_stages(arch, backend))
+
+
+@functools.cache
+def _stages(arch: str, backend: str) -> tuple[nn.Module, nn.Module, nn.Module]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = awake(arch)
+        return model, *quantized(model, backend)
+
+
 @pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
-@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v2", "squeezenet1_1"])
-def test_int8_answers_as_the_float_model_does(arch, backend):
+@pytest.mark.parametrize(
+    ("arch", "least"), [("resnet18", 0.9), ("mobilenet_v2", 0.3), ("squeezenet1_1", 0.8)]
+)
+def test_int8_answers_as_the_float_model_does(arch, least, backend):
     # mobilenet_v2 has ReLU6, which the qnnpack engine scrambles: then the similarity is near 0
-    model = awake(arch)
-    _, int8_model = quantized(model, backend)
-    images = torch.randn(16, 3, SIDE, SIDE)
+    model, _, int8_model = stages(arch, backend)
+    images = torch.randn(32, 3, SIDE, SIDE)
     with torch.inference_mode():
-        similarity = F.cosine_similarity(int8_model(images), model.eval()(images))
-    assert similarity.min() > 0.9
+        given, wanted = int8_model(images), model.eval()(images)
+    # of what differs from picture to picture alone: random weights answer all pictures much alike
+    given, wanted = ((logits - logits.mean(0)).flatten() for logits in (given, wanted))
+    assert F.cosine_similarity(given, wanted, dim=0) > least
 
 
 @pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
 @pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v2", "squeezenet1_1"])
 def test_int8_is_bit_identical_after_saving_and_loading(arch, backend, tmp_path):
-    model = awake(arch)
-    _, int8_model = quantized(model, backend)
+    model, _, int8_model = stages(arch, backend)
     torch.save(quantization.int8_state(int8_model), tmp_path / "state.pt")
     loaded = quantization.skeleton(models.rebuild(arch, CLASSES, models.shapes(model)), backend, SIDE)
     quantization.load_int8_state(loaded, torch.load(tmp_path / "state.pt", weights_only=True))
@@ -69,7 +85,7 @@ def test_int8_is_bit_identical_after_saving_and_loading(arch, backend, tmp_path)
 @pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
 def test_fake_quantization_computes_what_int8_does(backend):
     # brighter pictures than were calibrated with: beyond the range that was seen both go on, or stop, alike
-    converted = quantization.convert(prepared_for(backend, awake("squeezenet1_1")))
+    converted = quantization.convert(stages("squeezenet1_1", backend)[1])
     for factor in (1, 1.7):
         images = factor * torch.randn(8, 3, SIDE, SIDE)
         with torch.inference_mode():
@@ -79,7 +95,7 @@ def test_fake_quantization_computes_what_int8_does(backend):
 
 @pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
 def test_weights_and_biases_are_those_of_fake_quantization(backend):
-    converted = quantization.convert(prepared_for(backend, awake("resnet18")))
+    converted = quantization.convert(stages("resnet18", backend)[1])
     layer, int8_layer = converted.fake_quant.get_submodule("conv1"), converted.int8.get_submodule("conv1")
     scale = layer.bn.weight / torch.sqrt(layer.bn.running_var + layer.bn.eps)
     weight = layer.weight_fake_quant(layer.weight * scale.view(-1, 1, 1, 1))
@@ -89,13 +105,6 @@ def test_weights_and_biases_are_those_of_fake_quantization(backend):
     # Jacob et al., equation 11: whole multiples of input scale times weight scale
     steps = int8_layer.bias() / (layer.weight_fake_quant.scale * converted.int8.conv1_input_scale_0)
     assert steps.abs().max() > 10 and torch.allclose(steps, steps.round(), rtol=1e-6, atol=0.01)
-
-
-def test_seven_bits_are_used_of_fbgemm_s_activations():
-    observer = fake_quantization.SevenBitObserver(quant_min=0, quant_max=255, dtype=torch.quint8)
-    observer(torch.tensor([-1.0, 3.0]))
-    scale, zero_point = observer.calculate_qparams()
-    assert scale.item() == pytest.approx(4 / 127) and zero_point.item() == round(127 / 4)
 
 
 def test_a_layer_without_a_bias_is_saved_and_loaded():
@@ -113,7 +122,7 @@ def test_a_layer_without_a_bias_is_saved_and_loaded():
 
 
 def test_the_saved_state_is_plain_tensors():
-    _, int8_model = quantized(models.build("resnet18", CLASSES), "fbgemm")
+    _, _, int8_model = stages("resnet18", "fbgemm")
     state = quantization.int8_state(int8_model)
     weight, bias = state["fc._packed_params._packed_params"]
     assert weight["int8"].dtype == torch.int8 and weight["int8"].shape == (CLASSES, 512)
@@ -131,14 +140,14 @@ def test_the_saved_state_is_plain_tensors():
 
 
 def test_an_int8_answer_does_not_depend_on_the_other_pictures_of_the_batch():
-    _, int8_model = quantized(awake("mobilenet_v2"), "qnnpack")
+    _, _, int8_model = stages("mobilenet_v2", "qnnpack")
     images = torch.randn(6, 3, SIDE, SIDE)
     together = int8_model(images)
     assert torch.equal(torch.cat([int8_model(image[None]) for image in images]), together)
 
 
 def test_evaluating_int8_leaves_the_observers_alone():
-    prepared, _ = quantized(models.build("squeezenet1_1", CLASSES), "fbgemm")
+    prepared = prepared_for("fbgemm", awake("squeezenet1_1"))  # not converted yet
     before = copy.deepcopy(prepared.state_dict())
     quantization.convert(prepared)(100 * torch.randn(2, 3, SIDE, SIDE))
     after = prepared.state_dict()
@@ -146,14 +155,14 @@ def test_evaluating_int8_leaves_the_observers_alone():
 
 
 def test_calibration_takes_as_many_batches_as_it_is_told():
-    prepared = quantization.prepare(models.build("squeezenet1_1", CLASSES), "qnnpack", SIDE)
+    _, prepared, _ = stages("squeezenet1_1", "qnnpack")
     batches = iter([(torch.randn(2, 3, SIDE, SIDE), None)] * 5)
     quantization.calibrate(prepared, batches, CPU, 3)
     assert len(list(batches)) == 2
 
 
 def test_late_in_training_observers_and_batch_norm_stand_still():
-    prepared = quantization.prepare(models.build("resnet18", CLASSES), "fbgemm", SIDE)
+    _, prepared, _ = stages("resnet18", "fbgemm")
     images = torch.randn(4, 3, SIDE, SIDE)
 
     def statistics():
@@ -243,61 +252,3 @@ def test_a_pruned_int8_checkpoint_runs_the_same_in_a_fresh_process(tmp_path):
         "assert torch.equal(model(images), expected)"
     )
     subprocess.run([sys.executable, "-c", program, path, tmp_path / "expected.pt"], check=True)
-
-
-@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v2"])
-def test_the_fused_layers_compute_what_torchs_do_and_learn_as_they_do(arch):
-    fast = quantization.trace(awake(arch), "qnnpack", SIDE).train()
-    slow = copy.deepcopy(fast)
-    for module in slow.modules():
-        module.__dict__.pop("forward", None)  # torch's own again
-    pairs = [
-        (one, other)
-        for one, other in zip(fast.modules(), slow.modules(), strict=True)
-        if "forward" in vars(one)
-    ]
-    assert len(pairs) >= 20 and {type(one).__name__ for one, _ in pairs} == {"ConvBn2d", "ConvBnReLU2d"}
-    for one, other in pairs:
-        images = torch.randn(4, one.in_channels, 8, 8).requires_grad_()
-        answers = one(images), other(images)
-        assert torch.allclose(*answers, atol=1e-4)
-        assert torch.allclose(one.bn.running_var, other.bn.running_var, rtol=1e-4, atol=1e-6)
-        target = torch.randn_like(answers[0])
-        wanted = [images, other.weight, other.bn.weight, other.bn.bias]
-        given = torch.autograd.grad(
-            (answers[0] * target).sum(), [images, one.weight, one.bn.weight, one.bn.bias]
-        )
-        for mine, theirs in zip(given, torch.autograd.grad((answers[1] * target).sum(), wanted), strict=True):
-            # a few values lie between two integers, and the last bit decides
-            assert (mine - theirs).norm() < 0.02 * theirs.norm() + 1e-4
-
-
-@pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
-def test_activations_are_fake_quantized_as_torch_does_with_its_gradient(backend):
-    mine = fake_quantization.qconfig_mapping(backend).global_qconfig.activation()
-    observer = MovingAverageMinMaxObserver if backend == "qnnpack" else fake_quantization.SevenBitObserver
-    theirs = FakeQuantize(observer=observer, quant_min=0, quant_max=255)
-    for scale in (1.0, 4.0):  # the second batch goes beyond the moving average: its ends are cut off
-        x = scale * torch.randn(4, 6, 9, 9).contiguous(memory_format=torch.channels_last)
-        results = []
-        for module in (mine, theirs):
-            given = x.clone().requires_grad_()
-            answer = module(given)
-            answer.square().sum().backward()
-            results.append((answer, given.grad))
-        assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
-    assert mine.scale == theirs.scale and mine.zero_point == theirs.zero_point
-    if backend == "qnnpack":
-        assert (results[1][1] == 0).any()
-
-
-def test_an_observer_at_rest_and_fake_quantization_switched_off_stay_so():
-    module = fake_quantization.qconfig_mapping("qnnpack").global_qconfig.activation()
-    module(torch.linspace(-1, 1, 50))
-    scale = module.scale.clone()
-    module.apply(disable_observer)
-    module(torch.linspace(-9, 9, 50))
-    assert module.scale == scale
-    module.apply(disable_fake_quant)
-    x = torch.rand(50)
-    assert torch.equal(module(x), x)
