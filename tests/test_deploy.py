@@ -11,7 +11,7 @@ from PIL import Image
 from common import batches, onnx_file
 from tests.conftest import REPOSITORY
 from tests.test_onnx_file import content
-from tests.test_quantization import awake, quantized
+from tests.test_quantization import stages
 
 NEEDED = (
     "numpy",
@@ -47,14 +47,16 @@ def classify(tmp_path):
     return run
 
 
-@pytest.fixture
-def exported(tmp_path):
-    model = awake("squeezenet1_1")
-    _, int8_model = quantized(model, "qnnpack")
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """An int8 ONNX file, which the program only reads, and its checkpoint."""
+    path = tmp_path_factory.mktemp("exported") / "m.onnx"
+    model, _, int8_model = stages("squeezenet1_1", "qnnpack")
     checkpoint = content("squeezenet1_1", model, int8_model, "qnnpack")
-    with onnx_file.written(checkpoint, int8_model, tmp_path / "m.onnx"):
+    with onnx_file.written(checkpoint, int8_model, path):
         pass
-    return tmp_path / "m.onnx", checkpoint
+    path.chmod(0o444)
+    return path, checkpoint
 
 
 def test_it_prints_what_the_project_computes(classify, exported, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from common import checkpoint, models
+from common import checkpoint, latency, models
 from tests.conftest import write_pictures
 
 FIGURES = {"top1": 0.5, "ci95": [0.4, 0.6], "n": 100, "params": 724_000, "macs": 1}
@@ -16,7 +16,11 @@ def saved(folder, classes, name):
 
 
 @pytest.fixture
-def where(tmp_path):
+def where(tmp_path, monkeypatch):
+    # how long is measured is no matter here; test_chain.py runs it as it is
+    monkeypatch.setattr(latency, "others_load", lambda: 0.0)
+    monkeypatch.setattr(latency, "WARMUP_SECONDS", 0)
+    monkeypatch.setattr(latency, "MEASURED_SECONDS", 0)
     data = write_pictures(tmp_path / "pictures", train=1, test=2)
     (tmp_path / "w").mkdir()
     return ("--dataset", "folder", "--data-dir", data, "--output-dir", tmp_path / "w", "--workers", 0)

@@ -1,28 +1,50 @@
+import importlib
 import json
+import shutil
 
 import onnx
 import pytest
 import torch
 
-from common import agreement, batches, checkpoint, onnx_file
+from common import agreement, batches, checkpoint, latency, onnx_file
+from tests.conftest import write_pictures
+
+
+def data_options(folder):
+    return (
+        "--dataset", "folder", "--data-dir", folder / "pictures", "--output-dir", folder / "w",
+        "--workers", 0,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with pictures of three classes, a squeezenet trained with them, and its int8 form."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_pictures(folder / "pictures")
+    training = (
+        *data_options(folder), "--cache", "off", "--batch-size", 8, "--image-size", 40, "--lr", 0.001,
+    )  # fmt: skip
+    for script, *options in (
+        ("train_teacher", "--teacher", "squeezenet1_1", "--pretrained", "none", "--epochs", 8),
+        ("train_quantization", "--weights", "squeezenet1_1", "--epochs", 0),
+    ):
+        module = importlib.import_module(script)
+        module.main(module.parse_args([str(option) for option in (*options, *training)]))
+    return folder
 
 
 @pytest.fixture
-def place(run, pictures, tmp_path):
-    """A squeezenet of the three classes of `pictures` and its int8 form: (folder, data options)."""
-    data = ("--dataset", "folder", "--data-dir", pictures, "--output-dir", tmp_path / "w", "--workers", 0)
-    training = (*data, "--batch-size", 8, "--image-size", 40, "--lr", 0.001)
-    made = run(
-        "train_teacher", "--teacher", "squeezenet1_1", "--pretrained", "none", "--epochs", 8, *training
-    )
-    assert made.code == 0, made.err
-    made = run("train_quantization", "--weights", "squeezenet1_1", "--epochs", 0, *training)
-    assert made.code == 0, made.err
-    return tmp_path, data
+def place(trained, tmp_path):
+    """A copy of what was trained: (folder, data options)."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    return tmp_path, data_options(tmp_path)
 
 
-def test_an_int8_checkpoint_is_exported_checked_and_compared(run, place):
+def test_an_int8_checkpoint_is_exported_checked_and_compared(run, place, monkeypatch):
     folder, data = place
+    monkeypatch.setattr(latency, "others_load", lambda: 0.0)
+    monkeypatch.setattr(latency, "MEASURED_SECONDS", 0)
     result = run("export", "quantized_squeezenet1_1", "--output", folder / "m.onnx", *data)
     assert result.code == 0, result.err
     assert "12 test pictures: ONNX Runtime answers 100.00%" in result.out
@@ -39,18 +61,26 @@ def test_an_int8_checkpoint_is_exported_checked_and_compared(run, place):
     assert scores[0] == scores[1] and "n 12" in scores[0]
 
 
-def test_a_float_checkpoint_is_exported_in_part_of_the_pictures(run, place):
+def test_a_float_checkpoint_is_checked_with_pictures_spread_over_the_whole_split(run, place, monkeypatch):
     folder, data = place
-    result = run("export", "squeezenet1_1", "--output", folder / "m.onnx", "--pictures", 5, *data)
+    seen, right = [], batches.scoring_loader
+
+    def loader(samples, *rest, **options):
+        seen.extend(samples)
+        return right(samples, *rest, **options)
+
+    monkeypatch.setattr(batches, "scoring_loader", loader)
+    result = run("export", "squeezenet1_1", "--output", folder / "m.onnx", "--pictures", 7, *data)
     assert result.code == 0, result.err
-    assert "5 test pictures: ONNX Runtime answers 100.00%" in result.out
+    assert "7 test pictures: ONNX Runtime answers 100.00%" in result.out
+    assert len(seen) == 7 and {label for _, label in seen} == {0, 1, 2}
 
 
 def test_a_file_that_answers_otherwise_is_not_left_behind(run, place, monkeypatch):
     folder, data = place
     right = onnx_file.OnnxModel.forward
     monkeypatch.setattr(onnx_file.OnnxModel, "forward", lambda self, images: -right(self, images))
-    result = run("export", "quantized_squeezenet1_1", "--output", folder / "m.onnx", *data)
+    result = run("export", "squeezenet1_1", "--output", folder / "m.onnx", *data)
     assert result.code == 2 and "at least 99% of the answers must be the same" in result.err
     assert [path.name for path in folder.glob("*.onnx")] == []
 
@@ -62,19 +92,6 @@ def test_int8_that_answers_otherwise_than_fake_quantization_is_not_saved(run, pl
     result = run("train_quantization", "--weights", "squeezenet1_1", "--epochs", 0, "--image-size", 40, *data)
     assert result.code == 2 and "not saved: run by qnnpack" in result.err and result.err.count("\n") == 1
     assert sorted((folder / "w").iterdir()) == before
-
-
-def test_the_pictures_of_the_check_are_spread_over_the_whole_split(run, place, monkeypatch):
-    folder, data = place
-    seen, right = [], batches.scoring_loader
-
-    def loader(samples, *rest, **options):
-        seen.extend(samples)
-        return right(samples, *rest, **options)
-
-    monkeypatch.setattr(batches, "scoring_loader", loader)
-    run("export", "squeezenet1_1", "--output", folder / "m.onnx", "--pictures", 7, *data)
-    assert len(seen) == 7 and {label for _, label in seen} == {0, 1, 2}
 
 
 def test_mistakes_end_in_one_line(run, place):
