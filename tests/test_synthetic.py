@@ -41,8 +41,10 @@ def test_the_data_set_is_written_once_and_whole(tmp_path, monkeypatch):
     assert list((tmp_path / "other").iterdir()) == []
 
 
-def test_a_linear_classifier_on_pixels_stays_under_40_percent(tmp_path):
-    # ridge regression on 24 x 24 pixels of the whole set, at the best of four strengths on test itself
+def test_a_linear_classifier_on_pixels_learns_little(tmp_path, monkeypatch):
+    # ridge regression on 24 x 24 pixels, at the best of four strengths on test itself; 28 % are right of the
+    # whole set, which takes longer, and 24 % of this part, or 39 % if no more than the backgrounds were plain
+    monkeypatch.setattr(synthetic, "PICTURES", {"trainval": 20, "test": 10})
     synthetic.write(tmp_path)
     splits = load_splits("pet37", str(tmp_path), 0.0)
 
@@ -59,4 +61,4 @@ def test_a_linear_classifier_on_pixels_stays_under_40_percent(tmp_path):
     for strength in (1, 10, 100, 1000):
         dual = np.linalg.solve(train @ train.T + strength * np.eye(len(train)), np.eye(37)[train_labels])
         accuracies.append(((test @ (train.T @ dual)).argmax(1) == test_labels).mean())
-    assert 0.1 < max(accuracies) < 0.4
+    assert 0.1 < max(accuracies) < 0.33
