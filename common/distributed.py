@@ -65,11 +65,12 @@ def local_rank() -> int:
 @contextlib.contextmanager
 def one_first() -> Iterator[None]:
     """The block runs in one process of each machine, then in its others, which find what the first made."""
-    if local_rank() and size() > 1:
-        from_first(None)
+    # a sum is known when all have come; a broadcast, when the first process has
+    if local_rank():
+        total(torch.zeros(1))
     yield
-    if not local_rank() and size() > 1:
-        from_first(None)
+    if not local_rank():
+        total(torch.zeros(1))
 
 
 def from_first(value):

@@ -174,6 +174,30 @@ def test_without_batch_norm_two_processes_learn_what_one_learns(place, tmp_path)
     assert one["losses"] == pytest.approx(two["losses"]) and one["train"] == pytest.approx(two["train"])
 
 
+def _make_on(node, folder, environment):
+    os.environ.update(environment)
+    distributed.start()
+    with distributed.one_first():
+        if not distributed.local_rank():
+            time.sleep(int(node))  # the second machine is the slower one
+            (folder / node).mkdir()
+        there = (folder / node).exists()
+    (folder / f"{node}{distributed.local_rank()}{there}").touch()
+    distributed.stop()
+
+
+def test_on_each_machine_one_process_makes_what_the_others_wait_for(tmp_path):
+    pool = []
+    for rank, environment in enumerate(processes.meetings(6)):
+        environment |= {"LOCAL_RANK": str(rank % 3)}
+        pool.append(processes.CONTEXT.Process(target=_make_on, args=(str(rank // 3), tmp_path, environment)))
+        pool[-1].start()
+    for process in pool:
+        process.join()
+    seen = sorted(path.name for path in tmp_path.iterdir())
+    assert seen == ["0", "00True", "01True", "02True", "1", "10True", "11True", "12True"]
+
+
 def test_one_process_is_its_own_group():
     assert (distributed.rank(), distributed.size(), distributed.is_first()) == (0, 1, True)
     model = torch.nn.Linear(2, 2)
