@@ -41,13 +41,14 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         """Parses `args` (default: the command line); the values of `--config` come before, so `args` win.
 
-        The result's `command` is the whole line as it was typed, to be kept with what it makes.
+        The result's `command` is the whole line as it was typed, to be kept with what it makes: without
+        `--resume`, which changes nothing in that.
         """
         args = list(sys.argv[1:] if args is None else args)
         finder = Parser("finds --config")
         finder.add_argument("--config")
         config, _ = finder.parse_known_args([arg for arg in args if arg not in ("-h", "--help")])
-        command = joined(["python", self.prog, *args])
+        command = joined(["python", self.prog, *(arg for arg in args if arg != "--resume")])
         if config.config is not None:
             args = self._config_arguments(config.config, args) + args
         parsed = super().parse_args(args, namespace)

@@ -227,8 +227,6 @@ def _checked(splits: Splits, root: Path, val_fraction: float) -> Splits:
         if needed and not getattr(splits, name):
             advice = "; --val-fraction 0 does without" if name == "val" else ""
             raise UserError(f"{root}: the {name} split is empty{advice}")
-    if len(set(distributed.gathered(splits.fingerprint))) > 1:
-        raise UserError(f"{root}: the processes do not find the same pictures there")
     if len(splits.classes) < 2:
         raise UserError(f"{root}: a classifier needs at least two classes, this has {len(splits.classes)}")
     return splits

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from common.errors import UserError
+
 PATIENCE = timedelta(days=1)  # the others wait while one downloads or decodes; torchrun ends those that hang
 LOST = ("gloo", "NCCL", "Connection", "Broken pipe")  # in what torch says when another process is gone
 
@@ -26,8 +28,14 @@ class _Group:
 
 
 def start() -> None:
-    """Meets the other processes; all but the first are silent from here on."""
-    _Group.store, rank, size = next(distributed.rendezvous("env://", timeout=PATIENCE))
+    """Meets the other processes; all but the first are silent from here on.
+
+    Raises UserError where the environment does not say how many they are and where they meet.
+    """
+    try:
+        _Group.store, rank, size = next(distributed.rendezvous("env://", timeout=PATIENCE))
+    except ValueError as error:
+        raise UserError(f"several processes are started by torchrun: {error}") from None
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     shared = distributed.PrefixStore("training", _Group.store)
     distributed.init_process_group(backend, store=shared, rank=rank, world_size=size, timeout=PATIENCE)
@@ -38,7 +46,7 @@ def start() -> None:
 def stop() -> None:
     """Takes leave of the other processes, when all have done their work."""
     if distributed.is_initialized():
-        distributed.barrier()
+        total(torch.zeros(1))
         distributed.destroy_process_group()
 
 

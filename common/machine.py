@@ -23,6 +23,8 @@ def set_up(device: torch.device) -> None:
     if sys.platform == "linux":
         _keep_freed_memory()
     if device.type == "cuda":
+        if device.index is not None:
+            torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
 

@@ -76,11 +76,14 @@ def open_run(folder: str | Path, row: dict, *, resume: bool) -> Progress:
     came. Its `row` is that of the run's start, with what was changed on the way.
 
     With `resume` and nothing to go on from the run starts from the beginning, and says so. Raises UserError
-    where there is a state and `resume` is not given, or it cannot be read.
+    where there is a state and `resume` is not given, or it cannot be read; and where another process has set
+    out to do something else.
     """
     run = {key: row[key] for key in ("stage", "name", "split", "parent_sha256", "teacher_sha256")}
     run["options"] = {key: value for key, value in row["options"].items() if key not in FREE}
     digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:8]
+    if len(set(distributed.gathered(digest))) > 1:
+        raise UserError("the processes have not the same options, pictures and files to start from")
     progress = Progress(Path(folder) / f"{row['name']}-{digest}.resume", run, row)
     content = distributed.from_first(_find(progress, resume) if distributed.is_first() else None)
     if content:

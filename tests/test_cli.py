@@ -222,6 +222,8 @@ def test_the_command_line_is_kept_as_it_was_typed(tmp_path, monkeypatch):
     config = write(tmp_path / "my config.yaml", "epochs: 7\n")
     monkeypatch.setattr(sys, "argv", ["/somewhere/train_teacher.py", "--teacher", "x", "--config", config])
     assert train_teacher.parse_args().command == f"python train_teacher.py --teacher x --config '{config}'"
+    args = train_teacher.parse_args(["--teacher", "x", "--resume", "--lr", "1"])
+    assert args.resume and args.command == "python train_teacher.py --teacher x --lr 1"
 
 
 def test_the_published_recipes_fit_their_scripts():

@@ -174,6 +174,20 @@ def test_without_batch_norm_two_processes_learn_what_one_learns(place, tmp_path)
     assert one["losses"] == pytest.approx(two["losses"]) and one["train"] == pytest.approx(two["train"])
 
 
+def test_processes_that_set_out_to_do_different_things_are_stopped(place):
+    log, meetings = place / "different.log", processes.meetings(2)
+    pair = [
+        processes.start(
+            "train_teacher", arguments("train_teacher", place, "different", "--seed", seed), log, meeting
+        )
+        for seed, meeting in enumerate(meetings)
+    ]
+    for process in pair:
+        process.join()
+    assert [process.exitcode for process in pair] == [2, 2]
+    assert log.read_text().count("error: the processes have not the same options, pictures and files") == 1
+
+
 def _make_on(node, folder, environment):
     os.environ.update(environment)
     distributed.start()
