@@ -133,13 +133,9 @@ def main(args):
             loaders.train,
             loaders.val,
             epochs=epochs,
-            lr=args.lr,
-            weight_decay=args.weight_decay,
-            optimizer=args.optimizer,
-            schedule=args.schedule,
+            **options.of_fit(args),
             device=device,
             precision=precision,
-            seed=args.seed,
             progress=progress,
         )
         history += [{"step": step} | row for row in rows]

@@ -78,13 +78,9 @@ def main(args):
         loaders.train,
         loaders.val,
         epochs=args.epochs,
-        lr=args.lr,
-        weight_decay=args.weight_decay,
-        optimizer=args.optimizer,
-        schedule=args.schedule,
+        **options.of_fit(args),
         device=device,
         precision=precision,
-        seed=args.seed,
         progress=progress,
     )
 

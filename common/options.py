@@ -95,6 +95,11 @@ def add_training_options(parser: cli.Parser, *, epochs: int, lr: float) -> None:
     _add_file_options(parser)
 
 
+def of_fit(args) -> dict:
+    """The values of `add_training_options` that `training.fit` takes under the same names."""
+    return {name: getattr(args, name) for name in ("lr", "weight_decay", "optimizer", "schedule", "seed")}
+
+
 def _add_machine_options(parser: cli.Parser) -> None:
     group = parser.add_argument_group("machine")
     group.add_argument(

@@ -47,6 +47,29 @@ def test_the_file_name_ends_in_top1_with_four_digits_and_files_are_never_replace
     assert all(path.exists() for path in paths) and len(list(tmp_path.iterdir())) == 3
 
 
+def test_two_runs_that_end_at_once_keep_both_their_files(tmp_path, monkeypatch):
+    write = checkpoint.save_checked
+
+    def slow(given, path):
+        write(given, path)
+        if not (tmp_path / "teacher_squeezenet1_1_0.5000.pt").exists():
+            (tmp_path / "teacher_squeezenet1_1_0.5000.pt").write_text("of the other run")
+
+    monkeypatch.setattr(checkpoint, "save_checked", slow)
+    assert checkpoint.save(content(), tmp_path).name == "teacher_squeezenet1_1_0.5000-2.pt"
+    assert (tmp_path / "teacher_squeezenet1_1_0.5000.pt").read_text() == "of the other run"
+
+
+def test_with_once_the_same_content_is_not_written_twice(tmp_path):
+    given = content()
+    first = checkpoint.save(given, tmp_path, once=True)
+    assert checkpoint.save(given, tmp_path, once=True) == first
+    other = checkpoint.save(given | {"image_size": 32}, tmp_path, once=True)
+    assert other.name == "teacher_squeezenet1_1_0.5000-2.pt"
+    first.write_bytes(b"damaged")
+    assert checkpoint.save(given | {"image_size": 32}, tmp_path, once=True) == other
+
+
 def test_a_saved_model_answers_the_same(tmp_path):
     saved = content()
     images = torch.randn(2, 3, 64, 64)

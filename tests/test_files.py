@@ -1,7 +1,10 @@
+import os
+import time
+
 import pytest
 
 from common.errors import UserError
-from common.files import load_tensors, written_whole
+from common.files import load_tensors, sweep, written_whole
 
 
 def test_a_file_takes_its_place_only_when_it_is_whole(tmp_path):
@@ -37,3 +40,36 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
         load_tensors(tmp_path / "x.pt")
     with pytest.raises(UserError, match="cannot read"):
         load_tensors(tmp_path)
+
+
+def test_a_file_that_another_run_writes_in_this_moment_is_not_replaced(tmp_path):
+    path = tmp_path / "x.pt"
+    with pytest.raises(FileExistsError), written_whole(path, replace=False) as temporary:
+        temporary.write_text("mine")
+        path.write_text("the other's")
+    assert path.read_text() == "the other's" and list(tmp_path.iterdir()) == [path]
+    with written_whole(tmp_path / "y.pt", replace=False) as temporary:
+        temporary.write_text("mine")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["x.pt", "y.pt"]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place_and_its_place_is_after(tmp_path, monkeypatch):
+    done = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: done.append(os.path.isdir(f"/proc/self/fd/{handle}")) or fsync(handle)
+    )
+    monkeypatch.setattr(os, "replace", lambda *paths: done.append("replaced") or replace(*paths))
+    with written_whole(tmp_path / "x.pt") as temporary:
+        temporary.write_text("new")
+    assert done == [False, "replaced", True]
+
+
+def test_what_killed_processes_left_is_removed_a_day_later(tmp_path):
+    old, fresh, other = (tmp_path / name for name in (".unfinished-a.pt", ".unfinished-b.pt", ".c.pt"))
+    for path in (old, fresh, other):
+        path.touch()
+    for path, hours in ((old, 25), (fresh, 23), (other, 99)):
+        os.utime(path, (time.time() - hours * 3600,) * 2)
+    sweep(tmp_path)
+    assert sorted(tmp_path.iterdir()) == [other, fresh]

@@ -175,6 +175,19 @@ def test_a_training_that_stops_at_any_step_goes_on_to_the_same_weights(tmp_path,
     assert torch.equal(weights, wanted) and again == rows
 
 
+def test_each_round_of_a_run_draws_numbers_of_its_own():
+    class Watched(Listed):
+        def at(self, epoch, first=0):
+            seen.append(epoch)
+            return super().at(epoch, first)
+
+    seen, progress = [], Progress()
+    for epochs in (2, 1, 3):
+        fit(Flat(), cross_entropy, Watched(separable(8)), None, epochs=epochs, lr=0.1, weight_decay=0.0,
+            device=CPU, progress=progress)  # fmt: skip
+    assert seen == [0, 1, 2, 3, 4, 5]
+
+
 def test_a_loss_that_grows_far_beyond_its_start_stops_the_run():
     losses = itertools.count()
 
