@@ -43,6 +43,27 @@ def test_the_target_is_met_within_one_point_and_the_rebuilt_model_answers_the_sa
     assert all(width % 8 == 0 for width in widths)
 
 
+@pytest.mark.parametrize("arch", ["regnet_y_400mf", "resnext50_32x4d"])
+def test_grouped_convolutions_stay_whole_groups_and_are_rebuilt(arch):
+    model, limits = built(arch)
+    pruned = pruning.prune_channels(model, 0.25, **limits)
+    before, after = (
+        {layer.groups for layer in network.modules() if isinstance(layer, nn.Conv2d)}
+        for network in (model, pruned)
+    )
+    assert count_parameters(pruned) < 0.8 * count_parameters(model) and after == before
+    rebuilt = models.rebuild(arch, CLASSES, models.shapes(pruned))
+    rebuilt.load_state_dict(pruned.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(rebuilt.eval()(images), pruned.eval()(images))
+
+
+def test_a_network_that_cannot_be_pruned_is_refused():
+    model, limits = built("shufflenet_v2_x1_0")
+    with pytest.raises(UserError, match="cannot prune ShuffleNetV2"):
+        pruning.prune_channels(model, 0.25, **limits)
+
+
 def test_another_layer_makes_up_for_a_large_one_that_tips_the_scale():
     # of the third layer 8 channels are 6 % of all parameters; without that, 50 % would be left
     small, large = nn.Conv2d(32, 32, 1), nn.Conv2d(32, 64, 7)
