@@ -44,8 +44,9 @@ class Progress:
         return sum(state["epoch"] for state in self.rounds[: self.current])
 
     def due(self) -> bool:
-        """Whether it is time to write a state."""
-        return self.path is not None and time.monotonic() - self._written >= self._pause
+        """Whether it is time for this process to write a state."""
+        mine = self.path is not None and distributed.is_first()
+        return mine and time.monotonic() - self._written >= self._pause
 
     def keep(self, state: dict, *, write: bool = True) -> None:
         """Makes `state` that of this round, and writes the file. Raises UserError, and the old file stays."""
