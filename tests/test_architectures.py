@@ -22,7 +22,9 @@ ARCHITECTURES = (
 )  # fmt: skip
 # the others are built of the same layers, or of such as test_export.py (squeezenet), test_quantization.py
 # (efficientnet) and test_qdq.py (densenet, convnext) try; the slowest comes first, since two run at a time
-EACH_TIME = ("regnet_y_400mf", "mobilenet_v3_small", "mobilenet_v2", "resnet18", "shufflenet_v2_x1_0")
+EACH_TIME = (
+    "regnet_y_400mf", "mobilenet_v3_small", "mnasnet1_0", "mobilenet_v2", "resnet18", "shufflenet_v2_x1_0",
+)  # fmt: skip
 DOCUMENT = REPOSITORY / "docs" / "ARCHITECTURES.md"
 TEXT = """# Architectures
 
