@@ -141,13 +141,18 @@ class _Training:
 
     def _restore(self, saved: dict) -> None:
         try:
-            self.model.load_state_dict(saved["model"])
+            self._load(saved["model"])
             if saved["optimizer"]:
                 self.optimizer.load_state_dict(saved["optimizer"])
             self.course = _Course(**{each.name: saved[each.name] for each in fields(_Course)})
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{self.progress.path} does not fit this model, delete it: {reason}") from None
+
+    def _load(self, state: dict[str, Tensor]) -> None:
+        own = self.model.state_dict()  # its _metadata tells a module (of mnasnet) which layout it reads
+        own.update(state)
+        self.model.load_state_dict(own)
 
     def train_epoch(self, loader: Batches, title: str, start: float) -> dict[str, float]:
         """Trains on what is left of the epoch: its first learning rate, mean loss and top-1."""
@@ -230,7 +235,7 @@ class _Training:
     def end(self) -> None:
         """Gives the model the weights of the best epoch, which are all that is kept of the round."""
         if self.course.best is not None:
-            self.model.load_state_dict(self.course.best)
+            self._load(self.course.best)
         state = {"model": self.model.state_dict(), "optimizer": None, "best": None}
         self.progress.keep(vars(self.course) | state, write=False)
 

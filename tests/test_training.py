@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import files, options, resume, training
+from common import files, models, options, resume, training
 from common.distillation import cross_entropy
 from common.errors import UserError
 from common.resume import Progress
@@ -237,6 +237,13 @@ def test_weights_that_are_not_finite_are_never_kept(tmp_path, monkeypatch):
         fit(Flat(), breaking, separable(8), None, epochs=1, lr=0.1, weight_decay=0.0, device=CPU,
             progress=progress)  # fmt: skip
     assert not (tmp_path / "x.resume").exists()
+
+
+def test_a_module_that_reads_its_metadata_gets_the_weights_of_the_best_epoch():
+    model = models.build("mnasnet0_5", 3)
+    still = Listed([(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0]))])
+    _, history = fit(model, cross_entropy, still, None, epochs=1, lr=0.01, weight_decay=0.0, device=CPU)
+    assert len(history) == 1
 
 
 def test_a_state_of_another_network_is_refused(tmp_path):
