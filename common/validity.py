@@ -11,6 +11,7 @@ FORMAT = 2
 NAME = re.compile(r"[A-Za-z0-9._+-]{1,200}")  # it becomes part of a file's name
 IMAGE_SIZES = range(8, 4097)  # pixels
 STAGES = ("teacher", "kd", "pruned", "quantized")
+ROW = {"options", "split", "parent", "parent_sha256"}  # what is read of each row of the lineage
 TYPES = {
     "format": int,
     "stage": str,
@@ -67,8 +68,9 @@ def _impossible(content: dict, size: int) -> str:
         return "its image size or normalisation"
     if not figures([metrics[key] for key in ("top1", "n", "params", "macs")]):
         return "its metrics"
-    if not all(isinstance(row, dict) and {"options", "split"} <= set(row) for row in content["lineage"]):
-        return "its lineage"
+    for row in content["lineage"]:
+        if not (isinstance(row, dict) and set(row) >= ROW and isinstance(row["options"], dict)):
+            return "its lineage"
     if not all(isinstance(key, str) for key in content["state_dict"]):
         return "its weights"
     if int8 is not None:

@@ -1,6 +1,7 @@
 """Every mistake a user can make: one line on stderr, exit code 2, and nothing new in the output folder."""
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -13,11 +14,10 @@ SIDE = 32
 FIGURES = {"top1": 0.5, "ci95": [0.4, 0.6], "n": 100, "params": 724_000, "macs": 1}
 
 
-@pytest.fixture
-def weights(tmp_path):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """A folder with an untrained squeezenet teacher of the classes of `pictures`, and its int8 form."""
-    folder = tmp_path / "weights"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("made")
     model = models.build("squeezenet1_1", 3)
     blank = checkpoint.untrained("squeezenet1_1", ["cat", "dog", "fox"], SIDE) | {"metrics": FIGURES}
     teacher = {
@@ -36,6 +36,11 @@ def weights(tmp_path):
     }
     checkpoint.save(blank | int8, folder)
     return folder
+
+
+@pytest.fixture
+def weights(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "weights")
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def test_the_chain_from_teacher_to_int8(stage, run, place):
 
     for target, backend in (("embedded", "qnnpack"), ("server", "fbgemm")):
         out, quantized = stage(
-            "train_quantization", "--weights", "pruned_kd_mobilenet_v2", "--target-device", target
+            "train_quantization", "--weights", "pruned_kd_mobilenet_v2", "--target-device", target, epochs=1
         )
         assert quantized.name.startswith("quantized_pruned_kd_mobilenet_v2_")
         assert quantized.stat().st_size < 0.35 * pruned.stat().st_size

@@ -23,6 +23,7 @@ from common.errors import UserError
 from tests.test_checkpoint import content
 
 MUTATIONS = 2000
+ROW = {"options": {"lr": 0.1}, "split": "x", "parent": None, "parent_sha256": None}
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
@@ -69,7 +70,7 @@ def saved(tmp_path_factory):
     }
     made = {}
     for name, changes in (("float", {"state_dict": checkpoint.float_state(model)}), ("int8", int8)):
-        path = checkpoint.save(content(**changes, lineage=[{"options": {"lr": 0.1}, "split": "x"}]), folder)
+        path = checkpoint.save(content(**changes, lineage=[ROW]), folder)
         made[name] = path.read_bytes()
     return made
 
@@ -156,6 +157,8 @@ def test_what_would_run_code_or_fill_the_memory_is_refused(tmp_path, write):
         ({"metrics": {"top1": 10**400, "ci95": [0, 1], "n": 1, "params": 1, "macs": 1}}, "its metrics"),
         ({"metrics": {"top1": "1", "ci95": [0, 1], "n": 1, "params": 1, "macs": 1}}, "its metrics"),
         ({"lineage": ["teacher"]}, "its lineage"),
+        ({"lineage": [ROW | {"options": None}]}, "its lineage"),
+        ({"lineage": [{"options": {}, "split": "x"}]}, "its lineage"),
         ({"state_dict": {3: torch.zeros(1)}}, "its weights"),
         ({"int8": {"backend": "qnnpack"}}, "its int8 part"),
         ({"int8": {"backend": "qnnpack", "float_shapes": {"x": [10**6, 10**6]}}}, "larger than the file"),
