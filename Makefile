@@ -19,8 +19,9 @@ demo: .venv/installed
 	$(RUN) evaluate.py --dataset synthetic --output-dir weights/demo resnet18 kd_resnet18 pruned_kd_resnet18 \
 		quantized_pruned_kd_resnet18
 
+# what the tests compute is small: more threads would wait for each other longer than they work
 test: .venv/installed
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest
 
 lint: .venv/installed
 	$(RUN) -m ruff check .

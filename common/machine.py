@@ -31,7 +31,8 @@ def set_up(device: torch.device) -> None:
 
 def summary(device: torch.device, precision: torch.dtype) -> str:
     """What a training computes with, such as "cpu, 2 threads, bfloat16"."""
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'s' * (count > 1)}" if device.type == "cpu" else ""
     return f"{device}{threads}, {str(precision).removeprefix('torch.')}"
 
 

@@ -69,7 +69,7 @@ class Progress:
         if not self._on_disk:
             return ""
         done = _described(self.rounds)
-        return f"; {self.path} has {done}, from which --resume goes on, also with another --lr"
+        return f"; --resume goes on from {self.path} ({done}), also with another --lr"
 
 
 def open_run(folder: str | Path, row: dict, *, resume: bool) -> Progress:
@@ -93,7 +93,7 @@ def open_run(folder: str | Path, row: dict, *, resume: bool) -> Progress:
         before = started["options"]["lr"]
         progress.row = started | {"options": started["options"] | {"lr": now}}
         done = _described(progress.rounds)
-        print(f"resumes {progress.path}: {done}")
+        print(f"resumes {progress.path} ({done})")
         if before != now:
             progress.row["changes"] = [*started.get("changes", []), {"at": done, "lr": [before, now]}]
             print(f"note: the learning rate was {before:g} until here and is {now:g} from here on")
@@ -127,4 +127,4 @@ def _find(progress: Progress, resume: bool) -> dict | None:
 
 def _described(rounds: list[dict]) -> str:
     epochs, steps = sum(state["epoch"] for state in rounds), rounds[-1]["step"]
-    return f"{epochs} epoch(s){f' and {steps} step(s)' if steps else ''} done"
+    return f"epochs done: {epochs}{f', and {steps} steps of the next' if steps > 1 else ''}"

@@ -120,10 +120,10 @@ def test_an_interrupted_run_says_how_to_go_on_and_is_not_started_over_by_mistake
     before = state.read_bytes()
     again = stage()
     assert again.code == 2 and "go on with --resume, or delete it" in again.err
-    assert "interrupted (4 epoch(s) done)" in again.err  # of 17 pictures batches of 8 make two steps
+    assert "interrupted (epochs done: 4)" in again.err  # of 17 pictures batches of 8 make two steps
     assert state.read_bytes() == before
     result = stage("--resume")
-    assert result.code == 0 and f"resumes {state}: 4 epoch(s) done" in result.out
+    assert result.code == 0 and f"resumes {state} (epochs done: 4)" in result.out
     assert "epoch 4/8" not in result.out and "epoch 5/8" in result.out and not states(tmp_path)
 
 
@@ -142,7 +142,7 @@ def test_the_learning_rate_may_change_on_the_way_and_the_lineage_says_so(stage, 
     (path,) = visible(tmp_path / "w", "*.pt")
     row = checkpoint.load(path)["lineage"][-1]
     assert row["options"]["lr"] == 0.0005 and row["changes"] == [
-        {"at": "2 epoch(s) done", "lr": [0.001, 0.0005]}
+        {"at": "epochs done: 2", "lr": [0.001, 0.0005]}
     ]
     with path.with_suffix(".csv").open() as file:
         rates = [float(row["lr"]) for row in csv.DictReader(file)]

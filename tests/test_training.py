@@ -218,7 +218,10 @@ def test_a_run_that_diverges_keeps_its_last_good_state(tmp_path, monkeypatch, br
         fit(Flat(), breaking, separable(16), None, epochs=5, lr=0.1, weight_decay=0.0, device=CPU,
             progress=progress)  # fmt: skip
     path = tmp_path / "x.resume"
-    assert f"in epoch 3/5: training diverged; try a lower --lr; {path} has 2 epoch(s)" in str(error.value)
+    assert (
+        f"in epoch 3/5: training diverged; try a lower --lr; --resume goes on from {path} (epochs done: 2"
+        in str(error.value)
+    )
     (state,) = files.load_checked(path)["rounds"]
     assert (state["epoch"], len(state["history"])) == (2, 2)
     assert all(value.isfinite().all() for value in state["model"].values())
