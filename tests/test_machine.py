@@ -73,4 +73,9 @@ def test_autocast_is_on_for_bf16_alone():
     for precision in (torch.bfloat16, torch.float32):
         with machine.autocast(CPU, precision):
             assert layer(x).dtype == precision
-    assert machine.summary(CPU, torch.bfloat16) == f"cpu, {torch.get_num_threads()} threads, bfloat16"
+
+
+def test_the_summary_counts_the_threads(monkeypatch):
+    for count, text in ((1, "cpu, 1 thread, bfloat16"), (2, "cpu, 2 threads, bfloat16")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
+        assert machine.summary(CPU, torch.bfloat16) == text
