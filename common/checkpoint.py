@@ -84,7 +84,7 @@ def _files_in(folder: str | Path) -> list[Path]:
 
 def load(path: str | Path) -> dict:
     """Reads the checkpoint in `path`. Raises UserError where it is damaged, foreign or of a newer format."""
-    content = load_checked(path)
+    content = load_checked(path, since=2)
     validity.check(content, path)
     return content
 

@@ -58,9 +58,9 @@ def _check_not_packed(file) -> None:
     file.seek(0)
 
 
-def load_checked(path: str | Path):
+def load_checked(path: str | Path, *, since: int = 1):
     """What `save_checked` wrote to `path`. Raises UserError as `load_tensors` does, and where the content is
-    not what was written.
+    not what was written. Files whose "format" is before `since` may lack the checksum.
     """
     content = load_tensors(path)
     if isinstance(content, dict) and CHECKSUM in content:
@@ -71,7 +71,7 @@ def load_checked(path: str | Path):
             right = False
         if not right:
             raise UserError(f"{path} is damaged: its content is not what its checksum says")
-    elif isinstance(content, dict) and content.get("format") not in (None, 1):
+    elif isinstance(content, dict) and content.get("format", 0) not in range(since):
         raise UserError(f"{path} is damaged: it has no checksum")
     return content
 

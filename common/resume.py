@@ -110,10 +110,8 @@ def _find(progress: Progress, resume: bool) -> dict | None:
         return None
     try:
         content = load_checked(path)
-        if not isinstance(content, dict) or (content.get("format"), content.get("run")) != (
-            FORMAT,
-            progress.run,
-        ):
+        expected = {"format": FORMAT, "run": progress.run}.items()
+        if not isinstance(content, dict) or any(content.get(key) != value for key, value in expected):
             raise UserError(f"{path} is not what this version writes")
     except UserError as error:
         raise UserError(f"{error}; delete it to start from the beginning") from None
@@ -127,4 +125,4 @@ def _find(progress: Progress, resume: bool) -> dict | None:
 
 def _described(rounds: list[dict]) -> str:
     epochs, steps = sum(state["epoch"] for state in rounds), rounds[-1]["step"]
-    return f"epochs done: {epochs}{f', and {steps} steps of the next' if steps > 1 else ''}"
+    return f"epochs done: {epochs}{f', and {steps} steps of the next' if steps else ''}"

@@ -77,9 +77,13 @@ def _impossible(content: dict, size: int) -> str:
         shapes = int8.get("float_shapes")
         if int8.get("backend") not in BACKENDS.values() or not isinstance(shapes, dict):
             return "its int8 part"
-        # from these shapes a model is built: not one that fills the memory
-        if not all(isinstance(shape, list) and figures(shape) for shape in shapes.values()) or (
-            sum(math.prod(shape) for shape in shapes.values()) > 4 * size
-        ):
+        # from these a model is built: not one that fills the memory
+        if not all(isinstance(shape, list) and all(map(_is_side, shape)) for shape in shapes.values()):
+            return "its int8 part"
+        if sum(map(math.prod, shapes.values())) > 4 * size:
             return "its layers, which are larger than the file"
     return ""
+
+
+def _is_side(value) -> bool:
+    return type(value) is int and value >= 0

@@ -161,6 +161,11 @@ def test_what_would_run_code_or_fill_the_memory_is_refused(tmp_path, write):
         ({"lineage": [{"options": {}, "split": "x"}]}, "its lineage"),
         ({"state_dict": {3: torch.zeros(1)}}, "its weights"),
         ({"int8": {"backend": "qnnpack"}}, "its int8 part"),
+        ({"int8": {"backend": "qnnpack", "float_shapes": {"x": 5}}}, "its int8 part"),
+        (
+            {"int8": {"backend": "qnnpack", "float_shapes": {"x": [9**9, 9], "y": [-(9**9), 9]}}},
+            "its int8 part",
+        ),
         ({"int8": {"backend": "qnnpack", "float_shapes": {"x": [10**6, 10**6]}}}, "larger than the file"),
     ],
 )

@@ -177,6 +177,16 @@ def test_a_damaged_state_is_refused_with_advice(stage, tmp_path, damage):
         assert "is damaged" in result.err and "; delete it to start from the beginning" in result.err
 
 
+def test_a_state_without_a_checksum_or_of_another_version_is_refused(stage, tmp_path):
+    assert stage(stop_at=5).code == 130
+    (state,) = states(tmp_path)
+    content = files.load_checked(state)
+    torch.save(content, state)
+    assert "it has no checksum; delete it" in stage("--resume").err
+    files.save_checked(content | {"format": 9}, state)
+    assert "is not what this version writes; delete it" in stage("--resume").err
+
+
 @pytest.mark.parametrize("place", ["resume", "checkpoint"])
 def test_a_folder_that_cannot_be_written_any_more_ends_in_one_line_with_the_state_kept(
     stage, tmp_path, monkeypatch, place

@@ -6,42 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from common import files, models, options, resume, training
+from common import models, options
 from common.distillation import cross_entropy
 from common.errors import UserError
-from common.resume import Progress
 from common.training import LOOK_EVERY, OPTIMIZERS, SCHEDULES, _steps_down, _warmup_cosine, fit, share_epochs
+from tests.toys import Flat, Listed, separable
 
 CPU = torch.device("cpu")
-
-
-class Flat(nn.Module):
-    """A linear classifier on pixels."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(12, 3)
-
-    def forward(self, images):
-        return self.layer(images.flatten(1))
-
-
-class Listed(list):
-    """Batches that are the same in every epoch."""
-
-    def at(self, epoch: int, first: int = 0):
-        return iter(self[first:])
-
-    def count(self, batch: int) -> int:
-        return len(self[batch][1])
-
-
-def separable(count: int, shift: int = 0):
-    """Batches of pictures whose class shows in one channel; `shift` turns the labels."""
-    labels = torch.arange(count) % 3
-    images = 0.1 * torch.randn(count, 3, 2, 2)
-    images[torch.arange(count), labels] += 1
-    return Listed(zip(images.split(8), ((labels + shift) % 3).split(8), strict=True))
 
 
 def trained(val, **options):
@@ -142,52 +113,6 @@ def test_the_seed_decides_what_is_drawn_whatever_was_drawn_before():
     assert not torch.equal(weights(1), weights(2))
 
 
-@pytest.mark.parametrize("at", range(1, 12))
-def test_a_training_that_stops_at_any_step_goes_on_to_the_same_weights(tmp_path, monkeypatch, at):
-    monkeypatch.setattr(resume, "PAUSE", 0)
-    monkeypatch.setattr(resume, "SHARE", math.inf)
-    monkeypatch.setattr(training, "LOOK_EVERY", 1)
-
-    def train(progress, stop=math.inf):
-        torch.manual_seed(0)
-        model, steps = nn.Sequential(nn.Dropout(0.3), Flat()), itertools.count()
-        pictures, others = separable(32), separable(24)
-
-        def loss_function(model, images, labels):
-            if next(steps) == stop:
-                raise KeyboardInterrupt
-            return cross_entropy(model, images, labels)
-
-        results = []
-        for _ in range(2):  # two rounds, as in pruning step by step
-            model, history = fit(model, loss_function, pictures, others, epochs=2, lr=0.05, weight_decay=0.1,
-                                 device=CPU, progress=progress)  # fmt: skip
-            results += [{key: value for key, value in row.items() if key != "seconds"} for row in history]
-        return model[1].layer.weight, results
-
-    wanted, rows = train(Progress())
-    first = Progress(tmp_path / "x.resume", {}, {})
-    with pytest.raises(KeyboardInterrupt):
-        train(first, stop=at)
-    second = Progress(tmp_path / "x.resume", {}, {})
-    second.rounds = files.load_checked(tmp_path / "x.resume")["rounds"]
-    weights, again = train(second)
-    assert torch.equal(weights, wanted) and again == rows
-
-
-def test_each_round_of_a_run_draws_numbers_of_its_own():
-    class Watched(Listed):
-        def at(self, epoch, first=0):
-            seen.append(epoch)
-            return super().at(epoch, first)
-
-    seen, progress = [], Progress()
-    for epochs in (2, 1, 3):
-        fit(Flat(), cross_entropy, Watched(separable(8)), None, epochs=epochs, lr=0.1, weight_decay=0.0,
-            device=CPU, progress=progress)  # fmt: skip
-    assert seen == [0, 1, 2, 3, 4, 5]
-
-
 def test_a_loss_that_grows_far_beyond_its_start_stops_the_run():
     losses = itertools.count()
 
@@ -202,59 +127,11 @@ def test_a_loss_that_grows_far_beyond_its_start_stops_the_run():
         fit(Flat(), growing, separable(8), None, epochs=9, lr=1e-9, weight_decay=0.0, device=CPU)
 
 
-@pytest.mark.parametrize("broken", ["loss", "weights"])
-def test_a_run_that_diverges_keeps_its_last_good_state(tmp_path, monkeypatch, broken):
-    monkeypatch.setattr(resume, "PAUSE", 0)
-    monkeypatch.setattr(resume, "SHARE", math.inf)
-    progress, steps = Progress(tmp_path / "x.resume", {}, {}), itertools.count(1)
-
-    def breaking(model, images, labels):
-        loss, logits = cross_entropy(model, images, labels)
-        if next(steps) == 6:  # the second step of the third epoch
-            loss = loss * math.nan if broken == "loss" else loss + 0 * (model.layer.weight * math.inf).sum()
-        return loss, logits
-
-    with pytest.raises(UserError) as error:
-        fit(Flat(), breaking, separable(16), None, epochs=5, lr=0.1, weight_decay=0.0, device=CPU,
-            progress=progress)  # fmt: skip
-    path = tmp_path / "x.resume"
-    assert (
-        f"in epoch 3/5: training diverged; try a lower --lr; --resume goes on from {path} (epochs done: 2"
-        in str(error.value)
-    )
-    (state,) = files.load_checked(path)["rounds"]
-    assert (state["epoch"], len(state["history"])) == (2, 2)
-    assert all(value.isfinite().all() for value in state["model"].values())
-
-
-def test_weights_that_are_not_finite_are_never_kept(tmp_path, monkeypatch):
-    """The loss of the last step is still good, its gradient is not."""
-    progress = Progress(tmp_path / "x.resume", {}, {})
-
-    def breaking(model, images, labels):
-        loss, logits = cross_entropy(model, images, labels)
-        logits.register_hook(lambda gradient: gradient * math.nan)
-        return loss, logits
-
-    with pytest.raises(UserError, match="the weights are no longer finite in epoch 1"):
-        fit(Flat(), breaking, separable(8), None, epochs=1, lr=0.1, weight_decay=0.0, device=CPU,
-            progress=progress)  # fmt: skip
-    assert not (tmp_path / "x.resume").exists()
-
-
 def test_a_module_that_reads_its_metadata_gets_the_weights_of_the_best_epoch():
     model = models.build("mnasnet0_5", 3)
     still = Listed([(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0]))])
     _, history = fit(model, cross_entropy, still, None, epochs=1, lr=0.01, weight_decay=0.0, device=CPU)
     assert len(history) == 1
-
-
-def test_a_state_of_another_network_is_refused(tmp_path):
-    progress = Progress(tmp_path / "x.resume", {}, {})
-    progress.rounds = [{"model": {"x": torch.zeros(1)}, "optimizer": None}]
-    with pytest.raises(UserError, match=r"x\.resume does not fit this model, delete it"):
-        fit(Flat(), cross_entropy, separable(8), None, epochs=1, lr=0.1, weight_decay=0.0, device=CPU,
-            progress=progress)  # fmt: skip
 
 
 def test_biases_and_norms_do_not_decay():
