@@ -16,7 +16,7 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from common import batches, checkpoint, cli, data, latency, metrics, onnx_file, options
+from common import batches, checkpoint, cli, data, latency, metrics, onnx_file, options, seeds
 
 CALIBRATION_BATCHES, BATCH = 16, 32
 
@@ -43,7 +43,7 @@ def main(args):
     parent = checkpoint.load(paths[0])
     splits = data.load_splits(args.dataset, args.data_dir, val_fraction=0.2)
     checkpoint.check_classes(parent, splits.classes)
-    cli.seed_everything(0)
+    seeds.seed_everything(0)
     loaders = batches.make_loaders(splits, parent, BATCH, seed=0, cache=args.cache, workers=args.workers)
     loads = []
     print("| model | runs in | test top-1 | file | p50 | p95 |")

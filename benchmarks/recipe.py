@@ -19,7 +19,19 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torchvision.transforms import v2
 
-from common import batches, checkpoint, cli, data, metrics, models, options, pruning, quantization, training
+from common import (
+    batches,
+    checkpoint,
+    cli,
+    data,
+    metrics,
+    models,
+    options,
+    pruning,
+    quantization,
+    seeds,
+    training,
+)
 from common.distillation import cross_entropy, taught_by
 
 FOLDS, CPU = 3, torch.device("cpu")
@@ -52,7 +64,7 @@ class Fold:
         self.blank = checkpoint.untrained(TEACHER, classes, SIDE)
 
     def loaders(self, crop=None) -> batches.Loaders:
-        cli.seed_everything(self.number)
+        seeds.seed_everything(self.number)
         splits = data.Splits(self.train, [], self.held_out, self.classes)
         loaders = batches.make_loaders(
             splits, self.blank, 32, self.number, cache=self.args.cache, workers=self.args.workers
@@ -64,10 +76,13 @@ class Fold:
     def build(self, arch: str):
         return models.build(arch, len(self.classes), f"{self.args.pretrained}/{arch}.pth")
 
+    def fit(self, model, loss, loader, **options):
+        return training.fit(model, loss, loader, None, **DEFAULTS | {"seed": self.number} | options)[0]
+
     @functools.cached_property
     def teacher(self):
         loaders = self.loaders()
-        return training.fit(self.build(TEACHER), cross_entropy, loaders.train, None, **DEFAULTS)[0].eval()
+        return self.fit(self.build(TEACHER), cross_entropy, loaders.train).eval()
 
     def fine_tune(self, model=None, loss=cross_entropy, crop=None, ema=False, **options):
         loaders = self.loaders(crop)
@@ -81,12 +96,11 @@ class Fold:
 
             options |= {"deploy": lambda _: copy.deepcopy(average.module)}
             loss = averaging
-        best, _ = training.fit(model, loss, loaders.train, None, **DEFAULTS | options)
-        return metrics.evaluate(best, loaders.test, CPU)
+        return metrics.evaluate(self.fit(model, loss, loaders.train, **options), loaders.test, CPU)
 
     def distil(self, alpha=0.9, mixup=False):
         loss = taught_by(self.teacher, temperature=3.0, alpha=alpha, mixup=mixup)
-        cli.seed_everything(self.number)
+        seeds.seed_everything(self.number)
         return self.fine_tune(self.build(STUDENT), loss, lr=2e-4, epochs=8)
 
     def prune(self, taught: bool, recalibrate: bool):
@@ -108,7 +122,7 @@ class Fold:
         loss = taught_by(self.teacher, temperature=3.0, alpha=0.9) if taught else cross_entropy
         freeze = functools.partial(quantization.freeze_late, epochs=epochs)
         options = {"epochs": epochs, "lr": 5e-5, "deploy": quantization.convert, "before_epoch": freeze}
-        converted, _ = training.fit(prepared, loss, loaders.train, None, **DEFAULTS | options)
+        converted = self.fit(prepared, loss, loaders.train, **options)
         return metrics.evaluate(converted.int8, loaders.test, CPU)
 
 
