@@ -89,9 +89,7 @@ def main(args):
         teacher_path, teacher = checkpoint.open_teacher(args.teacher, args.output_dir, parent, splits)
         loss_function = taught_by(
             teacher.to(device),
-            temperature=args.temperature,
-            alpha=args.alpha,
-            mixup=args.mixup,
+            **options.of_distillation(args),
             precision=machine.pick_precision(args.precision, device, teacher),
         )
     elif args.mixup:

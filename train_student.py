@@ -68,13 +68,7 @@ def main(args):
     # distillation
     best, history = training.fit(
         student,
-        taught_by(
-            teacher,
-            temperature=args.temperature,
-            alpha=args.alpha,
-            mixup=args.mixup,
-            precision=teacher_precision,
-        ),
+        taught_by(teacher, **options.of_distillation(args), precision=teacher_precision),
         loaders.train,
         loaders.val,
         epochs=args.epochs,

@@ -195,6 +195,11 @@ def add_teacher_options(parser: cli.Parser, *, required: bool) -> None:
     )
 
 
+def of_distillation(args) -> dict:
+    """The values of `add_teacher_options` that `distillation.taught_by` takes under the same names."""
+    return {name: getattr(args, name) for name in ("temperature", "alpha", "mixup")}
+
+
 def data_arguments(args) -> str:
     """The options of `args`, ready to paste, with which the next stage finds the same data and files."""
     parts = []
