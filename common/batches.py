@@ -179,10 +179,11 @@ def make_loaders(
     where a picture cannot be read, the cache not be written, or a batch lacks two pictures for each process.
     """
     options = {"cache": cache, "workers": workers, "device": device}
-    if min(batch_size, len(splits.train)) < 2 * distributed.size():
+    largest, needed = min(batch_size, len(splits.train)), 2 * distributed.size()
+    if largest < needed:
         raise UserError(
-            f"a batch of {min(batch_size, len(splits.train))} training pictures is too small for "
-            f"{distributed.size()} processes: batch norm needs two in each"
+            f"batches of {largest} training pictures are too small: "
+            f"batch norm needs {needed}, two for each process"
         )
     train = Order(len(splits.train), batch_size, seed)
     crop = random_crop(checkpoint["image_size"])

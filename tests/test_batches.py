@@ -134,7 +134,9 @@ def test_several_processes_share_the_very_batches_of_one(pictures, monkeypatch, 
 def test_a_batch_that_is_too_small_for_the_processes_is_refused(pictures, monkeypatch):
     splits = data.load_splits("folder", str(pictures), 0.0)
     monkeypatch.setattr(distributed, "size", lambda: 4)
-    with pytest.raises(UserError, match="a batch of 6 training pictures is too small for 4 processes"):
+    with pytest.raises(
+        UserError, match="batches of 6 training pictures are too small: batch norm needs 8, two for"
+    ):
         batches.make_loaders(splits, VIEW, batch_size=6, seed=0)
 
 
