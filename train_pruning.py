@@ -1,6 +1,7 @@
 """Structured pruning: remove whole channels, and fine-tune what is left.
 
     python train_pruning.py --weights kd_resnet18 --pruning-ratio 0.4
+    python train_pruning.py --weights kd_resnet18 --target-size 2MB --target-precision int8
 
 reads    weights/kd_resnet18_<top-1>.pt, and the pictures of --dataset
 writes   weights/pruned_kd_resnet18_<top-1>.pt, and its log and curves beside it
@@ -10,7 +11,7 @@ from common import cli, options
 
 
 def parse_args(argv=None):
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(__doc__, __file__)
     group = parser.add_argument_group("pruning")
     source = group.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", metavar="CHECKPOINT", help="a path, a name, or the start of one")
@@ -24,7 +25,37 @@ def parse_args(argv=None):
         "--pruning-ratio", type=ratio, metavar="R", help="share of PARAMETERS to keep; default: 0.5"
     )
     target.add_argument(
-        "--channel-ratio", type=ratio, metavar="R", help="share of each layer's CHANNELS to remove"
+        "--channel-ratio",
+        type=ratio,
+        metavar="R",
+        help="share of the CHANNELS to remove, of each layer alike",
+    )
+    options.add_target_options(target)
+    group.add_argument(
+        "--target-precision",
+        choices=("fp32", "int8"),
+        default="fp32",
+        help="what the target is for: the pruned model, or what train_quantization.py will make of it; "
+        "default: fp32",
+    )
+    options.add_target_conditions(group)
+    group.add_argument(
+        "--importance",
+        choices=options.IMPORTANCES,
+        default="lamp",
+        help="what says which channels go; taylor looks at training pictures; default: lamp",
+    )
+    group.add_argument(
+        "--scope",
+        choices=options.SCOPES,
+        help="which channels compete: those of a layer, of all, or of all layers of the same structure; "
+        "default: global, with --channel-ratio local",
+    )
+    group.add_argument(
+        "--sensitivity",
+        type=cli.new_file(".png", ".svg"),
+        metavar="FILE.png",
+        help="draw the accuracy on validation when a share of one layer's channels is gone",
     )
     group.add_argument(
         "--pruning-steps",
@@ -45,15 +76,19 @@ def main(args):
 
     from common import (
         batches,
+        budgets,
         checkpoint,
         data,
         distributed,
         machine,
         metrics,
         models,
+        plots,
         pruning,
+        quantization,
         report,
         resume,
+        seeds,
         training,
     )
     from common.distillation import cross_entropy, taught_by
@@ -78,6 +113,9 @@ def main(args):
     loaders = batches.make_loaders(
         splits, parent, args.batch_size, args.seed, cache=args.cache, workers=args.workers, device=device
     )
+    scored = loaders.scored(args.score)
+    if args.sensitivity and loaders.val is None:
+        raise UserError("--sensitivity needs validation pictures: a --val-fraction above 0")
     precision = machine.pick_precision(args.precision, device, model)
     computing = machine.summary(device, precision)
     print(f"{parent['arch']}: {before['params']:,} parameters, {before['macs']:,} MACs; {splits}")
@@ -99,32 +137,64 @@ def main(args):
         teacher_path=teacher_path,
     )  # fmt: skip
     progress = resume.open_run(args.output_dir, row, resume=args.resume)
+    if progress.finished:
+        return progress.finished
+
+    # how much is to go
+    budget = budgets.parameters(round(before["params"] * (args.pruning_ratio or 0.5)))
+    for kind in options.TARGETS:
+        if text := getattr(args, f"target_{kind}"):
+            backend = quantization.BACKENDS[args.target_device]
+            budget = budgets.read(
+                kind, text, model, parent, row,
+                precision=args.target_precision, backend=backend, threads=args.threads,
+            )  # fmt: skip
+    start = budget.cost(model)
 
     # baseline
-    if loaders.val:
-        print(f"before pruning, on validation: {metrics.evaluate(model, loaders.val, device, precision)}")
+    def validated(model, point):
+        if loaders.val is None:
+            return None
+        score = metrics.evaluate(model, loaders.val, device, precision)
+        print(f"{point}, on validation: {score}")
+        return score.top1
+
+    points = [{"before": validated(model, "before pruning")}]
 
     # pruning and fine-tuning, step by step
-    history, unhealed = [], []
+    history = []
     for step, epochs in enumerate(training.share_epochs(args.epochs, args.pruning_steps), start=1):
-        _, protect = models.classifier(model, len(splits.classes))
-        if args.channel_ratio:
-            removed = 1 - (1 - args.channel_ratio) ** (1 / args.pruning_steps)
-            model = pruning.prune_channels(model, removed, protect=protect, image_size=image_size)
+        limits = {"protect": models.classifier(model, len(splits.classes))[1], "image_size": image_size}
+        if args.importance == "taylor":
+            pruning.take_gradients(model, loaders.train, device)
+        with seeds.drawing(args.seed, step):
+            scope = args.scope or ("local" if args.channel_ratio else "global")
+            groups = pruning.rank(model, args.importance, scope, **limits)
+        if args.sensitivity and step == 1:
+            table = pruning.sensitivity(
+                model,
+                groups,
+                lambda pruned: metrics.evaluate(pruned, loaders.val, device, precision).top1,
+                **limits,
+            )
+            plots.draw_sensitivity(groups, table, args.sensitivity)
+        if saved := progress.upcoming():
+            widths = pruning.widths_of(saved["model"], groups)
+        elif args.channel_ratio:
+            share = 1 - (1 - args.channel_ratio) ** (1 / args.pruning_steps)
+            widths = pruning.share_widths(groups, share)
         else:
-            target = round(before["params"] * (args.pruning_ratio or 0.5) ** (step / args.pruning_steps))
-            model = pruning.prune_to_parameters(model, target, protect=protect, image_size=image_size)
+            wanted = budget.on_the_way(start, step / args.pruning_steps)
+            found = distributed.is_first() and pruning.budget_widths(model, groups, wanted, **limits)
+            widths = distributed.from_first(found)
+        model = pruning.prune(model, groups, widths, **limits)
         after = metrics.size(model, image_size)
         print(f"step {step}/{args.pruning_steps}: {after['params']:,} parameters, {after['macs']:,} MACs")
-        if loaders.val:
-            score = metrics.evaluate(model, loaders.val, device, precision)
-            unhealed.append(score.top1)
-            print(f"pruned, on validation: {score}")
+        points.append({"pruned": validated(model, "pruned")})
         # batch norm has the statistics of the whole layers: take new ones
         torch.optim.swa_utils.update_bn(loaders.train, model, device)
         distributed.share_buffers(model)
-        if loaders.val:
-            print(f"with batch norm recalibrated: {metrics.evaluate(model, loaders.val, device, precision)}")
+        points[-1]["recalibrated"] = validated(model, "with batch norm recalibrated")
         model, rows = training.fit(
             model,
             loss_function,
@@ -136,25 +206,30 @@ def main(args):
             precision=precision,
             progress=progress,
         )
+        points[-1]["fine_tuned"] = validated(model, "fine-tuned")
         history += [{"step": step} | row for row in rows]
 
-    # score on test, save
-    test = metrics.evaluate(model, loaders.test, device)
+    # score, save
+    score = metrics.evaluate(model, scored, device)
     if not distributed.is_first():
-        return
+        return None
+    achieved = None if args.channel_ratio else budget.achieved(model)
     child = checkpoint.child(
         parent,
         progress.row,
         state_dict=checkpoint.float_state(model),
-        metrics=test.as_dict() | after | {"val_top1_before_fine_tuning": unhealed},
+        metrics=score.as_dict(args.score) | after | {"validation": points, "target": achieved},
     )
     path = checkpoint.save(child, args.output_dir, once=args.resume)
     report.write_history(history, path)
     progress.finish()
-    print(f"test: {test}")
+    print(f"{args.score}: {score}")
     print(report.before_after(before, parent_path, child["metrics"], path))
+    if achieved:
+        print(f"  {'target':<11}{budget.shown(budget.limit):>15} => {budget.shown(achieved['achieved'])}")
     print(f"saved {path}")
     print(f"next: python train_quantization.py --weights {path.name}{options.data_arguments(args)}")
+    return path
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from common import cli, options
 
 
 def parse_args(argv=None):
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(__doc__, __file__)
     group = parser.add_argument_group("quantization")
     group.add_argument(
         "--weights", required=True, metavar="CHECKPOINT", help="a path, a name, or the start of one"
@@ -75,6 +75,7 @@ def main(args):
     loaders = batches.make_loaders(
         splits, parent, args.batch_size, args.seed, cache=args.cache, workers=args.workers, device=device
     )
+    scored = loaders.scored(args.score)
     precision = machine.pick_precision(args.precision, device, model)
     computing = machine.summary(device, precision)
     print(f"{parent['arch']} for {backend}; {splits}\n{computing}")
@@ -95,6 +96,8 @@ def main(args):
         teacher_path=teacher_path,
     )  # fmt: skip
     progress = resume.open_run(args.output_dir, row | {"engine": engine}, resume=args.resume)
+    if progress.finished:
+        return progress.finished
     engine = engines.use(backend, distributed.from_first(progress.row["engine"]))
     print(f"int8 is run by {engine}")
 
@@ -119,31 +122,32 @@ def main(args):
         before_epoch=functools.partial(quantization.freeze_late, epochs=args.epochs),
     )
 
-    # score on test, save
-    test = metrics.evaluate(converted.int8, loaders.test, cpu)
+    # score, save
+    score = metrics.evaluate(converted.int8, scored, cpu)
     others = {
-        "fp32": metrics.evaluate(model, loaders.test, device),
-        "fake_quant": metrics.evaluate(converted.fake_quant, loaders.test, device),
+        "fp32": metrics.evaluate(model, scored, device),
+        "fake_quant": metrics.evaluate(converted.fake_quant, scored, device),
     }
-    agreement.check(converted, test, others["fake_quant"], loaders.test, engine)
+    agreement.check(converted, score, others["fake_quant"], scored, engine)
     if not distributed.is_first():
-        return
+        return None
     child = checkpoint.child(
         parent,
         progress.row,
         state_dict=quantization.int8_state(converted.int8),
         int8={"backend": backend, "float_shapes": models.shapes(model)},
-        metrics=test.as_dict()
+        metrics=score.as_dict(args.score)
         | {"params": before["params"], "macs": before["macs"], "engine": engine}
-        | {name: {"top1": score.top1, "agreement": score.agreement(test)} for name, score in others.items()},
+        | {name: {"top1": other.top1, "agreement": other.agreement(score)} for name, other in others.items()},
     )
     path = checkpoint.save(child, args.output_dir, once=args.resume)
     report.write_history(history, path)
     progress.finish()
-    print(agreement.summary(test, engine, others))
+    print(agreement.summary(args.score, score, engine, others))
     print(report.before_after(before, parent_path, child["metrics"], path))
     print(f"saved {path}")
     print(f"next: python export.py {path} --output {path.stem}.onnx{options.data_arguments(args)}")
+    return path
 
 
 if __name__ == "__main__":

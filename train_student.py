@@ -10,7 +10,7 @@ from common import cli, options
 
 
 def parse_args(argv=None):
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(__doc__, __file__)
     options.add_teacher_options(parser, required=True)
     group = parser.add_argument_group("student")
     group.add_argument(
@@ -51,6 +51,7 @@ def main(args):
     loaders = batches.make_loaders(
         splits, parent, args.batch_size, args.seed, cache=args.cache, workers=args.workers, device=device
     )
+    scored = loaders.scored(args.score)
     precision = machine.pick_precision(args.precision, device, student)
     teacher_precision = machine.pick_precision(args.precision, device, teacher)
     computing = machine.summary(device, precision)
@@ -60,6 +61,8 @@ def main(args):
         split=splits.fingerprint,
     )  # fmt: skip
     progress = resume.open_run(args.output_dir, row, resume=args.resume)
+    if progress.finished:
+        return progress.finished
 
     # baseline
     if loaders.val:
@@ -78,25 +81,26 @@ def main(args):
         progress=progress,
     )
 
-    # score on test, save
-    test = metrics.evaluate(best, loaders.test, device)
+    # score, save
+    score = metrics.evaluate(best, scored, device)
     if not distributed.is_first():
-        return
+        return None
     child = checkpoint.child(
         parent,
         progress.row,
         arch=args.student,
         state_dict=checkpoint.float_state(best),
-        metrics=test.as_dict() | size,
+        metrics=score.as_dict(args.score) | size,
     )
     path = checkpoint.save(child, args.output_dir, once=args.resume)
     report.write_history(history, path)
     progress.finish()
-    print(f"test: {test}")
+    print(f"{args.score}: {score}")
     print(report.before_after(before, teacher_path, child["metrics"], path))
     print(f"saved {path}")
     where = options.data_arguments(args)
     print(f"next: python train_pruning.py --weights {path.name} --pruning-ratio 0.5{where}")
+    return path
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from common import cli, options
 
 
 def parse_args(argv=None):
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(__doc__, __file__)
     group = parser.add_argument_group("teacher")
     group.add_argument(
         "--teacher", required=True, metavar="ARCH", help="a classification model of torchvision"
@@ -47,6 +47,7 @@ def main(args):
     loaders = batches.make_loaders(
         splits, blank, args.batch_size, args.seed, cache=args.cache, workers=args.workers, device=device
     )
+    scored = loaders.scored(args.score)
     precision = machine.pick_precision(args.precision, device, model)
     computing = machine.summary(device, precision)
     print(f"{args.teacher}: {size['params']:,} parameters; {splits}\n{computing}")
@@ -54,6 +55,8 @@ def main(args):
         blank, None, "teacher", options=vars(args), machine=computing, split=splits.fingerprint
     )
     progress = resume.open_run(args.output_dir, row, resume=args.resume)
+    if progress.finished:
+        return progress.finished
 
     # fine-tuning
     best, history = training.fit(
@@ -68,20 +71,21 @@ def main(args):
         progress=progress,
     )
 
-    # score on test, save
-    test = metrics.evaluate(best, loaders.test, device)
+    # score, save
+    score = metrics.evaluate(best, scored, device)
     if not distributed.is_first():
-        return
+        return None
     teacher = checkpoint.child(
-        blank, progress.row, state_dict=checkpoint.float_state(best), metrics=test.as_dict() | size
+        blank, progress.row, state_dict=checkpoint.float_state(best), metrics=score.as_dict(args.score) | size
     )
     path = checkpoint.save(teacher, args.output_dir, once=args.resume)
     report.write_history(history, path)
     progress.finish()
-    print(f"test: {test}")
+    print(f"{args.score}: {score}")
     print(f"saved {path}")
     where = options.data_arguments(args)
     print(f"next: python train_student.py --teacher {path.name} --student resnet18{where}")
+    return path
 
 
 if __name__ == "__main__":

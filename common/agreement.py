@@ -30,18 +30,18 @@ def check(converted: Converted, int8: Score, fake_quant: Score, batches: Iterabl
         )
 
 
-def summary(int8: Score, engine: str, others: dict[str, Score]) -> str:
-    """Lines on how the int8 model and the `others`, "fp32" and "fake_quant", scored on the same pictures.
+def summary(split: str, int8: Score, engine: str, others: dict[str, Score]) -> str:
+    """Lines on how the int8 model and the `others`, "fp32" and "fake_quant", scored on the pictures of `split`.
 
     The last one warns where int8 and fake quantization disagree on more than 1 % of them.
     """
     lines = [
-        f"test, {name}: {score}; the int8 model agrees on {int8.agreement(score):.2%}"
+        f"{split}, {name}: {score}; the int8 model agrees on {int8.agreement(score):.2%}"
         for name, score in others.items()
     ]
-    lines.append(f"test, int8 with {engine}: {int8}")
+    lines.append(f"{split}, int8 with {engine}: {int8}")
     if int8.agreement(others["fake_quant"]) < GOOD:
-        lines.append("warning: int8 and fake quantization disagree on more than 1 % of the test pictures")
+        lines.append(f"warning: int8 and fake quantization disagree on more than 1 % of the {split} pictures")
     return "\n".join(lines)
 
 

@@ -125,6 +125,13 @@ class Loaders:
     val: Batches | None
     test: Batches
 
+    def scored(self, split: str) -> Batches:
+        """Those of "test" or "val". Raises UserError where no part was set aside for validation."""
+        batches = {"test": self.test, "val": self.val}[split]
+        if batches is None:
+            raise UserError("--score val needs validation pictures: a --val-fraction above 0")
+        return batches
+
 
 def whole_picture(picture: Image.Image, image_size: int) -> Image.Image:
     """All of the picture, its short side at most twice `image_size`: what training crops are made of."""

@@ -98,7 +98,10 @@ def open_parent(reference: str, folder: str, image_size: int | None, *, to: str)
     parent = load(path)
     if parent["int8"] is not None:
         raise UserError(f"{path} is an int8 model, the end of a chain: a float checkpoint is needed to {to}")
-    print(f"{path}: {parent['stage']} {parent['arch']}, test top-1 {parent['metrics']['top1']:.2%}")
+    figures = parent["metrics"]
+    print(
+        f"{path}: {parent['stage']} {parent['arch']}, {figures.get('split', 'test')} top-1 {figures['top1']:.2%}"
+    )
     return path, parent | {"image_size": image_size or parent["image_size"]}
 
 

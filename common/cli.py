@@ -18,15 +18,18 @@ from pathlib import Path
 
 import yaml
 
+from common import amounts
 from common.errors import UserError, did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that reports a mistake in one line, takes no abbreviations and knows `--config`."""
 
-    def __init__(self, description: str):
+    def __init__(self, description: str, script: str | None = None):
+        """`script`: the path of the script that this is the command line of; default: what was started."""
         summary, _, rest = description.strip().partition("\n")
         super().__init__(
+            prog=script and Path(script).name,
             description=summary,
             epilog=rest,
             allow_abbrev=False,
@@ -111,6 +114,19 @@ def number(kind: type, low: float, high: float = math.inf, *, above: bool = Fals
     return parse
 
 
+def amount(kind: str):
+    """An argparse type: text that `amounts.read` understands for this kind, with its unit or as a share."""
+
+    def parse(text: str) -> str:
+        try:
+            amounts.read(kind, text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text
+
+    return parse
+
+
 def device_name(text: str) -> str:
     """An argparse type: auto, cpu, cuda or cuda:N; -1 means cpu and N means cuda:N, as in older tools."""
     if text == "-1":
@@ -191,7 +207,7 @@ def pick_device(name: str):
 
 
 def run(main, parse_args) -> None:
-    """Runs a script, whose `main` gives the exit code, None for 0; stages also in several processes.
+    """Runs a script, whose `main` gives its exit code, or anything else for 0; stages also in several processes.
 
     A `UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
     """
@@ -215,10 +231,14 @@ def run(main, parse_args) -> None:
         print(f"{program}: error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        hint = "the same command with --resume goes on" if resumable else "nothing was saved"
+        hint = (
+            f"the same command{'' if args.resume else ' with --resume'} goes on"
+            if resumable
+            else "nothing was saved"
+        )
         print(f"\n{program}: interrupted; {hint}", file=sys.stderr)
         sys.exit(130)
-    sys.exit(status)
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 def _run_as_one_of_several(main, args):

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -85,6 +86,13 @@ def save_checked(content: dict, path: Path) -> None:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
+
+
+def saved_bytes(content: dict) -> int:
+    """How many bytes a file of `save_checked` has, but for the length of its name, which is in it."""
+    file = io.BytesIO()
+    torch.save({**content, CHECKSUM: "0" * 64}, file)
+    return file.tell()
 
 
 def checksum(content) -> str:

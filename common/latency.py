@@ -99,12 +99,16 @@ def instruction_set() -> str:
     return known[0] if known else str(capabilities.get("architecture", "unknown"))
 
 
+def cpu() -> str:
+    """The name of this CPU and `instruction_set`."""
+    return f"{torch.cpu.get_capabilities().get('cpu_name', platform.machine())}, {instruction_set()}"
+
+
 def conditions(threads: int, batch: int, loads: list[float | None]) -> str:
     """What stands below a table of latencies: the CPU, its instructions, the threads, what else was running.
 
     `batch`: pictures given at once; `loads`: what `others_load` said before each measurement.
     """
-    cpu = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
     known = [load for load in loads if load is not None]
     if not known:
         quiet = "whether other programs were running is not known here"
@@ -113,6 +117,6 @@ def conditions(threads: int, batch: int, loads: list[float | None]) -> str:
     else:
         quiet = f"WARNING: other programs kept up to {max(known):.1f} cores busy, so these times are too long"
     return (
-        f"Milliseconds per picture at batch {batch} on {cpu}, {instruction_set()}, {threads} pinned "
+        f"Milliseconds per picture at batch {batch} on {cpu()}, {threads} pinned "
         f"thread(s), random pictures, after warm-up; {quiet}."
     )

@@ -70,9 +70,12 @@ class Score:
         """The share of the pictures to which both gave the same answer."""
         return float((self.answers == other.answers).double().mean())
 
-    def as_dict(self) -> dict:
-        """The figures as a checkpoint keeps them; `ci95` is Wilson's interval of top-1."""
+    def as_dict(self, split: str) -> dict:
+        """The figures as a checkpoint keeps them, `split` ("test" or "val") is what was scored; `ci95` is Wilson's interval of
+        top-1.
+        """
         return {
+            "split": split,
             "n": self.n,
             "top1": self.top1,
             "top5": self.top5,

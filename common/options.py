@@ -4,10 +4,18 @@ from common import cli
 
 CACHE = "data/cache"
 DATASETS = ("pet37", "synthetic", "folder")
+IMPORTANCES = ("magnitude", "taylor", "lamp", "bn-scale", "random")
+SCOPES = ("local", "global", "isomorphic")
+TARGETS = {
+    "macs": "multiply-accumulates: 0.5 for half of them, or 300M",
+    "size": "the file: 2MB, 500KB, or a share of the file",
+    "latency": "for one picture on this machine: 5ms, or a share of what it takes now",
+}
 ENGINES = ("fbgemm", "onednn", "qnnpack", "x86")
 OPTIMIZERS = ("adamw", "adam", "sgd")
 PRECISIONS = ("auto", "bf16", "fp32")
 SCHEDULES = ("cosine", "step")
+SCORED = ("test", "val")
 
 
 def add_dataset_options(parser: cli.Parser):
@@ -91,6 +99,13 @@ def add_training_options(parser: cli.Parser, *, epochs: int, lr: float) -> None:
     group.add_argument(
         "--seed", type=cli.number(int, 0, 2**32 - 1), default=0, metavar="N", help="default: 0"
     )
+    group.add_argument(
+        "--score",
+        choices=SCORED,
+        default="test",
+        help="the split whose accuracy the file gets in the end; val leaves the test pictures unseen while "
+        "settings are tried; default: test",
+    )
     _add_machine_options(parser)
     _add_file_options(parser)
 
@@ -135,6 +150,25 @@ def _add_file_options(parser: cli.Parser) -> None:
         "--config",
         metavar="FILE.yaml",
         help="'option: value' lines that become defaults; the command line wins",
+    )
+
+
+def add_target_options(group) -> None:
+    """Adds `--target-macs`, `--target-size` and `--target-latency` to a group of which one may be given."""
+    for kind, text in TARGETS.items():
+        group.add_argument(f"--target-{kind}", type=cli.amount(kind), metavar="AMOUNT", help=text)
+
+
+def add_target_conditions(group) -> None:
+    """Adds what a target of int8 models and of latency depends on."""
+    group.add_argument(
+        "--target-device",
+        choices=("server", "embedded"),
+        default="embedded",
+        help="what int8 models are for, server: x86, fbgemm; embedded: ARM, qnnpack; default: embedded",
+    )
+    group.add_argument(
+        "--threads", type=cli.number(int, 1), default=1, metavar="N", help="of --target-latency; default: 1"
     )
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from torch import Tensor
 
 from common.comparison import Row, pareto_front
 from common.files import written_whole
+from common.pruning import SHARES, Group
 
 STAGE_COLOURS = {"teacher": "tab:blue", "kd": "tab:green", "pruned": "tab:orange", "quantized": "tab:red"}
 COSTS: dict[str, Callable[[Row], float | None]] = {
@@ -111,6 +113,35 @@ def _draw_arrows(axes, rows: list[Row], points: dict[int, tuple[float, float]]) 
                 points[parent],
                 arrowprops={"arrowstyle": "->", "color": "grey", "shrinkA": 9, "shrinkB": 9},
             )
+
+
+def draw_sensitivity(groups: list[Group], table: Tensor, path: str) -> None:
+    """`table` float32 [groups, SHARES] of top-1 (see `pruning.sensitivity`), a row for each group."""
+    figure = Figure(figsize=(8, 1.6 + 0.24 * len(groups)), layout="constrained")
+    axes = figure.subplots()
+    values = np.ma.masked_invalid(table.numpy())
+    image = axes.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    for (i, j), value in np.ndenumerate(table.numpy()):
+        if not math.isnan(value):
+            axes.text(
+                j,
+                i,
+                f"{value:.0%}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if value < 0.6 else "black",
+            )
+    axes.set_xticks(range(len(SHARES)), [f"{share:.1%}" for share in SHARES])
+    names = [f"{group.layers[0]}  ({len(group.scores)})" for group in groups]
+    axes.set_yticks(range(len(groups)), names, fontsize=8)
+    axes.set(
+        xlabel="share of the layer's channels removed",
+        title="top-1 on validation, nothing else pruned, before fine-tuning",
+    )
+    bar = figure.colorbar(image, shrink=0.6, label="top-1")
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
+    _save(figure, Path(path))
 
 
 def draw_confusion(confusion: np.ndarray, classes: list[str], path: Path) -> None:

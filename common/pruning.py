@@ -1,99 +1,226 @@
-"""Structured pruning to a target with DepGraph, through torch-pruning.
+"""Structured pruning to a budget with DepGraph, through torch-pruning.
 
 Whole channels go, together with everything that depends on them (Fang et al., "DepGraph: Towards Any
-Structural Pruning", CVPR 2023); in a layer the least important first, by the mean squared L2 norm of a
-channel over its group of layers. How many each layer loses is either the same share everywhere, or found by
-comparing the channels of all layers (LAMP).
+Structural Pruning", CVPR 2023): layers that lose the same channels form a group. An importance scores the
+channels, a scope says which of them compete, and how many go is found by bisection.
 """
 
 import contextlib
 import copy
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 import torch_pruning
 from torch import Tensor, nn
+from torch_pruning import importance as scorers
+from tqdm import tqdm
 
+from common import distributed
+from common.budgets import Budget
+from common.distillation import cross_entropy
 from common.errors import UserError
-from common.metrics import count_parameters
 
-CLOSE_ENOUGH = 0.005  # of all parameters: half of the point that is promised
+CLOSE_ENOUGH = 0.005  # of the cost before: half of the point that is promised
 LAYERS = nn.Conv2d | nn.Linear
 ROUND_TO = 8  # widths stay multiples of this: odd ones are slow, and some int8 kernels crash on them
+SHARES = (0.125, 0.25, 0.5, 0.75, 0.875)  # of a layer's channels, of which the sensitivity is shown
+GRADIENT_BATCHES = 16  # of training pictures, for what is driven by data
+IMPORTANCES = {
+    "magnitude": scorers.GroupMagnitudeImportance(p=2),
+    "taylor": scorers.GroupTaylorImportance(),
+    "lamp": scorers.LAMPImportance(p=2),
+    "bn-scale": scorers.BNScaleImportance(),
+    "random": scorers.RandomImportance(),
+}
+
+Widths = dict[str, int]  # output channels that a layer keeps, by its name
 
 
-def prune_to_parameters(model: nn.Module, target: int, *, protect: nn.Module, image_size: int) -> nn.Module:
-    """A pruned copy of `model` that has as nearly `target` parameters as widths in steps of 8 allow.
-
-    The channels of all layers are ranked by their LAMP scores: a channel's squared norm over the sum of those
-    of its layer that are no smaller (Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning",
-    ICLR 2021). How many go is found by bisection; where the layer that tips the scale is a large one, another
-    layer is made 8 channels wider or narrower. No layer falls below 8 channels. `protect` (the classifier)
-    keeps its outputs.
-
-    Raises UserError where the target lies below what can be reached, or the network cannot be pruned.
+@dataclass(frozen=True)
+class Group:
+    """`layers` that lose the same channels, by their names, the root first; of each channel the score and its
+    place among those it competes with, from 0 (goes first) to 1, both float32 [channels].
     """
-    total = count_parameters(model)
-    if target >= total:
-        return copy.deepcopy(model)
-    scores = _lamp_scores(model, protect=protect, image_size=image_size)
-    ranking = torch.cat(list(scores.values())).sort().values
 
-    def lowest(count: int) -> dict[str, float]:
-        """The share of each layer that is among the `count` lowest scores."""
-        threshold = ranking[count - 1] if count else -1
-        return {name: float((score <= threshold).float().mean()) for name, score in scores.items()}
+    layers: tuple[str, ...]
+    scores: Tensor
+    places: Tensor
 
-    def excess(shares: dict[str, float]) -> int:
-        pruned = _prune(model, shares, protect=protect, image_size=image_size)
-        return count_parameters(pruned) - target
-
-    least = target + excess(lowest(len(ranking)))
-    if least > target:
-        raise UserError(
-            f"this network cannot be pruned to {target:,} parameters: "
-            f"{least:,} ({least / total:.1%}) is the least"
-        )
-    few, many = _bisect(lambda count: excess(lowest(count)) > 0, 0, len(ranking))
-    best = min(lowest(few), lowest(many), key=lambda shares: abs(excess(shares)))
-    closest = abs(excess(best))
-    for start, sign in ((lowest(few), 1), (lowest(many), -1)):
-        for name, score in scores.items():
-            if closest <= CLOSE_ENOUGH * total:
-                break
-            shares = start | {name: start[name] + sign * ROUND_TO / len(score)}
-            if (missed := abs(excess(shares))) < closest:
-                best, closest = shares, missed
-    return _prune(model, best, protect=protect, image_size=image_size)
+    def width(self, share: float) -> int:
+        """How many channels stay when the `share` that comes first in its scope goes; a multiple of 8."""
+        return _rounded(float((self.places > share).sum()))
 
 
-def prune_channels(model: nn.Module, ratio: float, *, protect: nn.Module, image_size: int) -> nn.Module:
-    """A copy of `model` of which every layer has lost the share `ratio` of its channels, rounded to 8.
+def rank(
+    model: nn.Module, importance: str, scope: str, *, protect: nn.Module, image_size: int
+) -> list[Group]:
+    """The groups of `model` whose channels can go, all but those of `protect` (the classifier).
 
-    Raises UserError where the network cannot be pruned.
-    """
-    layers = [name for name, layer in model.named_modules() if isinstance(layer, LAYERS)]
-    return _prune(model, dict.fromkeys(layers, ratio), protect=protect, image_size=image_size)
+    `importance`: magnitude (the mean squared L2 norm over the group), lamp (that over the sum of those of the
+    layer that are no smaller; Lee et al., ICLR 2021), bn-scale (batch norm's factor; Liu et al., ICCV 2017),
+    taylor (weight times gradient, which `take_gradients` leaves there; Molchanov et al., CVPR 2019) or
+    random. `scope`, within which channels compete: local (their group), global (all) or isomorphic (groups
+    of the same structure; Fang et al., ECCV 2024).
 
-
-def _lamp_scores(model: nn.Module, *, protect: nn.Module, image_size: int) -> dict[str, Tensor]:
-    """The LAMP score of every channel of each layer that can be pruned, by the layer's name.
-
-    Layers that are pruned together have the same scores.
+    Raises UserError where the network cannot be pruned, or nothing in it has such a score.
     """
     names = {module: name for name, module in model.named_modules()}
     picture = torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
-    scores = {}
+    layers, scores, scopes = [], [], []
     with _refusing(model):
         graph = torch_pruning.DependencyGraph().build_dependency(model, picture)
         for group in graph.get_all_groups(ignored_layers=[protect], root_module_types=[nn.Conv2d, nn.Linear]):
-            score = torch_pruning.importance.LAMPImportance()(group)
-            for dependency, _ in group:
-                layer = dependency.target.module
-                if isinstance(layer, LAYERS) and graph.is_out_channel_pruning_fn(dependency.handler):
-                    scores[names[layer]] = score
-    return scores
+            score = IMPORTANCES[importance](group)
+            if score is None:
+                continue
+            out = graph.is_out_channel_pruning_fn
+            pruned = [dep.target.module for dep, _ in group if out(dep.handler)]
+            layers.append(tuple(dict.fromkeys(names[one] for one in pruned if isinstance(one, LAYERS))))
+            scores.append(score.float().cpu())
+            structure = tuple((type(dep.target.module), out(dep.handler)) for dep, _ in group)
+            scopes.append({"local": layers[-1], "global": None, "isomorphic": structure}[scope])
+    if not layers:
+        raise UserError(f"no layer of this network has a {importance} score: choose another --importance")
+    places = [None] * len(layers)
+    for competing in set(scopes):
+        members = [index for index, each in enumerate(scopes) if each == competing]
+        order = torch.cat([scores[index] for index in members]).argsort(stable=True).argsort()
+        shares = ((order + 0.5) / len(order)).split([len(scores[index]) for index in members])
+        for index, share in zip(members, shares, strict=True):
+            places[index] = share
+    return [Group(*each) for each in zip(layers, scores, places, strict=True)]
+
+
+def take_gradients(model: nn.Module, batches: Iterable, device: torch.device) -> None:
+    """Leaves in the parameters the sum of the cross-entropy's gradients over the first 16 of `batches` of
+    training pictures, in all processes together; statistics and weights stay as they are.
+    """
+    model.to(device).eval().zero_grad()
+    for images, labels in itertools.islice(batches, GRADIENT_BATCHES):
+        cross_entropy(model, images.to(device), labels.to(device))[0].backward()
+    for parameter in model.parameters():
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        parameter.grad = distributed.total(gradient)
+
+
+def prune(
+    model: nn.Module, groups: list[Group], widths: Widths, *, protect: nn.Module, image_size: int
+) -> nn.Module:
+    """A copy of `model` in which each layer named in `widths` keeps that many of its channels, those with the
+    highest scores in `groups`. Raises UserError where the network cannot be pruned.
+    """
+    protected = next(name for name, module in model.named_modules() if module is protect)
+    pruned = copy.deepcopy(model).eval()
+    names = {module: name for name, module in pruned.named_modules()}
+    scores = {group.layers[0]: group.scores for group in groups}
+    # half a channel more, because the library truncates
+    ratios = {
+        (layer := pruned.get_submodule(name)): max(0.0, 1 - (width + 0.5) / layer.weight.shape[0])
+        for name, width in widths.items()
+    }
+    picture = torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
+    with _refusing(model):
+        torch_pruning.pruner.BasePruner(
+            pruned,
+            picture,
+            importance=lambda group: scores.get(names[group[0].dep.target.module]),
+            pruning_ratio=0.0,
+            pruning_ratio_dict=ratios,
+            ignored_layers=[pruned.get_submodule(protected)],
+            round_to=ROUND_TO,
+        ).step()
+    return pruned.train(model.training)
+
+
+def widths_of(state: dict[str, Tensor], groups: list[Group]) -> Widths:
+    """The widths that the layers of `groups` have in the state dict of a pruned model."""
+    return {name: len(state[f"{name}.weight"]) for group in groups for name in group.layers}
+
+
+def share_widths(groups: list[Group], share: float) -> Widths:
+    """The widths when in each scope the `share` of the channels goes that scores lowest, rounded to 8."""
+    return {name: group.width(share) for group in groups for name in group.layers}
+
+
+def budget_widths(
+    model: nn.Module, groups: list[Group], budget: Budget, *, protect: nn.Module, image_size: int
+) -> Widths:
+    """The widths, in steps of 8, with which `model` comes as near to `budget` as they allow.
+
+    The share that goes is found by bisection; where the layer that tips the scale is a large one, another
+    layer is made 8 channels wider or narrower. No layer falls below 8 channels. Raises UserError where the
+    budget lies below what can be reached.
+    """
+    channels = sum(len(group.scores) for group in groups)
+    steps = channels if budget.exact else min(channels, budget.TRIALS)
+
+    def excess(widths: Widths) -> float:
+        pruned = prune(model, groups, widths, protect=protect, image_size=image_size)
+        return budget.cost(pruned) - budget.limit
+
+    def at(step: int) -> Widths:
+        return share_widths(groups, step / steps)
+
+    def miss(widths: Widths) -> float:
+        over = excess(widths)
+        return math.inf if over > 0 and budget.strict else abs(over)
+
+    start = budget.cost(model)
+    if start <= budget.limit:
+        return at(0)
+    least = budget.limit + excess(at(steps))
+    if least > budget.limit:
+        raise UserError(
+            f"this network cannot be pruned to {budget.shown(budget.limit)}: {budget.shown(least)} is the "
+            f"least, {least / start:.1%} of {budget.shown(start)}"
+        )
+    few, many = _bisect(lambda step: excess(at(step)) > 0, 0, steps)
+    if not budget.exact:  # measured: what fitted once may not fit twice
+        while many < steps and excess(at(many)) > 0:
+            many += 1
+        return at(many)
+    best, closest = min(((at(step), miss(at(step))) for step in (few, many)), key=lambda pair: pair[1])
+    for step, change in ((few, -ROUND_TO), (many, ROUND_TO)):
+        for group in groups:
+            if closest <= CLOSE_ENOUGH * start:
+                break
+            width = min(max(ROUND_TO, group.width(step / steps) + change), len(group.scores))
+            widths = at(step) | dict.fromkeys(group.layers, width)
+            if (missed := miss(widths)) < closest:
+                best, closest = widths, missed
+    return best
+
+
+def sensitivity(
+    model: nn.Module,
+    groups: list[Group],
+    score: Callable[[nn.Module], float],
+    *,
+    protect: nn.Module,
+    image_size: int,
+) -> Tensor:
+    """What `score` says of `model` when of one group alone a share of its channels is gone, without any
+    training: float32 [groups, SHARES], nan where rounding to 8 takes none.
+    """
+    table = torch.full((len(groups), len(SHARES)), math.nan)
+    for row, group in enumerate(
+        tqdm(groups, desc="sensitivity", unit="group", leave=False, disable=not distributed.is_first())
+    ):
+        width = len(group.scores)
+        for column, share in enumerate(SHARES):
+            kept = _rounded(width * (1 - share))
+            if kept < width:
+                widths = dict.fromkeys(group.layers, kept)
+                pruned = prune(model, groups, widths, protect=protect, image_size=image_size)
+                table[row, column] = score(pruned)
+    return table
+
+
+def _rounded(width: float) -> int:
+    return max(1, math.floor(width / ROUND_TO + 0.5)) * ROUND_TO
 
 
 def _bisect(too_large: Callable[[int], bool], low: int, high: int) -> tuple[int, int]:
@@ -111,28 +238,3 @@ def _refusing(model: nn.Module):
         yield
     except (ZeroDivisionError, RuntimeError, IndexError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"torch-pruning cannot prune {type(model).__name__}: {error}") from None
-
-
-def _prune(model: nn.Module, shares: dict[str, float], *, protect: nn.Module, image_size: int) -> nn.Module:
-    """A copy of `model` in which each layer named in `shares` loses that share of its output channels."""
-    protected = next(name for name, module in model.named_modules() if module is protect)
-    pruned = copy.deepcopy(model).eval()
-    ratios = {}
-    for name, share in shares.items():
-        module = pruned.get_submodule(name)
-        width = module.weight.shape[0]
-        # the library rounds down, which halves a layer of 16 for the smallest share: it is given the width
-        # rounded to the nearest, and half a channel more because it truncates
-        kept = max(1, math.floor(width * (1 - share) / ROUND_TO + 0.5)) * ROUND_TO
-        ratios[module] = max(0.0, 1 - (kept + 0.5) / width)
-    device = next(model.parameters()).device
-    with _refusing(model):
-        torch_pruning.pruner.BasePruner(
-            pruned,
-            torch.zeros(1, 3, image_size, image_size, device=device),
-            importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
-            pruning_ratio_dict=ratios,
-            ignored_layers=[pruned.get_submodule(protected)],
-            round_to=ROUND_TO,
-        ).step()
-    return pruned.train(model.training)

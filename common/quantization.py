@@ -151,6 +151,26 @@ def int8_state(model: nn.Module) -> dict:
     return {key: _to_plain(value) for key, value in state if not isinstance(value, torch.dtype)}
 
 
+def resized_int8_state(state: dict, shapes: dict[str, list[int]]) -> dict:
+    """What `int8_state` would give, but for the values, if the float model's tensors had `shapes`."""
+
+    def resized(value, shape: list[int]):
+        if isinstance(value, list):  # weight and bias of a Linear
+            return [resized(part, shape) for part in value]
+        if isinstance(value, dict):
+            scales = {key: resized(value[key], shape) for key in ("scale", "zero_point")}
+            return {"int8": value["int8"].new_zeros(shape), **scales}
+        return value.new_zeros(shape[:1]) if torch.is_tensor(value) and value.ndim else value
+
+    modules = {key: key.partition("._packed_params")[0].removesuffix(".weight") for key in state}
+    modules |= {key: key.removesuffix(".bias") for key in state if key.endswith(".bias")}
+    weights = {key: f"{module}.weight" for key, module in modules.items()}
+    return {
+        key: resized(value, shapes[weights[key]]) if weights[key] in shapes else value
+        for key, value in state.items()
+    }
+
+
 def load_int8_state(model: nn.Module, state: dict) -> None:
     """Loads what `int8_state` gave into a `skeleton`. Raises UserError where names or kinds do not fit."""
     own = model.state_dict()  # its _metadata tells the modules which layout they read

@@ -69,9 +69,12 @@ def write_markdown(rows: list[Row], conditions: str, path: Path) -> None:
 
 
 def before_after(before: dict, before_path: Path | None, after: dict, after_path: Path) -> str:
-    """`before => after` lines of two checkpoints' `metrics` and files; `before` may lack top-1 and a file."""
+    """`before => after` lines of two checkpoints' `metrics` and files; `before` may lack top-1, that of the same
+    split, and a file.
+    """
+    comparable = "top1" in before and before.get("split", "test") == after["split"]
     rows = [
-        ("top-1", f"{before['top1']:.2%}" if "top1" in before else "-", f"{after['top1']:.2%}"),
+        ("top-1", f"{before['top1']:.2%}" if comparable else "-", f"{after['top1']:.2%}"),
         (
             "parameters",
             f"{before['params']:,}",

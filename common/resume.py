@@ -24,10 +24,12 @@ class Progress:
     """The states of a run's rounds, the calls of `training.fit`: one, or several in pruning step by step.
 
     Without a `path` nothing is written. `run`: what decides what the run makes; `row`: its row of lineage.
+    `finished`: the checkpoint that this very run has made before.
     """
 
     def __init__(self, path: Path | None = None, run: dict | None = None, row: dict | None = None):
         self.path, self.run, self.row = path, run, row
+        self.finished: Path | None = None
         self.rounds: list[dict] = []
         self.current = -1
         self._on_disk = False
@@ -35,8 +37,13 @@ class Progress:
 
     def begin(self) -> dict | None:
         """Enters the next round: its state, or None where it starts from the beginning."""
+        state = self.upcoming()
         self.current += 1
-        return self.rounds[self.current] if self.current < len(self.rounds) else None
+        return state
+
+    def upcoming(self) -> dict | None:
+        """The state of the next round, or None where it starts from the beginning."""
+        return self.rounds[self.current + 1] if self.current + 1 < len(self.rounds) else None
 
     @property
     def epochs_before(self) -> int:
@@ -76,18 +83,20 @@ def open_run(folder: str | Path, row: dict, *, resume: bool) -> Progress:
     """The progress of the run that `row` (see `checkpoint.lineage_row`) describes: with `resume` as far as it
     came. Its `row` is that of the run's start, with what was changed on the way.
 
-    With `resume` and nothing to go on from the run starts from the beginning, and says so. Raises UserError
+    With `resume` a run that was finished is not done again, see `Progress.finished`; with nothing to go on
+    from it starts from the beginning, and says so. Raises UserError
     where there is a state and `resume` is not given, or it cannot be read; and where another process has set
     out to do something else.
     """
-    run = {key: row[key] for key in ("stage", "name", "split", "parent_sha256", "teacher_sha256")}
-    run["options"] = {key: value for key, value in row["options"].items() if key not in FREE}
+    run = _what_decides(row)
     digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:8]
     if len(set(distributed.gathered(digest))) > 1:
         raise UserError("the processes have not the same options, pictures and files to start from")
     progress = Progress(Path(folder) / f"{row['name']}-{digest}.resume", run, row)
     content = distributed.from_first(_find(progress, resume) if distributed.is_first() else None)
-    if content:
+    if isinstance(content, Path):
+        progress.finished = content
+    elif content:
         progress.rounds, progress._on_disk = content["rounds"], True
         started, now = content["row"], row["options"]["lr"]
         before = started["options"]["lr"]
@@ -100,9 +109,35 @@ def open_run(folder: str | Path, row: dict, *, resume: bool) -> Progress:
     return progress
 
 
-def _find(progress: Progress, resume: bool) -> dict | None:
+def _what_decides(row: dict) -> dict:
+    run = {key: row.get(key) for key in ("stage", "name", "split", "parent_sha256", "teacher_sha256")}
+    run["options"] = {key: value for key, value in row["options"].items() if key not in FREE}
+    return run
+
+
+def _finished(progress: Progress) -> Path | None:
+    """The checkpoint beside `progress` that the same run with the same learning rate has made, if any."""
+    for path in progress.path.parent.glob(f"{progress.row['name']}_*.pt"):
+        try:
+            made = load_checked(path)["lineage"][-1]
+            lr = made["options"].get("lr")
+            if (
+                _what_decides(made) == progress.run
+                and lr == progress.row["options"]["lr"]
+                and "changes" not in made
+            ):
+                return path
+        except (UserError, LookupError, TypeError, AttributeError):  # damaged, or no checkpoint of a stage
+            continue
+    return None
+
+
+def _find(progress: Progress, resume: bool) -> dict | Path | None:
     path = progress.path
     if not path.exists():
+        if resume and (finished := _finished(progress)):
+            print(f"finished before: {finished}")
+            return finished
         if resume:
             print("nothing to resume, the run starts from the beginning")
             for other in path.parent.glob(f"{progress.row['name']}-*.resume"):
