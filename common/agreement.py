@@ -31,7 +31,7 @@ def check(converted: Converted, int8: Score, fake_quant: Score, batches: Iterabl
 
 
 def summary(split: str, int8: Score, engine: str, others: dict[str, Score]) -> str:
-    """Lines on how the int8 model and the `others`, "fp32" and "fake_quant", scored on the pictures of `split`.
+    """Lines on how the int8 model and the `others`, "fp32" and "fake_quant", on the pictures of `split`.
 
     The last one warns where int8 and fake quantization disagree on more than 1 % of them.
     """

@@ -1,4 +1,4 @@
-"""What a model may cost: parameters, multiply-accumulates, bytes of its file, milliseconds on this machine."""
+"""What a model may cost: parameters, multiply-accumulates, bytes of its file, milliseconds here."""
 
 import copy
 from collections.abc import Callable

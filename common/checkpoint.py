@@ -99,9 +99,8 @@ def open_parent(reference: str, folder: str, image_size: int | None, *, to: str)
     if parent["int8"] is not None:
         raise UserError(f"{path} is an int8 model, the end of a chain: a float checkpoint is needed to {to}")
     figures = parent["metrics"]
-    print(
-        f"{path}: {parent['stage']} {parent['arch']}, {figures.get('split', 'test')} top-1 {figures['top1']:.2%}"
-    )
+    accuracy = f"{figures.get('split', 'test')} top-1 {figures['top1']:.2%}"
+    print(f"{path}: {parent['stage']} {parent['arch']}, {accuracy}")
     return path, parent | {"image_size": image_size or parent["image_size"]}
 
 

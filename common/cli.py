@@ -207,7 +207,7 @@ def pick_device(name: str):
 
 
 def run(main, parse_args) -> None:
-    """Runs a script, whose `main` gives its exit code, or anything else for 0; stages also in several processes.
+    """Runs a script, stages also in several processes; its `main` gives the exit code, or what it made for 0.
 
     A `UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
     """

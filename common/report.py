@@ -69,8 +69,8 @@ def write_markdown(rows: list[Row], conditions: str, path: Path) -> None:
 
 
 def before_after(before: dict, before_path: Path | None, after: dict, after_path: Path) -> str:
-    """`before => after` lines of two checkpoints' `metrics` and files; `before` may lack top-1, that of the same
-    split, and a file.
+    """`before => after` lines of two checkpoints' `metrics` and files; `before` may lack a top-1 of the same split
+    and a file.
     """
     comparable = "top1" in before and before.get("split", "test") == after["split"]
     rows = [
