@@ -67,6 +67,7 @@ def parse_args(argv=None):
     options.add_teacher_options(parser, required=False)
     options.add_data_options(parser)
     options.add_training_options(parser, epochs=20, lr=5e-4)
+    options.add_stage_options(parser)
     return parser.parse_args(argv)
 
 
@@ -114,8 +115,8 @@ def main(args):
         splits, parent, args.batch_size, args.seed, cache=args.cache, workers=args.workers, device=device
     )
     scored = loaders.scored(args.score)
-    if args.sensitivity and loaders.val is None:
-        raise UserError("--sensitivity needs validation pictures: a --val-fraction above 0")
+    if args.sensitivity:
+        loaders.scored("val")  # which it needs
     precision = machine.pick_precision(args.precision, device, model)
     computing = machine.summary(device, precision)
     print(f"{parent['arch']}: {before['params']:,} parameters, {before['macs']:,} MACs; {splits}")
@@ -148,6 +149,7 @@ def main(args):
             budget = budgets.read(
                 kind, text, model, parent, row,
                 precision=args.target_precision, backend=backend, threads=args.threads,
+                parent_bytes=row["parent_bytes"],
             )  # fmt: skip
     start = budget.cost(model)
 

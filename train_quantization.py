@@ -35,6 +35,7 @@ def parse_args(argv=None):
     options.add_teacher_options(parser, required=False)
     options.add_data_options(parser)
     options.add_training_options(parser, epochs=10, lr=5e-5)
+    options.add_stage_options(parser)
     return parser.parse_args(argv)
 
 

@@ -18,6 +18,7 @@ def parse_args(argv=None):
     options.add_pretrained_option(group)
     options.add_data_options(parser)
     options.add_training_options(parser, epochs=20, lr=5e-4)
+    options.add_stage_options(parser)
     return parser.parse_args(argv)
 
 

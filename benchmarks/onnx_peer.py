@@ -38,6 +38,22 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+def statically_quantized(onnx_path: Path, train: batches.Batches) -> Path:
+    """ONNX Runtime's own quantization of the fp32 model in `onnx_path`, in a file beside it."""
+    prepared, peer = onnx_path.with_name("prepared.onnx"), onnx_path.with_name("quantize_static.onnx")
+    quant_pre_process(onnx_path, prepared)
+    quantize_static(
+        prepared,
+        peer,
+        Reader(itertools.islice(train, CALIBRATION_BATCHES)),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+    return peer
+
+
 def main(args):
     paths = [checkpoint.find(name, args.output_dir) for name in args.weights]
     parent = checkpoint.load(paths[0])
@@ -69,17 +85,7 @@ def main(args):
                 pass
             onnx_model = onnx_file.OnnxModel(exported, args.threads)
             row(exported.name, "ONNX Runtime", onnx_model, exported, torch.contiguous_format)
-        prepared, peer = Path(folder) / "prepared.onnx", Path(folder) / "quantize_static.onnx"
-        quant_pre_process(Path(folder) / f"{paths[0].stem}.onnx", prepared)
-        quantize_static(
-            prepared,
-            peer,
-            Reader(itertools.islice(loaders.train, CALIBRATION_BATCHES)),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
+        peer = statically_quantized(Path(folder) / f"{paths[0].stem}.onnx", loaders.train)
         row(
             "quantize_static",
             "ONNX Runtime",

@@ -30,3 +30,9 @@ def read(kind: str, text: str) -> tuple[float, bool]:
     if not 0 < amount < math.inf:
         raise ValueError(f"{text!r} must be above 0")
     return amount, not match[2] and amount <= 1
+
+
+def exact(kind: str, amount: float) -> str:
+    """The text that `read` takes for this amount, never for a share."""
+    unit = {"macs": "K", "size": "B", "latency": "ms"}[kind]
+    return f"{amount / UNITS[kind][unit]:.6f}{unit}"

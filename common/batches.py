@@ -126,10 +126,10 @@ class Loaders:
     test: Batches
 
     def scored(self, split: str) -> Batches:
-        """Those of "test" or "val". Raises UserError where no part was set aside for validation."""
+        """Those of "test" or "val". Raises UserError where none were set aside for validation."""
         batches = {"test": self.test, "val": self.val}[split]
         if batches is None:
-            raise UserError("--score val needs validation pictures: a --val-fraction above 0")
+            raise UserError("this needs validation pictures: a --val-fraction above 0")
         return batches
 
 

@@ -75,10 +75,12 @@ def read(
     precision: str = "fp32",
     backend: str | None = None,
     threads: int = 1,
+    parent_bytes: int | None = None,
 ) -> Budget:
     """What `text` means for `model`, rebuilt from the checkpoint `parent`: see `amounts.read`.
 
-    A share is one of what `model` costs now, in float32. `row` is what its lineage gets. With `precision`
+    A share is one of what `model` costs now, in float32, `parent_bytes` being the size of its file. `row` is
+    what its lineage gets. With `precision`
     "int8" the cost is that once it is quantized for `backend`. Latency is the median for one picture here,
     with `threads` threads and torch's fastest engine. Raises UserError where the model cannot be quantized.
     """
@@ -126,6 +128,8 @@ def read(
         skeleton = quantization.skeleton(copy.deepcopy(model).cpu(), backend, image_size)
         int8_state = quantization.int8_state(skeleton)
     amount, is_share = amounts.read(kind, text)
-    limit = amount * costs[kind, "fp32"](model) if is_share else amount
+    if is_share:
+        whole = parent_bytes if kind == "size" and parent_bytes else costs[kind, "fp32"](model)
+        amount *= whole
     conditions = f"{engine} on {latency.cpu()}, {threads} thread(s)" if kind == "latency" else ""
-    return Budget(kind, limit, costs[kind, precision], precision, conditions)
+    return Budget(kind, amount, costs[kind, precision], precision, conditions)

@@ -71,8 +71,8 @@ class Score:
         return float((self.answers == other.answers).double().mean())
 
     def as_dict(self, split: str) -> dict:
-        """The figures as a checkpoint keeps them; `split`, "test" or "val", is what was scored, `ci95` Wilson's
-        interval of top-1.
+        """The figures as a checkpoint keeps them: `split`, "test" or "val", is what was scored, `ci95` is
+        Wilson's interval of top-1.
         """
         return {
             "split": split,

@@ -99,13 +99,6 @@ def add_training_options(parser: cli.Parser, *, epochs: int, lr: float) -> None:
     group.add_argument(
         "--seed", type=cli.number(int, 0, 2**32 - 1), default=0, metavar="N", help="default: 0"
     )
-    group.add_argument(
-        "--score",
-        choices=SCORED,
-        default="test",
-        help="the split whose accuracy the file gets in the end; val leaves the test pictures unseen while "
-        "settings are tried; default: test",
-    )
     _add_machine_options(parser)
     _add_file_options(parser)
 
@@ -136,6 +129,23 @@ def _add_file_options(parser: cli.Parser) -> None:
     group = parser.add_argument_group("files")
     add_output_dir_option(group)
     group.add_argument(
+        "--config",
+        metavar="FILE.yaml",
+        help="'option: value' lines that become defaults; the command line wins",
+    )
+
+
+def add_stage_options(parser: cli.Parser) -> None:
+    """Adds the options of a stage that is run by itself: what it scores, and what becomes of its file."""
+    group = parser.add_argument_group("stage")
+    group.add_argument(
+        "--score",
+        choices=SCORED,
+        default="test",
+        help="the split whose accuracy the file gets in the end; val leaves the test pictures unseen while "
+        "settings are tried; default: test",
+    )
+    group.add_argument(
         "--resume",
         action="store_true",
         help="go on with the same run where it was interrupted; without one, start from the beginning",
@@ -145,11 +155,6 @@ def _add_file_options(parser: cli.Parser) -> None:
         type=cli.plain_name,
         metavar="NAME",
         help="stands in the file's name instead of the architecture",
-    )
-    group.add_argument(
-        "--config",
-        metavar="FILE.yaml",
-        help="'option: value' lines that become defaults; the command line wins",
     )
 
 

@@ -29,6 +29,12 @@ def write_history(history: list[dict], checkpoint_path: Path) -> None:
         draw_curves(history, checkpoint_path.with_suffix(".png"))
 
 
+def write_text(text: str, path: Path) -> None:
+    """Writes `text` and an end of line. Raises UserError where the file cannot be written."""
+    with written_whole(path) as temporary:
+        temporary.write_text(f"{text}\n", encoding="utf-8")
+
+
 def _write_csv(rows: list[dict], path: Path) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -39,8 +45,7 @@ def _write_csv(rows: list[dict], path: Path) -> None:
 
 def write_rows_json(rows: list[Row], path: Path) -> None:
     """A JSON list of `Row.as_dict`. Raises UserError where the file cannot be written."""
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps([row.as_dict() for row in rows], indent=2) + "\n", encoding="utf-8")
+    write_text(json.dumps([row.as_dict() for row in rows], indent=2), path)
 
 
 def write_rows_csv(rows: list[Row], path: Path) -> None:
@@ -63,14 +68,13 @@ def write_markdown(rows: list[Row], conditions: str, path: Path) -> None:
             made.append((f"`{row.path.name}`", f"`{options['command']}`", str(options["seed"])))
     parts = [accuracy_table(rows), cost_table(rows), f"{EXPLANATION} {conditions}"]
     if made:
-        parts.append(_markdown([("file", "made by", "seed"), *made], left=2))
-    with written_whole(path) as temporary:
-        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        parts.append(markdown([("file", "made by", "seed"), *made], left=2))
+    write_text("\n\n".join(parts), path)
 
 
 def before_after(before: dict, before_path: Path | None, after: dict, after_path: Path) -> str:
-    """`before => after` lines of two checkpoints' `metrics` and files; `before` may lack a top-1 of the same split
-    and a file.
+    """`before => after` lines of two checkpoints' `metrics` and files; `before` may lack a file, and a top-1
+    of the same split.
     """
     comparable = "top1" in before and before.get("split", "test") == after["split"]
     rows = [
@@ -102,14 +106,14 @@ def accuracy_table(rows: list[Row], width: int | None = None) -> str:
                 row.content["stage"],
                 f"{row.score.n}",
                 f"{row.score.top1:.2%}",
-                _interval(row.score.ci95),
+                interval(row.score.ci95),
                 f"{row.score.top5:.2%}",
-                _interval(row.score.ci95_top5),
+                interval(row.score.ci95_top5),
                 "-" if delta is None else f"{100 * delta:+.2f}",
                 "-" if p is None else f"{p:.3f}" if p >= 0.0005 else "<0.001",
             )
         )
-    return _markdown(cells, left=2, width=width)
+    return markdown(cells, left=2, width=width)
 
 
 def cost_table(rows: list[Row], width: int | None = None) -> str:
@@ -131,7 +135,7 @@ def cost_table(rows: list[Row], width: int | None = None) -> str:
                 row.engine,
             )
         )
-    return _markdown(cells, width=width)
+    return markdown(cells, width=width)
 
 
 def class_table(confusion: torch.Tensor, classes: list[str]) -> str:
@@ -145,18 +149,21 @@ def class_table(confusion: torch.Tensor, classes: list[str]) -> str:
         wrong = confusion[index].clone()
         wrong[index] = 0
         mistake = f"{classes[int(wrong.argmax())]} ({int(wrong.max())})" if wrong.any() else "-"
-        share, interval = (f"{correct / n:.1%}", _interval(wilson_interval(correct, n))) if n else ("-", "-")
-        cells.append((classes[index], str(n), share, interval, mistake))
-    return _markdown(cells)
+        share, ci95 = (f"{correct / n:.1%}", interval(wilson_interval(correct, n))) if n else ("-", "-")
+        cells.append((classes[index], str(n), share, ci95, mistake))
+    return markdown(cells)
 
 
-def _interval(ci95: tuple[float, float]) -> str:
+def interval(ci95: tuple[float, float]) -> str:
+    """Both ends in percent."""
     low, high = ci95
     return f"{100 * low:.1f}-{100 * high:.1f}"
 
 
-def _markdown(rows: list[tuple[str, ...]], *, left: int = 1, width: int | None = None) -> str:
-    """Aligned for reading as text too: the first `left` columns to the left, the others to the right."""
+def markdown(rows: list[tuple[str, ...]], *, left: int = 1, width: int | None = None) -> str:
+    """A Markdown table, aligned for reading as text too: the first `left` columns to the left, the others to the
+    right.
+    """
     header, *body = rows
     lines = [header, (*[":---"] * left, *["---:"] * (len(header) - left)), *body]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]

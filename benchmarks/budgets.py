@@ -1,0 +1,185 @@
+"""A budget of bytes met by compress.py, beside what else one might do to meet it.
+
+    python -m benchmarks.budgets --weights teacher_mobilenet_v2 --output-dir bench --pretrained . \
+        --smaller squeezenet1_1 --output budgets.jsonl
+
+The budgets are 1/2, 1/4, 1/8 and 1/16 of the file of --weights. The peers:
+- ONNX Runtime's quantize_static of that file (see benchmarks.onnx_peer), and of each --smaller
+- magnitude pruning, the same share of every layer, with as many epochs of fine-tuning on the labels
+- each --smaller architecture, from its pretrained weights (ARCH.pth in --pretrained), with as many epochs
+compress.py may distil into the --smaller ones as well. Everything is trained on the same pictures, the epoch
+chosen on validation, and scored on the test split once. A line of JSON each goes to --output; what is there
+already is not run again. --draw makes a plot of several such files.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+
+import compress
+import train_pruning
+import train_teacher
+from benchmarks.onnx_peer import statically_quantized
+from common import batches, checkpoint, classifier, cli, data, metrics, onnx_file, options
+
+PARTS = (2, 4, 8, 16)
+CHAIN, STATIC, UNIFORM = "compress.py", "quantize_static", "uniform magnitude pruning"
+COLOURS = {CHAIN: "tab:red", STATIC: "tab:green", UNIFORM: "tab:blue"}
+BATCH = 32
+
+
+def parse_args(argv=None):
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--weights", metavar="CHECKPOINT", help="what is compressed")
+    parser.add_argument("--smaller", nargs="+", default=[], metavar="ARCH", help="smaller architectures")
+    parser.add_argument("--pretrained", metavar="DIR", help="their initial weights")
+    parser.add_argument("--epochs", type=int, default=16, help="of distillation and fine-tuning; default: 16")
+    parser.add_argument("--quantization-epochs", type=int, default=4, help="of QAT; default: 4")
+    parser.add_argument("--target-device", default="embedded", help="default: embedded")
+    parser.add_argument("--output", metavar="FILE.jsonl", help="continued where it is there")
+    parser.add_argument("--draw", nargs="+", metavar="FILE", help="FILE.png and FILE.jsonl of each data set")
+    options.add_dataset_options(parser)
+    options.add_output_dir_option(parser)
+    return parser.parse_args(argv)
+
+
+def main(args):
+    if args.draw:
+        return draw(Path(args.draw[0]), [Path(path) for path in args.draw[1:]])
+    output, folder = Path(args.output), Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    source = checkpoint.find(args.weights, args.output_dir)
+    splits = data.load_splits(args.dataset, args.data_dir, val_fraction=0.2)
+    where = ["--dataset", args.dataset, "--output-dir", str(folder)]
+    where += ["--data-dir", args.data_dir] if args.data_dir else []
+    total = args.epochs + args.quantization_epochs
+    done = {row["name"]: row for row in read(output)}
+
+    def note(name: str, method: str, make, part: int | None = None):
+        """Scores the file that `make()` gives, and writes it down."""
+        if name in done:
+            return
+        path = make()
+        opened = classifier.load(path, None, 2)
+        loader = batches.scoring_loader(splits.test, opened.content, BATCH, cache=options.CACHE)
+        score = metrics.evaluate(opened.model, loader, torch.device("cpu"))
+        row = {
+            "name": name, "method": method, "part": part, "file": path.name, "bytes": path.stat().st_size,
+            "teacher": source.name, "teacher_bytes": source.stat().st_size, "dataset": args.dataset,
+            "correct": score.correct.int().tolist(),
+        }  # fmt: skip
+        with output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{name}: {path.name}, {row['bytes']:,} bytes, {score}", flush=True)
+
+    def run(script, *words):
+        return script.main(script.parse_args([*map(str, words), *where]))
+
+    def static(path: Path):
+        def make():
+            content = checkpoint.load(path)
+            loaders = batches.make_loaders(splits, content, BATCH, seed=0, cache=options.CACHE)
+            with tempfile.TemporaryDirectory() as temporary:
+                exported = Path(temporary) / f"{path.stem}.onnx"
+                with onnx_file.written(content, checkpoint.rebuild(content), exported):
+                    pass
+                peer = statically_quantized(exported, loaders.train)
+                return peer.rename(folder / f"static_{path.stem}.onnx")
+
+        return make
+
+    note(source.name, "before", lambda: source)
+    note(f"{STATIC} of {source.name}", STATIC, static(source))
+    for arch in args.smaller:
+        weights = f"{args.pretrained}/{arch}.pth"
+        small = run(train_teacher, "--teacher", arch, "--pretrained", weights, "--epochs", total, "--resume")
+        note(arch, arch, lambda small=small: small)
+        note(f"{STATIC} of {arch}", f"{arch}, {STATIC}", static(small))
+    for part in reversed(PARTS):
+        limit = f"{source.stat().st_size // part}B"
+        students = ["--student", *args.smaller] if args.smaller else []
+        note(
+            f"{CHAIN} 1/{part}", CHAIN,
+            lambda limit=limit, students=students: run(
+                compress, "--weights", source, "--target-size", limit, "--epochs", args.epochs,
+                "--quantization-epochs", args.quantization_epochs, "--target-device", args.target_device,
+                *students, "--pretrained", f"{args.pretrained}/{args.smaller[0]}.pth",
+            ),
+            part,
+        )  # fmt: skip
+        note(
+            f"{UNIFORM} 1/{part}", UNIFORM,
+            lambda limit=limit: run(
+                train_pruning, "--weights", source, "--target-size", limit, "--importance", "magnitude",
+                "--scope", "local", "--epochs", total, "--resume",
+            ),
+            part,
+        )  # fmt: skip
+    print(table(read(output)))
+    return None
+
+
+def read(path: Path) -> list[dict]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def table(rows: list[dict]) -> str:
+    """Of each method the most accurate file that fits, per budget; p against compress.py, on the same
+    pictures.
+    """
+    methods = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "before"))
+    methods = [CHAIN, *(method for method in methods if method != CHAIN)]
+    lines = [f"| method | {' | '.join(f'1/{part}' for part in PARTS)} |", "| :--- |" + " ---: |" * len(PARTS)]
+    for method in methods:
+        cells = []
+        for part in PARTS:
+            limit = rows[0]["teacher_bytes"] // part
+            own = [row for row in rows if row["method"] == method and row["part"] in (part, None)]
+            chain = [row for row in rows if row["method"] == CHAIN and row["part"] == part]
+            fitting = [row for row in own if row["bytes"] <= limit]
+            if not fitting:
+                least = min((row["bytes"] for row in own), default=None)
+                cells.append(f"does not fit ({least / 1e6:.2f} MB)" if least else "-")
+                continue
+            correct = torch.tensor(fitting[0]["correct"]).bool()
+            cell = f"{correct.double().mean():.2%}, {fitting[0]['bytes'] / 1e6:.2f} MB"
+            if method != CHAIN and chain:
+                cell += f", p {metrics.mcnemar(correct, torch.tensor(chain[0]['correct']).bool()):.3f}"
+            cells.append(cell)
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(path: Path, files: list[Path]) -> None:
+    figure = Figure(figsize=(6.5 * len(files), 4.6), layout="constrained")
+    for axes, file in zip(figure.subplots(1, len(files), squeeze=False)[0], files, strict=True):
+        rows = read(file)
+        for method in dict.fromkeys(row["method"] for row in rows):
+            own = sorted((row for row in rows if row["method"] == method), key=lambda row: row["bytes"])
+            top1 = [sum(row["correct"]) / len(row["correct"]) for row in own]
+            ends = [metrics.wilson_interval(sum(row["correct"]), len(row["correct"])) for row in own]
+            bars = [[y - low for y, (low, _) in zip(top1, ends, strict=True)],
+                    [high - y for y, (_, high) in zip(top1, ends, strict=True)]]  # fmt: skip
+            style = {"marker": "o" if len(own) > 1 else "s", "capsize": 3, "color": COLOURS.get(method)}
+            axes.errorbar([row["bytes"] / 1e6 for row in own], top1, bars, label=method, **style)
+        for part in PARTS:
+            limit = rows[0]["teacher_bytes"] / part / 1e6
+            axes.axvline(limit, color="grey", linestyle=":", lw=1)
+            axes.annotate(f"1/{part}", (limit, 0.02), xycoords=("data", "axes fraction"), fontsize=8,
+                          ha="right", rotation=90)  # fmt: skip
+        axes.set(xscale="log", xlabel="file, MB", ylabel="top-1 on test", title=rows[0]["teacher"])
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_args)
