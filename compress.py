@@ -42,7 +42,9 @@ def parse_args(argv=None):
     for name in SHARED:
         value = getattr(args, name)
         if value != parser.get_default(name):
-            args.shared += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value or "off")])
+            args.shared += [f"--{name.replace('_', '-')}"] + (
+                [] if value is True else ["off" if value is None else str(value)]
+            )
     return args
 
 

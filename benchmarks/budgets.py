@@ -53,6 +53,7 @@ def main(args):
     output, folder = Path(args.output), Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     source = checkpoint.find(args.weights, args.output_dir)
+    side = checkpoint.load(source)["image_size"]
     splits = data.load_splits(args.dataset, args.data_dir, val_fraction=0.2)
     where = ["--dataset", args.dataset, "--output-dir", str(folder)]
     where += ["--data-dir", args.data_dir] if args.data_dir else []
@@ -96,7 +97,18 @@ def main(args):
     note(f"{STATIC} of {source.name}", STATIC, static(source))
     for arch in args.smaller:
         weights = f"{args.pretrained}/{arch}.pth"
-        small = run(train_teacher, "--teacher", arch, "--pretrained", weights, "--epochs", total, "--resume")
+        small = run(
+            train_teacher,
+            "--teacher",
+            arch,
+            "--pretrained",
+            weights,
+            "--epochs",
+            total,
+            "--image-size",
+            side,
+            "--resume",
+        )
         note(arch, arch, lambda small=small: small)
         note(f"{STATIC} of {arch}", f"{arch}, {STATIC}", static(small))
     for part in reversed(PARTS):

@@ -27,6 +27,7 @@ from common.errors import UserError
 from common.files import CHECKSUM, checksum, load_checked, load_tensors, save_checked, written_whole
 from common.validity import FORMAT, STAGES
 
+CANDIDATES = "candidates"  # the folder, beside the checkpoints, of what compress.py tries
 FILE_NAME = re.compile(r"(?P<name>.+)_(?P<top1>[01]\.\d{4})(-\d+)?\.pt")
 
 

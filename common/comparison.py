@@ -75,9 +75,12 @@ class Row:
 
 
 def find_parent(path: Path, content: dict, others: Iterable[Path]) -> Path | None:
-    """The file that `path` was made from, known by its SHA-256: one of `others`, or a file beside `path`."""
+    """The file that `path` was made from, known by its SHA-256: one of `others`, a file beside `path`, or one
+    that compress.py has tried.
+    """
     made = content["lineage"][-1] if content["lineage"] else {"parent": None}
-    places = [*others, path.parent / made["parent"]] if made["parent"] else []
+    folders = (path.parent, path.parent / checkpoint.CANDIDATES)
+    places = [*others, *(folder / made["parent"] for folder in folders)] if made["parent"] else []
     return next((p for p in places if p.is_file() and checkpoint.sha256(p) == made["parent_sha256"]), None)
 
 

@@ -91,7 +91,7 @@ class Compression:
                     ways.append((trial, precision, words))
             except UserError as error:
                 self.refused.append(f"{start.way} in {precision}: {error}".strip())
-        return max(ways, key=lambda way: way[0].top1, default=None)
+        return max(ways, key=lambda way: (way[0].top1, way[2] is None), default=None)
 
     def _pruning(self, start: Candidate, precision: str, importance: str, scope: str) -> list:
         args = self.args
@@ -116,7 +116,7 @@ class Compression:
 
     def _stage(self, script, way: str, *words) -> Candidate:
         """What one of the scripts makes, or made before."""
-        folder = Path(self.args.output_dir) / "candidates"
+        folder = Path(self.args.output_dir) / checkpoint.CANDIDATES
         words = [
             *map(str, words),
             *self.args.shared,
@@ -164,7 +164,7 @@ class Compression:
         ]
         ahead = f", {100 * (winner.top1 - max(others)):.2f} points ahead of the next" if others else ""
         why = (
-            f"{1 + len(others)} of them went on to the end and meet the budget, {self.shown(self.limit)}. The "
-            f"winner has the highest top-1 on validation, {winner.top1:.2%}{ahead}."
+            f"{1 + len(others)} of them went on to the end and meet the budget, {self.shown(self.limit)}. "
+            f"The winner has the highest top-1 on validation, {winner.top1:.2%}{ahead}."
         )
         return f"{report.markdown(rows, left=2)}\n\n{why}"

@@ -161,9 +161,7 @@ def interval(ci95: tuple[float, float]) -> str:
 
 
 def markdown(rows: list[tuple[str, ...]], *, left: int = 1, width: int | None = None) -> str:
-    """A Markdown table, aligned for reading as text too: the first `left` columns to the left, the others to the
-    right.
-    """
+    """A Markdown table, aligned for reading as text too: `left` columns to the left, others to the right."""
     header, *body = rows
     lines = [header, (*[":---"] * left, *["---:"] * (len(header) - left)), *body]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]

@@ -51,7 +51,7 @@ def test_more_than_one_percent_of_disagreement_is_a_warning():
         answers[list(wrong)] = 1
         return Score(torch.arange(200) // 150, answers, 190, 100.0)
 
-    said = agreement.summary(score(), "x86", {"fp32": score(0, 1, 2), "fake_quant": score(5, 6)})
+    said = agreement.summary("val", score(), "x86", {"fp32": score(0, 1, 2), "fake_quant": score(5, 6)})
     assert "fp32: top-1 73.50%" in said and "agrees on 98.50%" in said and "agrees on 99.00%" in said
     assert "int8 with x86: top-1 75.00%" in said and "warning" not in said
-    assert "warning" in agreement.summary(score(), "x86", {"fake_quant": score(5, 6, 7)})
+    assert "warning" in agreement.summary("val", score(), "x86", {"fake_quant": score(5, 6, 7)})

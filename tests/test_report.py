@@ -38,7 +38,8 @@ def test_curves_without_validation_are_drawn_too(tmp_path):
 def test_before_and_after(tmp_path):
     (tmp_path / "a").write_bytes(bytes(400))
     (tmp_path / "b").write_bytes(bytes(100))
-    before, after = {"top1": 0.9, "params": 1000, "macs": 5000}, {"top1": 0.88, "params": 250, "macs": 1000}
+    before = {"top1": 0.9, "params": 1000, "macs": 5000}  # of a version that scored nothing but test
+    after = {"split": "test", "top1": 0.88, "params": 250, "macs": 1000}
     lines = report.before_after(before, tmp_path / "a", after, tmp_path / "b").splitlines()
     assert [" ".join(line.split()) for line in lines] == [
         "top-1 90.00% => 88.00%",
@@ -47,6 +48,13 @@ def test_before_and_after(tmp_path):
         "bytes 400 => 100 (4.0 times smaller)",
     ]
     assert len(report.before_after({"params": 1, "macs": 1}, None, after, tmp_path / "b").splitlines()) == 3
+
+
+def test_accuracies_on_different_splits_are_not_set_side_by_side(tmp_path):
+    figures = {"top1": 0.9, "params": 1, "macs": 1}
+    for split, shown in (("test", "-"), ("val", "90.00%")):
+        lines = report.before_after(figures | {"split": split}, None, figures | {"split": "val"}, tmp_path)
+        assert lines.split()[1] == shown
 
 
 def cells_of(table):

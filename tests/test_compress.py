@@ -1,0 +1,138 @@
+"""compress.py as a user runs it, on a few pictures; and what the stages need for it."""
+
+import re
+
+import pytest
+
+from common import agreement, checkpoint, files
+from tests.conftest import write_pictures
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with pictures and the options that all scripts get here."""
+    monkeypatch.setattr(agreement, "ENOUGH", 0.0)  # what has learned nothing has answers all alike
+    write_pictures(tmp_path / "data", train=10)
+    return tmp_path
+
+
+@pytest.fixture
+def script(run, place):
+    """script(name, *options, code=0): its output, on standard error where a code other than 0 is expected."""
+
+    def run_script(name, *options, code=0):
+        result = run(
+            name, *options, "--dataset", "folder", "--data-dir", place / "data", "--output-dir",
+            place / "weights", "--workers", 0, "--batch-size", 8,
+        )  # fmt: skip
+        assert result.code == code, result.err
+        return result.err if code else result.out
+
+    return run_script
+
+
+@pytest.fixture
+def teacher(script, place):
+    """An untrained network."""
+    options = ("--pretrained", "none", "--image-size", 32, "--epochs", 0, "--seed", 1)
+    script("train_teacher", "--teacher", "resnet18", *options)
+    return checkpoint.find("resnet18", place / "weights")
+
+
+OPTIONS = ("--epochs", 1, "--quantization-epochs", 1)
+
+
+def test_the_winner_meets_the_budget_and_alone_is_scored_on_test(script, teacher, place):
+    budget = ("--target-size", "1.5MB", "--student", "squeezenet1_1", "--pretrained", "none")
+    out = script("compress", "--weights", "resnet18", *budget, *OPTIONS)
+    made = place / "weights" / re.search(r"saved \S*/(\S+\.pt), \S+\.md\n", out)[1]
+    content = checkpoint.load(made)
+    assert made.stat().st_size <= 1.5e6
+    assert content["metrics"]["split"] == "test" and content["metrics"]["n"] == 12
+    tried = [checkpoint.load(path) for path in (place / "weights" / "candidates").glob("*.pt")]
+    assert tried and all(each["metrics"]["split"] == "val" for each in tried)
+    # ResNet-18 has to be pruned either way; of SqueezeNet the int8 file fits as it is
+    assert {each["stage"] for each in tried} == {"kd", "pruned", "quantized"}
+    assert {each["name"] for each in tried} >= {"kd_squeezenet1_1", "quantized_kd_squeezenet1_1"}
+
+    # the winner is the most accurate on validation of those that meet it
+    text = made.with_suffix(".md").read_text()
+    assert text in f"{out}\n" and text.count("the winner |") == 1
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
+    finished = {row[1]: row for row in rows[2:] if row[4].endswith("bytes")}
+    assert all(
+        float(row[2][:-1]) <= 100 * content["metrics"]["validation"]["top1"] for row in finished.values()
+    )
+    winner = next(row for row in finished.values() if row[5] == "the winner")
+    same = checkpoint.load(place / "weights" / "candidates" / winner[1])
+    assert files.checksum(same["state_dict"]) == files.checksum(content["state_dict"])
+    assert content["lineage"] == same["lineage"] and f"{100 * same['metrics']['top1']:.2f}%" == winner[2]
+
+
+def test_finished_stages_are_not_run_again(script, teacher, place, monkeypatch):
+    compress = ("compress", "--weights", "resnet18", "--target-size", "2.9MB", *OPTIONS)
+    first = script(*compress)
+    there = sorted((place / "weights").rglob("*"))
+    monkeypatch.setattr("common.training.fit", lambda *args, **options: pytest.fail("trained again"))
+    again = script(*compress)
+    assert again.count("finished before") == first.count("\n$ python") > 1
+    assert sorted((place / "weights").rglob("*")) == there
+    assert again.splitlines()[-4:] == first.splitlines()[-4:]
+
+
+def test_an_unreachable_budget_names_the_least_of_every_way(script, teacher):
+    err = script("compress", "--weights", "resnet18", "--target-size", "9KB", *OPTIONS, code=2)
+    assert err.count("\n") == 1 and err.startswith("compress.py: error: nothing meets 9,000 bytes: in fp32")
+    assert len(re.findall(r"[\d,]+ bytes(?: \(int8\))? is the least", err)) == 2
+
+
+def test_a_budget_that_is_met_already_is_said(script, teacher):
+    err = script("compress", "--weights", "resnet18", "--target-macs", "10G", *OPTIONS, code=2)
+    assert "nothing to do" in err and "MACs already" in err
+
+
+def test_without_validation_pictures_nothing_is_compressed(script, teacher, place):
+    err = script("compress", "--weights", "resnet18", "--target-macs", 0.5, "--val-fraction", 0, code=2)
+    assert "needs validation pictures" in err and not (place / "weights" / "candidates").exists()
+
+
+def test_macs_are_met_by_pruning_alone(script, teacher, place):
+    script("compress", "--weights", "resnet18", "--target-macs", 0.5, *OPTIONS)
+    content = checkpoint.load(checkpoint.find("pruned_resnet18", place / "weights"))
+    target, whole = content["metrics"]["validation"]["target"], checkpoint.load(teacher)["metrics"]["macs"]
+    assert content["metrics"]["macs"] == target["achieved"] <= target["limit"] == pytest.approx(whole / 2)
+
+
+def test_test_pictures_are_not_looked_at_when_validation_is_scored(script, teacher, place):
+    for path in (place / "data" / "test").rglob("*.jpg"):
+        path.write_bytes(b"no picture")
+    options = ("--weights", "resnet18", "--pruning-ratio", 0.5, "--epochs", 0, "--cache", "off")
+    assert "val: top-1" in script("train_pruning", *options, "--score", "val")
+    assert "cannot read the picture" in script("train_pruning", *options, code=2)
+
+
+def test_a_finished_run_is_found_by_its_options_and_parents(script, teacher, place):
+    options = ("--weights", "resnet18", "--epochs", 0, "--resume")
+    first = script("train_pruning", *options)
+    assert "finished before" not in first
+    path = checkpoint.find("pruned_resnet18", place / "weights")
+    assert f"finished before: {path}" in script("train_pruning", *options)
+    for other in (("--seed", 5), ("--lr", 0.1), ("--score", "val")):
+        assert "finished before" not in script("train_pruning", *options, *other)
+    path.write_bytes(path.read_bytes()[:-100])  # damaged: it does not count
+    for other in (place / "weights").glob("pruned_*-*.pt"):
+        other.unlink()
+    assert "finished before" not in script("train_pruning", *options)
+
+
+def test_accuracies_before_and_after_are_kept_for_each_step(script, teacher, place):
+    out = script("train_pruning", "--weights", "resnet18", "--pruning-steps", 2, "--epochs", 2)
+    points = checkpoint.load(checkpoint.find("pruned_resnet18", place / "weights"))["metrics"]["validation"]
+    assert [list(each) for each in points] == [["before"], *[["pruned", "recalibrated", "fine_tuned"]] * 2]
+    shown = re.findall(r"(before pruning|pruned|recalibrated|fine-tuned), on validation: top-1 (\S+)%", out)
+    assert [float(share) for _, share in shown] == pytest.approx(
+        [round(100 * share, 2) for each in points for share in each.values()]
+    )
+    script("train_pruning", "--weights", "resnet18", "--val-fraction", 0, "--epochs", 0, "--model-name", "x")
+    points = checkpoint.load(checkpoint.find("pruned_x", place / "weights"))["metrics"]["validation"]
+    assert set(points[1].values()) == {None}
