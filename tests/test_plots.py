@@ -1,8 +1,12 @@
+import math
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from common import plots
+from common.pruning import SHARES, Group
 from tests.test_comparison import row, scored
 
 
@@ -47,6 +51,25 @@ def test_a_file_whose_macs_are_not_known_is_left_out_of_that_plot(rows, saved, t
     rows[0].content["metrics"]["macs"] = None
     plots.draw_tradeoffs(rows, tmp_path / "p.png", "")
     assert [note.get_text() for note in saved[0].axes[1].texts if note.get_text()] == ["2", "3"]
+
+
+def test_sensitivity_has_a_row_for_each_group_and_no_number_where_nothing_was_pruned(saved, tmp_path):
+    groups = [
+        Group(layers, torch.rand(channels), torch.rand(channels))
+        for layers, channels in ((("stem", "block.0"), 32), (("block.1",), 16), (("head",), 8))
+    ]
+    table = torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.25], [math.nan, 0.5, 0.4, 0.3, 0.2], [math.nan] * 5])
+    plots.draw_sensitivity(groups, table, str(tmp_path / "s.png"))
+    axes = saved[0].axes[0]
+    assert axes.images[0].get_array().shape == (3, len(SHARES))
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["stem  (32)", "block.1  (16)", "head  (8)"]
+    shares = [label.get_text() for label in axes.get_xticklabels()]
+    assert shares == ["12.5%", "25.0%", "50.0%", "75.0%", "87.5%"]
+    texts = {text.get_position(): text.get_text() for text in axes.texts}
+    assert len(texts) == 9 and texts[4, 0] == "25%" and texts[1, 1] == "50%"
+    with Image.open(tmp_path / "s.png") as picture:
+        assert picture.width > 500
 
 
 def test_the_confusion_matrix_shows_counts_shaded_by_row(saved, tmp_path):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
-from common import checkpoint, engines, models, quantization
+from common import checkpoint, engines, models, pruning, quantization
 from common.errors import UserError
 
 CPU = torch.device("cpu")
@@ -54,6 +54,13 @@ def _stages(arch: str, backend: str) -> tuple[nn.Module, nn.Module, nn.Module]:
         torch.manual_seed(1)
         model = awake(arch)
         return model, *quantized(model, backend)
+
+
+def halved(model: nn.Module) -> nn.Module:
+    """`model` with half of its channels pruned."""
+    limits = {"protect": models.classifier(model, CLASSES)[1], "image_size": SIDE}
+    groups = pruning.rank(model, "lamp", "global", **limits)
+    return pruning.prune(model, groups, pruning.share_widths(groups, 0.5), **limits)
 
 
 @pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
@@ -137,6 +144,24 @@ def test_the_saved_state_is_plain_tensors():
             yield value
 
     assert all(torch.is_tensor(leaf) and not leaf.is_quantized for leaf in leaves(state))
+
+
+@pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
+@pytest.mark.parametrize("arch", ["mobilenet_v3_small", "squeezenet1_1"])  # with two Linear, with none
+def test_the_int8_state_of_a_pruned_model_is_foreseen_but_for_its_values(arch, backend):
+    def outline(value):
+        if isinstance(value, dict):
+            return {key: outline(part) for key, part in value.items()}
+        if isinstance(value, list):
+            return [outline(part) for part in value]
+        return (value.dtype, value.shape) if torch.is_tensor(value) else value
+
+    model = models.build(arch, CLASSES)
+    pruned = halved(model)
+    wanted = outline(quantization.int8_state(quantized(pruned, backend)[1]))
+    whole = quantization.int8_state(quantization.skeleton(model, backend, SIDE))
+    assert outline(whole) != wanted
+    assert outline(quantization.resized_int8_state(whole, models.shapes(pruned))) == wanted
 
 
 def test_an_int8_answer_does_not_depend_on_the_other_pictures_of_the_batch():
@@ -229,10 +254,7 @@ def test_the_given_model_is_left_whole():
 
 
 def test_a_pruned_int8_checkpoint_runs_the_same_in_a_fresh_process(tmp_path):
-    from common import pruning
-
-    model = awake("mobilenet_v2")
-    model = pruning.prune_channels(model, 0.5, protect=models.classifier(model, CLASSES)[1], image_size=SIDE)
+    model = halved(awake("mobilenet_v2"))
     _, int8_model = quantized(model, "qnnpack")
     content = {
         **checkpoint.untrained("mobilenet_v2", list("abcde"), SIDE),
