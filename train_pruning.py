@@ -71,6 +71,39 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+def remove_channels(args, model, step, budget, parent, loaders, device, saved):
+    """One step of the pruning: `model` without the channels that score lowest, as many as the `budget` or
+    --channel-ratio says, or as were gone in `saved`, the state of a run that goes on.
+    """
+    from common import distributed, metrics, models, plots, pruning, seeds
+
+    protect = models.classifier(model, len(parent["classes"]))[1]
+    limits = {"protect": protect, "image_size": parent["image_size"]}
+    if args.importance == "taylor":
+        pruning.take_gradients(model, loaders.train, device)
+    with seeds.drawing(args.seed, step):
+        scope = args.scope or ("local" if args.channel_ratio else "global")
+        groups = pruning.rank(model, args.importance, scope, **limits)
+    if args.sensitivity and step == 1:
+
+        def top1(pruned):
+            return metrics.evaluate(pruned, loaders.val, device).top1
+
+        table = pruning.sensitivity(model, groups, top1, **limits)
+        if distributed.is_first():
+            plots.draw_sensitivity(groups, table, args.sensitivity)
+            print(f"saved {args.sensitivity}")
+    if saved:
+        widths = pruning.widths_of(saved["model"], groups)
+    elif args.channel_ratio:
+        widths = pruning.share_widths(groups, 1 - (1 - args.channel_ratio) ** (1 / args.pruning_steps))
+    else:
+        # by one process alone: where it measures, another would find other widths
+        found = distributed.is_first() and pruning.budget_widths(model, groups, budget, **limits)
+        widths = distributed.from_first(found)
+    return pruning.prune(model, groups, widths, **limits)
+
+
 def main(args):
     # imported here: --help answers without torch
     import torch
@@ -84,12 +117,9 @@ def main(args):
         machine,
         metrics,
         models,
-        plots,
-        pruning,
         quantization,
         report,
         resume,
-        seeds,
         training,
     )
     from common.distillation import cross_entropy, taught_by
@@ -166,30 +196,8 @@ def main(args):
     # pruning and fine-tuning, step by step
     history = []
     for step, epochs in enumerate(training.share_epochs(args.epochs, args.pruning_steps), start=1):
-        limits = {"protect": models.classifier(model, len(splits.classes))[1], "image_size": image_size}
-        if args.importance == "taylor":
-            pruning.take_gradients(model, loaders.train, device)
-        with seeds.drawing(args.seed, step):
-            scope = args.scope or ("local" if args.channel_ratio else "global")
-            groups = pruning.rank(model, args.importance, scope, **limits)
-        if args.sensitivity and step == 1:
-            table = pruning.sensitivity(
-                model,
-                groups,
-                lambda pruned: metrics.evaluate(pruned, loaders.val, device, precision).top1,
-                **limits,
-            )
-            plots.draw_sensitivity(groups, table, args.sensitivity)
-        if saved := progress.upcoming():
-            widths = pruning.widths_of(saved["model"], groups)
-        elif args.channel_ratio:
-            share = 1 - (1 - args.channel_ratio) ** (1 / args.pruning_steps)
-            widths = pruning.share_widths(groups, share)
-        else:
-            wanted = budget.on_the_way(start, step / args.pruning_steps)
-            found = distributed.is_first() and pruning.budget_widths(model, groups, wanted, **limits)
-            widths = distributed.from_first(found)
-        model = pruning.prune(model, groups, widths, **limits)
+        wanted = None if args.channel_ratio else budget.on_the_way(start, step / args.pruning_steps)
+        model = remove_channels(args, model, step, wanted, parent, loaders, device, progress.upcoming())
         after = metrics.size(model, image_size)
         print(f"step {step}/{args.pruning_steps}: {after['params']:,} parameters, {after['macs']:,} MACs")
         points.append({"pruned": validated(model, "pruned")})

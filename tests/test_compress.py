@@ -125,12 +125,14 @@ def test_a_finished_run_is_found_by_its_options_and_parents(script, teacher, pla
 
 def test_accuracies_before_and_after_are_kept_for_each_step(script, teacher, place):
     out = script("train_pruning", "--weights", "squeezenet1_1", "--pruning-steps", 2, "--epochs", 2)
-    points = checkpoint.load(checkpoint.find("pruned_squeezenet1_1", place / "weights"))["metrics"]["validation"]
+    made = checkpoint.load(checkpoint.find("pruned_squeezenet1_1", place / "weights"))
+    points = made["metrics"]["validation"]
     assert [list(each) for each in points] == [["before"], *[["pruned", "recalibrated", "fine_tuned"]] * 2]
     shown = re.findall(r"(before pruning|pruned|recalibrated|fine-tuned), on validation: top-1 (\S+)%", out)
     assert [float(share) for _, share in shown] == pytest.approx(
         [round(100 * share, 2) for each in points for share in each.values()]
     )
-    script("train_pruning", "--weights", "squeezenet1_1", "--val-fraction", 0, "--epochs", 0, "--model-name", "x")
+    options = ("--val-fraction", 0, "--epochs", 0, "--model-name", "x")
+    script("train_pruning", "--weights", "squeezenet1_1", *options)
     points = checkpoint.load(checkpoint.find("pruned_x", place / "weights"))["metrics"]["validation"]
     assert set(points[1].values()) == {None}
