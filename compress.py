@@ -69,7 +69,7 @@ def main(args):
         splits, content, args.batch_size, args.seed, cache=args.cache, workers=args.workers
     )
     score = metrics.evaluate(checkpoint.rebuild(content), loaders.scored("val"), cpu)
-    source = Candidate("", source_path, content, score.top1)
+    source = Candidate("", source_path, score.top1, score.ci95)
     compression = Compression(args, source)
     if (now := compression.cost(source)) <= compression.limit:
         raise UserError(f"nothing to do: {source_path} takes {compression.shown(now)} already")
@@ -78,11 +78,12 @@ def main(args):
     text = compression.report(winner)
 
     # the winner alone sees the test pictures
-    score = metrics.evaluate(checkpoint.rebuild(winner.content), loaders.test, cpu)
-    validation = winner.content["metrics"]
+    made = checkpoint.load(winner.path)
+    score = metrics.evaluate(checkpoint.rebuild(made), loaders.test, cpu)
+    validation = made["metrics"]
     sizes = {"params": validation["params"], "macs": validation["macs"]}
-    winner.content["metrics"] = score.as_dict("test") | sizes | {"validation": validation}
-    path = checkpoint.save(winner.content, args.output_dir, once=True)
+    made["metrics"] = score.as_dict("test") | sizes | {"validation": validation}
+    path = checkpoint.save(made, args.output_dir, once=True)
     text += f"\n\nOn the test pictures, which it alone has seen: {score}"
     report.write_text(text, path.with_suffix(".md"))
     print(f"\n{text}\nsaved {path}, {path.with_suffix('.md')}")

@@ -20,14 +20,14 @@ TRIAL = 8  # a recipe is tried for this part of the epochs
 
 @dataclass
 class Candidate:
-    """A checkpoint on the way to the budget: how it was made, its file and content, its top-1 on validation
-    (from 0 to 1), and what it costs in the budget's terms, if it is there.
+    """A checkpoint on the way to the budget: how it was made, its file, its top-1 on validation with Wilson's
+    interval (from 0 to 1), and what it costs in the budget's terms, if it is there.
     """
 
     way: str
     path: Path
-    content: dict
     top1: float
+    ci95: tuple[float, float]
     cost: float | None = None
     remark: str = ""
 
@@ -81,7 +81,7 @@ class Compression:
         for precision in ("fp32",) if self.kind == "macs" else ("fp32", "int8"):  # MACs are as many in int8
             try:
                 budget = self._budget(start, self.target, precision)
-                if budget.cost(checkpoint.rebuild(start.content)) <= self.limit:
+                if budget.cost(checkpoint.rebuild(self._content(start))) <= self.limit:
                     ways.append((start, precision, None))
                     continue
                 for importance, scope in RECIPES:
@@ -128,20 +128,25 @@ class Compression:
         ]
         print(f"\n$ {cli.joined(['python', Path(script.__file__).name, *words])}", flush=True)
         path = script.main(script.parse_args(words))
-        content = checkpoint.load(path)
-        self.tried.append(Candidate(way.removeprefix(", "), path, content, content["metrics"]["top1"]))
+        figures = checkpoint.load(path)["metrics"]
+        self.tried.append(Candidate(way.removeprefix(", "), path, figures["top1"], figures["ci95"]))
         return self.tried[-1]
 
+    def _content(self, candidate: Candidate) -> dict:
+        content = checkpoint.load(candidate.path)
+        return content | {"image_size": self.args.image_size or content["image_size"]}
+
     def _budget(self, start: Candidate, text: str, precision: str) -> budgets.Budget:
+        content = self._content(start)
         return budgets.read(
-            self.kind, text, checkpoint.rebuild(start.content), start.content, start.content["lineage"][-1],
+            self.kind, text, checkpoint.rebuild(content), content, content["lineage"][-1],
             precision=precision, backend=quantization.BACKENDS[self.args.target_device],
             threads=self.args.threads, parent_bytes=start.path.stat().st_size,
         )  # fmt: skip
 
     def cost(self, candidate: Candidate) -> float:
         """What the candidate itself costs, not what was foreseen."""
-        content = candidate.content
+        content = self._content(candidate)
         if self.kind == "latency":
             model = checkpoint.rebuild(content)
             return latency.measure(model, content["image_size"], batch=1, threads=self.args.threads).p50
@@ -155,7 +160,7 @@ class Compression:
         """A Markdown table of all that was tried, and why `winner` won."""
         rows = [("way", "file", "top-1 on validation", "95 %", "cost", "")]
         for each in self.tried:
-            interval = report.interval(each.content["metrics"]["ci95"])
+            interval = report.interval(each.ci95)
             cost = "-" if each.cost is None else self.shown(each.cost)
             rows.append((each.way, each.path.name, f"{each.top1:.2%}", interval, cost, each.remark))
         rows += [(text, "-", "-", "-", "-", "not possible") for text in self.refused]
