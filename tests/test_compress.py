@@ -1,10 +1,12 @@
 """compress.py as a user runs it, on a few pictures; and what the stages need for it."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 
 from common import agreement, checkpoint, files
+from common.compression import Candidate, Compression
 from tests.conftest import write_pictures
 
 
@@ -136,3 +138,66 @@ def test_accuracies_before_and_after_are_kept_for_each_step(script, teacher, pla
     script("train_pruning", "--weights", "squeezenet1_1", *options)
     points = checkpoint.load(checkpoint.find("pruned_x", place / "weights"))["metrics"]["validation"]
     assert set(points[1].values()) == {None}
+
+
+@pytest.fixture
+def compression(tmp_path):
+    """A Compression to 100 bytes whose stages are made up; `tried(way, top1, cost)` adds a candidate."""
+    made = object.__new__(Compression)
+    (tmp_path / "source.pt").write_bytes(b"")
+    made.kind, made.limit, made.target, made.tried, made.refused = "size", 100, "100B", [], []
+    made.args = SimpleNamespace(epochs=16, target_device="server", threads=1, lr=0.1, output_dir=tmp_path)
+    made.source = Candidate("", tmp_path / "source.pt", 0.8, (0.7, 0.9))
+    made.teacher = made.source.path
+
+    def tried(way, top1, cost=None):
+        path = tmp_path / f"{len(made.tried)}.pt"
+        path.write_bytes(bytes(int(cost or 0)))
+        made.tried.append(Candidate(way, path, top1, (0.0, 1.0), cost))
+        return made.tried[-1]
+
+    made.add = tried
+    return made
+
+
+def test_the_most_accurate_of_those_that_meet_the_budget_wins(compression, monkeypatch):
+    monkeypatch.setattr(Compression, "_students", lambda self: ())
+    monkeypatch.setattr(Compression, "_most_promising", lambda self, start: None)
+    compression.add("too large", 0.95, 101)
+    compression.add("not finished", 0.97)
+    compression.add("larger", 0.9, 100)
+    compression.add("smaller", 0.9, 60)
+    compression.add("worse", 0.85, 10)
+    winner = compression.run()
+    assert winner.way == "smaller"
+    *_, why = compression.report(winner).splitlines()
+    assert why.startswith("3 of them") and "90.00%, 0.00 points ahead" in why
+
+
+@pytest.mark.parametrize(
+    ("fits", "trials", "chosen"),
+    [
+        ((), {("fp32", "lamp"): 0.3, ("int8", "taylor"): 0.5}, ("int8", "taylor")),
+        (("int8",), {("fp32", "lamp"): 0.9}, ("fp32", "lamp")),
+        (("int8",), {("fp32", "lamp"): 0.8}, ("int8", None)),  # no pruning where it is no better
+        (("fp32", "int8"), {}, ("fp32", None)),
+    ],
+)
+def test_the_most_promising_way_goes_on(compression, monkeypatch, fits, trials, chosen):
+    def budget(self, start, text, precision):
+        return SimpleNamespace(cost=lambda model: 50 if precision in fits else 200)
+
+    def stage(self, script, way, *words):
+        options = dict(zip(words[::2], words[1::2], strict=True))
+        assert options["--epochs"] == 2 and options["--target-size"] == "100B"
+        key = (options["--target-precision"], options["--importance"])
+        return self.add(way, trials.get(key, 0.1))
+
+    monkeypatch.setattr(Compression, "_budget", budget)
+    monkeypatch.setattr(Compression, "_stage", stage)
+    monkeypatch.setattr(Compression, "_content", lambda self, candidate: {})
+    monkeypatch.setattr("common.checkpoint.rebuild", lambda content: None)
+    trial, precision, words = compression._most_promising(compression.source)
+    importance = words and words[words.index("--importance") + 1]
+    assert (precision, importance) == chosen
+    assert trial.top1 == (trials[chosen] if words else 0.8)
