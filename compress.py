@@ -52,12 +52,14 @@ def main(args):
     # imported here: --help answers without torch
     import torch
 
-    from common import batches, checkpoint, data, distributed, metrics, report
+    from common import batches, checkpoint, data, distributed, metrics, models, report
     from common.compression import Candidate, Compression
     from common.errors import UserError
 
     if distributed.size() > 1:
         raise UserError("compress.py is one process; torchrun can run its stages one by one")
+    for arch in args.student:
+        models.check_arch(arch)
     cpu = torch.device("cpu")
     cli.start(args.output_dir, args.device, args.seed)
     source_path, content = checkpoint.open_parent(

@@ -138,8 +138,16 @@ class Compression:
 
     def _budget(self, start: Candidate, text: str, precision: str) -> budgets.Budget:
         content = self._content(start)
+        row = checkpoint.lineage_row(
+            content,
+            start.path,
+            "pruned",
+            options=vars(self.args) | {"model_name": None},
+            machine="",
+            split="",
+        )
         return budgets.read(
-            self.kind, text, checkpoint.rebuild(content), content, content["lineage"][-1],
+            self.kind, text, checkpoint.rebuild(content), content, row,
             precision=precision, backend=quantization.BACKENDS[self.args.target_device],
             threads=self.args.threads, parent_bytes=start.path.stat().st_size,
         )  # fmt: skip

@@ -119,6 +119,40 @@ def test_a_pruning_target_out_of_reach_names_the_smallest(refused):
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target-size", "1KB"], "cannot be pruned to 1,000 bytes"),
+        (["--target-size", "1KB", "--target-precision", "int8"], "bytes (int8) is the least"),
+        (["--target-macs", "1000"], "MACs is the least"),
+        (["--target-latency", "1us"], "ms (fp32 on"),
+        (["--target-latency", "5 parsecs"], "'5 parsecs' is not a number with one of us, ms, s, nor a share"),
+        (["--target-macs", "300M", "--pruning-ratio", "0.5"], "not allowed with"),
+        (["--importance", "bn-scale"], "no layer of this network has a bn-scale score"),
+        (["--importance", "luck"], "invalid choice: 'luck'"),
+        (["--sensitivity", "s.png", "--val-fraction", "0"], "needs validation pictures"),
+        (["--sensitivity", "nowhere/s.png"], "there is no folder nowhere"),
+        (["--score", "val", "--val-fraction", "0"], "needs validation pictures"),
+    ],
+)
+def test_what_cannot_be_pruned_to_is_said_before_anything_is_written(refused, options, message):
+    assert message in refused("train_pruning", "--weights", "squeezenet1_1", *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--weights", "squeezenet1_1"], "one of the arguments --target-macs --target-size"),
+        (["--weights", "quantized_squeezenet1_1", "--target-size", "0.5"], "needed to compress"),
+        (["--weights", "squeezenet1_1", "--target-size", "5MB"], "nothing to do"),
+        (["--weights", "squeezenet1_1", "--target-size", "0.5", "--student", "resnet_18"], "resnet18?"),
+        (["--weights", "squeezenet1_1", "--target-size", "0.5", "--teacher", "none"], "no checkpoint 'none'"),
+    ],
+)
+def test_a_budget_that_makes_no_sense(refused, options, message):
+    assert message in refused("compress", *options)
+
+
 @pytest.mark.parametrize(("script", "options"), [*STAGES, (TEACHER[0], TEACHER[1:])])
 def test_pictures_too_small_for_the_network(refused, script, options):
     name = "squeezenet1_1"

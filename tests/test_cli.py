@@ -21,6 +21,7 @@ SCRIPTS = (
     "train_student",
     "train_pruning",
     "train_quantization",
+    "compress",
     "evaluate",
     "export",
     "predict",
