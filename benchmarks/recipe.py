@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 
 from common import (
     batches,
+    budgets,
     checkpoint,
     cli,
     data,
@@ -106,9 +107,11 @@ class Fold:
     def prune(self, taught: bool, recalibrate: bool):
         parameters = metrics.count_parameters(self.teacher)
         _, protect = models.classifier(self.teacher, len(self.classes))
-        model = pruning.prune_to_parameters(
-            self.teacher, round(0.5 * parameters), protect=protect, image_size=SIDE
-        )
+        limits = {"protect": protect, "image_size": SIDE}
+        groups = pruning.rank(self.teacher, "lamp", "global", **limits)
+        budget = budgets.parameters(round(0.5 * parameters))
+        widths = pruning.budget_widths(self.teacher, groups, budget, **limits)
+        model = pruning.prune(self.teacher, groups, widths, **limits)
         if recalibrate:
             update_bn(self.loaders().train, model)
         loss = taught_by(self.teacher, temperature=3.0, alpha=0.9) if taught else cross_entropy
