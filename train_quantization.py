@@ -17,12 +17,7 @@ def parse_args(argv=None):
     group.add_argument(
         "--weights", required=True, metavar="CHECKPOINT", help="a path, a name, or the start of one"
     )
-    group.add_argument(
-        "--target-device",
-        choices=("server", "embedded"),
-        default="embedded",
-        help="server: x86, fbgemm; embedded: ARM, qnnpack; default: embedded",
-    )
+    options.add_target_device_option(group)
     group.add_argument(
         "--calibration-batches",
         type=cli.number(int, 1),

@@ -164,14 +164,19 @@ def add_target_options(group) -> None:
         group.add_argument(f"--target-{kind}", type=cli.amount(kind), metavar="AMOUNT", help=text)
 
 
-def add_target_conditions(group) -> None:
-    """Adds what a target of int8 models and of latency depends on."""
+def add_target_device_option(group) -> None:
+    """Adds `--target-device`, what int8 models are made for."""
     group.add_argument(
         "--target-device",
         choices=("server", "embedded"),
         default="embedded",
-        help="what int8 models are for, server: x86, fbgemm; embedded: ARM, qnnpack; default: embedded",
+        help="of int8 models; server: x86, fbgemm; embedded: ARM, qnnpack; default: embedded",
     )
+
+
+def add_target_conditions(group) -> None:
+    """Adds what a target of int8 models and of latency depends on."""
+    add_target_device_option(group)
     group.add_argument(
         "--threads", type=cli.number(int, 1), default=1, metavar="N", help="of --target-latency; default: 1"
     )
