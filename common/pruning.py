@@ -170,7 +170,7 @@ def budget_widths(
 
     start = budget.cost(model)
     if start <= budget.limit:
-        return at(0)
+        return {}  # not even rounded
     least = budget.limit + excess(at(steps))
     if least > budget.limit:
         raise UserError(
