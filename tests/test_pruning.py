@@ -139,8 +139,9 @@ def test_widths_are_rounded_to_the_nearest_multiple_of_eight():
     assert [fire.squeeze.out_channels for fire in fires] == [16, 16, 24, 24, 40, 40, 48, 48]
 
 
-def test_keeping_everything_changes_nothing():
-    model, limits = built("squeezenet1_1")
+@pytest.mark.parametrize("arch", ["squeezenet1_1", "efficientnet_b0"])  # that has widths of 10
+def test_keeping_everything_changes_nothing(arch):
+    model, limits = built(arch)
     same = to_parameters(model, count_parameters(model), limits)
     assert models.shapes(same) == models.shapes(model)
 
@@ -274,14 +275,18 @@ def test_random_scores_are_a_function_of_the_seed():
     [
         ("local", 0.25, [24, 24, 24]),
         ("global", 1 / 6, [16, 32, 32]),  # 16 of 96
+        ("global", 0.25, [16, 24, 32]),
         ("isomorphic", 0.25, [16, 32, 24]),  # 16 of the first two's 64, and 8 of the last one's 32
     ],
 )
 @pytest.mark.parametrize("importance", ["magnitude", "lamp"])
 def test_the_scope_says_which_channels_compete(importance, scope, share, left):
-    # half of the first layer is next to nothing; the last one, without batch norm, is of another structure
+    # half of the first layer is next to nothing; of the third, without batch norm, so of another structure,
+    # all channels are alike, and the second has smaller ones
     model, limits = chain(32, 32, 32)
     with torch.no_grad():
+        for layer in (model[6], model[-1]):
+            layer.weight.fill_(0.1)
         model[0].weight[:16] *= 1e-3
         model[1].weight[:16] *= 1e-3
         model[3].weight[:, :16] *= 1e-3
