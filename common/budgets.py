@@ -1,6 +1,7 @@
 """What a model may cost: parameters, multiply-accumulates, bytes of its file, milliseconds here."""
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -102,7 +103,7 @@ def read(
         shapes = models.shapes(model)
         content = checkpoint.child(
             checkpoint.child(parent, row),
-            row,
+            json.loads(json.dumps(row)),  # of the same object a file would have but one
             state_dict=quantization.resized_int8_state(int8_state, shapes),
             int8={"backend": backend, "float_shapes": shapes},
             metrics=FIGURES,

@@ -89,7 +89,7 @@ def save_checked(content: dict, path: Path) -> None:
 
 
 def saved_bytes(content: dict) -> int:
-    """How many bytes a file of `save_checked` has, but for the length of its name, which is in it."""
+    """How many bytes a file of `save_checked` has."""
     file = io.BytesIO()
     torch.save({**content, CHECKSUM: "0" * 64}, file)
     return file.tell()

@@ -22,6 +22,7 @@ from common import distributed
 from common.budgets import Budget
 from common.distillation import cross_entropy
 from common.errors import UserError
+from common.metrics import count_parameters
 
 CLOSE_ENOUGH = 0.005  # of the cost before: half of the point that is promised
 LAYERS = nn.Conv2d | nn.Linear
@@ -59,17 +60,18 @@ def rank(
 ) -> list[Group]:
     """The groups of `model` whose channels can go, all but those of `protect` (the classifier).
 
-    `importance`: magnitude (the mean squared L2 norm over the group), lamp (that over the sum of those of the
-    layer that are no smaller; Lee et al., ICLR 2021), bn-scale (batch norm's factor; Liu et al., ICCV 2017),
-    taylor (weight times gradient, which `take_gradients` leaves there; Molchanov et al., CVPR 2019) or
-    random. `scope`, within which channels compete: local (their group), global (all) or isomorphic (groups
-    of the same structure; Fang et al., ECCV 2024).
+    `importance`: magnitude (the squared L2 norm, mean over the layers of the group), lamp (that over the sum
+    of those in the group that are no smaller; Lee et al., ICLR 2021), bn-scale (batch norm's factor; Liu et
+    al., ICCV 2017), taylor (weight times gradient, which `take_gradients` leaves there; Molchanov et al.,
+    CVPR 2019) or random; all but lamp and random over their mean in the group. `scope`, within which channels
+    compete: local (their group), global (all) or isomorphic (groups of the same structure; Fang et al.,
+    ECCV 2024).
 
     Raises UserError where the network cannot be pruned, or nothing in it has such a score.
     """
     names = {module: name for name, module in model.named_modules()}
     picture = torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
-    layers, scores, scopes = [], [], []
+    layers, scores, scopes, was_training = [], [], [], model.training
     with _refusing(model):
         graph = torch_pruning.DependencyGraph().build_dependency(model, picture)
         for group in graph.get_all_groups(ignored_layers=[protect], root_module_types=[nn.Conv2d, nn.Linear]):
@@ -79,9 +81,11 @@ def rank(
             out = graph.is_out_channel_pruning_fn
             pruned = [dep.target.module for dep, _ in group if out(dep.handler)]
             layers.append(tuple(dict.fromkeys(names[one] for one in pruned if isinstance(one, LAYERS))))
-            scores.append(score.float().cpu())
+            # of a group that is all zeros the score is 0 / 0
+            scores.append(score.nan_to_num(nan=0.0).float().cpu())
             structure = tuple((type(dep.target.module), out(dep.handler)) for dep, _ in group)
             scopes.append({"local": layers[-1], "global": None, "isomorphic": structure}[scope])
+    model.train(was_training)
     if not layers:
         raise UserError(f"no layer of this network has a {importance} score: choose another --importance")
     places = [None] * len(layers)
@@ -205,6 +209,7 @@ def sensitivity(
     """What `score` says of `model` when of one group alone a share of its channels is gone, without any
     training: float32 [groups, SHARES], nan where rounding to 8 takes none.
     """
+    whole = count_parameters(model)
     table = torch.full((len(groups), len(SHARES)), math.nan)
     for row, group in enumerate(
         tqdm(groups, desc="sensitivity", unit="group", leave=False, disable=not distributed.is_first())
@@ -215,7 +220,8 @@ def sensitivity(
             if kept < width:
                 widths = dict.fromkeys(group.layers, kept)
                 pruned = prune(model, groups, widths, protect=protect, image_size=image_size)
-                table[row, column] = score(pruned)
+                if count_parameters(pruned) < whole:  # grouped convolutions may keep what they have
+                    table[row, column] = score(pruned)
     return table
 
 

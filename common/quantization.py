@@ -163,7 +163,8 @@ def resized_int8_state(state: dict, shapes: dict[str, list[int]]) -> dict:
         return value.new_zeros(shape[:1]) if torch.is_tensor(value) and value.ndim else value
 
     modules = {key: key.partition("._packed_params")[0].removesuffix(".weight") for key in state}
-    modules |= {key: key.removesuffix(".bias") for key in state if key.endswith(".bias")}
+    vectors = (".bias", ".running_mean", ".running_var")  # the last two of batch norms that are not fused
+    modules |= {key: key.rpartition(".")[0] for key in state if key.endswith(vectors)}
     weights = {key: f"{module}.weight" for key, module in modules.items()}
     return {
         key: resized(value, shapes[weights[key]]) if weights[key] in shapes else value
@@ -186,8 +187,10 @@ def load_int8_state(model: nn.Module, state: dict) -> None:
 def _to_plain(value):
     if isinstance(value, tuple):
         return [_to_plain(part) for part in value]
-    if value is None or not value.is_quantized:  # a convolution without a bias has None
-        return value
+    if value is None:  # the bias of a convolution without one
+        return None
+    if not value.is_quantized:
+        return value.detach()
     if value.qscheme() == torch.per_tensor_affine:
         scale, zero_point = value.q_scale(), value.q_zero_point()
     else:

@@ -349,3 +349,30 @@ def test_a_budget_of_macs_is_met_on_a_real_network():
     assert 0.97 * budget.limit < budget.cost(within(model, budget, limits)) <= budget.limit
     with pytest.raises(UserError, match=r"cannot be pruned to 1,000 MACs: [\d,]+ MACs is the least, [\d.]+%"):
         within(model, budgets.read("macs", "1K", model, {"image_size": 32}, {}), limits)
+
+
+@pytest.mark.parametrize("importance", ["lamp", "magnitude", "taylor", "bn-scale"])
+def test_channels_that_are_all_zero_go_first(importance):
+    model, limits = chain(16, 16, 8)
+    pruning.take_gradients(model, [(torch.randn(4, 3, 8, 8), torch.arange(4))], CPU)
+    with torch.no_grad():
+        for layer in (model[0], model[1], model[3]):
+            layer.weight.zero_()
+    groups = pruning.rank(model, importance, "global", **limits)
+    dead = next(group for group in groups if group.layers == ("0",))
+    assert not dead.scores.any()
+    assert max(dead.places) < min(min(group.places) for group in groups if group is not dead)
+
+
+def test_ranking_leaves_the_mode_as_it_is():
+    model, limits = chain(16, 8)
+    for training in (True, False):
+        pruning.rank(model.train(training), "lamp", "global", **limits)
+        assert model.training == training and model[1].training == training
+
+
+def test_where_grouped_convolutions_keep_what_they_have_there_is_no_sensitivity():
+    model, limits = built("resnext50_32x4d")
+    groups = pruning.rank(model, "lamp", "local", **limits)
+    group = next(group for group in groups if "layer1.0.conv2" in group.layers)
+    assert pruning.sensitivity(model, [group], count_parameters, **limits).isnan().all()

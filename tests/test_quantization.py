@@ -154,7 +154,7 @@ def test_the_int8_state_of_a_pruned_model_is_foreseen_but_for_its_values(arch, b
             return {key: outline(part) for key, part in value.items()}
         if isinstance(value, list):
             return [outline(part) for part in value]
-        return (value.dtype, value.shape) if torch.is_tensor(value) else value
+        return (type(value), value.dtype, value.shape) if torch.is_tensor(value) else value
 
     model = models.build(arch, CLASSES)
     pruned = halved(model)
@@ -162,6 +162,22 @@ def test_the_int8_state_of_a_pruned_model_is_foreseen_but_for_its_values(arch, b
     whole = quantization.int8_state(quantization.skeleton(model, backend, SIDE))
     assert outline(whole) != wanted
     assert outline(quantization.resized_int8_state(whole, models.shapes(pruned))) == wanted
+
+
+def test_a_batch_norm_that_is_not_fused_is_resized_as_well():
+    def network(width):
+        layers = (nn.Conv2d(3, width, 1), nn.ReLU(), nn.BatchNorm2d(width), nn.Conv2d(width, 8, 1))
+        return nn.Sequential(*layers)
+
+    def shapes(state):
+        return {key: value.shape for key, value in state.items() if torch.is_tensor(value)}
+
+    wide, narrow = (
+        quantization.int8_state(quantization.skeleton(network(width), "qnnpack", SIDE)) for width in (32, 16)
+    )
+    resized = quantization.resized_int8_state(wide, models.shapes(network(16)))
+    assert shapes(resized) == shapes(narrow) != shapes(wide)
+    assert shapes(narrow)["2.running_mean"] == (16,)
 
 
 def test_an_int8_answer_does_not_depend_on_the_other_pictures_of_the_batch():
