@@ -87,7 +87,9 @@ class Compression:
                 for importance, scope in RECIPES:
                     words = self._pruning(start, precision, importance, scope)
                     way = f"{start.way}, prune for {precision} by {importance}, {scope}"
-                    trial = self._stage(train_pruning, way, *words, "--epochs", self.args.epochs // TRIAL)
+                    epochs = self.args.epochs // TRIAL
+                    trial = self._stage(train_pruning, way, *words, "--epochs", epochs)
+                    trial.remark = f"a trial of {epochs} epochs"
                     ways.append((trial, precision, words))
             except UserError as error:
                 self.refused.append(f"{start.way} in {precision}: {error}".strip())
@@ -105,7 +107,7 @@ class Compression:
         """Takes a way to its end: all epochs of the pruning, then int8."""
         ready, args = trial, self.args
         if words is not None:
-            trial.remark = "went on"
+            trial.remark += ", went on"
             ready = self._stage(train_pruning, trial.way, *words, "--epochs", args.epochs)
         if precision == "int8":
             ready = self._stage(
