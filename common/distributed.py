@@ -7,6 +7,7 @@ and writes.
 import contextlib
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from datetime import timedelta
@@ -129,9 +130,12 @@ def fails_first() -> bool:
         return True
     mine = f"{rank()}"
     try:
-        return _Group.store.compare_set("failed", "", mine).decode() == mine
+        first = _Group.store.compare_set("failed", "", mine).decode() == mine
     except RuntimeError:
         return True
+    if first:
+        time.sleep(2)  # the store ends with the first process: before that, the others are to find this there
+    return first
 
 
 def has_lost_another(error: Exception) -> bool:
