@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 import compress
 import train_pruning
@@ -28,7 +28,6 @@ from common import batches, checkpoint, classifier, cli, data, metrics, onnx_fil
 
 PARTS = (2, 4, 8, 16)
 CHAIN, STATIC, UNIFORM = "compress.py", "quantize_static", "uniform magnitude pruning"
-COLOURS = {CHAIN: "tab:red", STATIC: "tab:green", UNIFORM: "tab:blue"}
 BATCH = 32
 
 
@@ -161,35 +160,40 @@ def table(rows: list[dict]) -> str:
             correct = torch.tensor(fitting[0]["correct"]).bool()
             cell = f"{correct.double().mean():.2%}, {fitting[0]['bytes'] / 1e6:.2f} MB"
             if method != CHAIN and chain:
-                cell += f", p {metrics.mcnemar(correct, torch.tensor(chain[0]['correct']).bool()):.3f}"
+                p = metrics.mcnemar(correct, torch.tensor(chain[0]["correct"]).bool())
+                cell += f", p {p:.3f}" if p >= 0.0005 else ", p <0.001"
             cells.append(cell)
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def draw(path: Path, files: list[Path]) -> None:
-    figure = Figure(figsize=(6.5 * len(files), 4.6), layout="constrained")
+    figure = Figure(figsize=(6.5 * len(files), 5), layout="constrained")
+    colours = {}
     for axes, file in zip(figure.subplots(1, len(files), squeeze=False)[0], files, strict=True):
         rows = read(file)
         for method in dict.fromkeys(row["method"] for row in rows):
+            colour = colours.setdefault(method, f"C{len(colours)}")
             own = sorted((row for row in rows if row["method"] == method), key=lambda row: row["bytes"])
-            top1 = [sum(row["correct"]) / len(row["correct"]) for row in own]
-            ends = [metrics.wilson_interval(sum(row["correct"]), len(row["correct"])) for row in own]
-            bars = [[y - low for y, (low, _) in zip(top1, ends, strict=True)],
-                    [high - y for y, (_, high) in zip(top1, ends, strict=True)]]  # fmt: skip
-            style = {"marker": "o" if len(own) > 1 else "s", "capsize": 3, "color": COLOURS.get(method)}
-            axes.errorbar([row["bytes"] / 1e6 for row in own], top1, bars, label=method, **style)
+            counts = [(sum(row["correct"]), len(row["correct"])) for row in own]
+            top1 = [correct / n for correct, n in counts]
+            ends = [metrics.wilson_interval(*count) for count in counts]
+            bars = [[abs(y - end[side]) for y, end in zip(top1, ends, strict=True)] for side in (0, 1)]
+            sizes = [row["bytes"] / 1e6 for row in own]
+            axes.errorbar(sizes, top1, bars, label=method, color=colour, marker="o", capsize=3)
         for part in PARTS:
             limit = rows[0]["teacher_bytes"] / part / 1e6
             axes.axvline(limit, color="grey", linestyle=":", lw=1)
-            axes.annotate(f"1/{part}", (limit, 0.02), xycoords=("data", "axes fraction"), fontsize=8,
-                          ha="right", rotation=90)  # fmt: skip
-        axes.set(xscale="log", xlabel="file, MB", ylabel="top-1 on test", title=rows[0]["teacher"])
+            axes.annotate(f"1/{part}", (limit, 1.01), xycoords=("data", "axes fraction"), ha="center")
+        axes.set(xscale="log", xlabel="file, MB", ylabel="top-1 on test")
+        axes.set_title(f"{rows[0]['teacher'].removesuffix('.pt')}, {rows[0]['dataset']}", pad=20)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=120)
 
 
