@@ -1,9 +1,10 @@
 """The ways to a budget: the stages' own scripts, run one after the other on the same checkpoint.
 
-What takes pruning is pruned in several ways for a few epochs, and only the most promising of these is trained
+What takes pruning is pruned in several ways for a few epochs, and only the most promising are trained
 for all: a round of successive halving (Jamieson, Talwalkar, AISTATS 2016).
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,9 @@ class Compression:
         smallest. Raises UserError where none does.
         """
         for start in (self.source, *self._students()):
-            if way := self._most_promising(start):
-                self._finish(*way)
+            for way in self._promising(start):
+                with self._noting(start, way[1]):
+                    self._finish(*way)
         meeting = [each for each in self.tried if each.cost is not None and each.cost <= self.limit]
         if not meeting:
             reasons = [
@@ -75,25 +77,35 @@ class Compression:
                 "--pretrained", args.pretrained, "--epochs", args.epochs, "--lr", args.lr,
             )  # fmt: skip
 
-    def _most_promising(self, start: Candidate) -> tuple | None:
-        """(what was tried, precision, arguments of the pruning) with the highest top-1 on validation."""
-        ways = []
+    @contextlib.contextmanager
+    def _noting(self, start: Candidate, precision: str) -> Iterator[None]:
+        """Notes in `refused` why a way from `start` goes no further."""
+        try:
+            yield
+        except UserError as error:
+            self.refused.append(f"{start.way} in {precision}: {error}".strip())
+
+    def _promising(self, start: Candidate) -> list[tuple]:
+        """(what was tried, precision, arguments of the pruning) of the best way in each precision; one that
+        validation can tell from the best, by their intervals, is left out.
+        """
+        best = []
         for precision in ("fp32",) if self.kind == "macs" else ("fp32", "int8"):  # MACs are as many in int8
-            try:
+            ways = []
+            with self._noting(start, precision):
                 budget = self._budget(start, self.target, precision)
                 if budget.cost(checkpoint.rebuild(self._content(start))) <= self.limit:
                     ways.append((start, precision, None))
-                    continue
-                for importance, scope in RECIPES:
+                for importance, scope in () if ways else RECIPES:
                     words = self._pruning(start, precision, importance, scope)
                     way = f"{start.way}, prune for {precision} by {importance}, {scope}"
                     epochs = self.args.epochs // TRIAL
                     trial = self._stage(train_pruning, way, *words, "--epochs", epochs)
                     trial.remark = f"a trial of {epochs} epochs"
                     ways.append((trial, precision, words))
-            except UserError as error:
-                self.refused.append(f"{start.way} in {precision}: {error}".strip())
-        return max(ways, key=lambda way: (way[0].top1, way[2] is None), default=None)
+            best += sorted(ways, key=lambda way: way[0].top1)[-1:]
+        floor = max((way[0].ci95[0] for way in best), default=0.0)
+        return [way for way in best if way[0].ci95[1] >= floor]
 
     def _pruning(self, start: Candidate, precision: str, importance: str, scope: str) -> list:
         args = self.args
@@ -119,15 +131,8 @@ class Compression:
     def _stage(self, script, way: str, *words) -> Candidate:
         """What one of the scripts makes, or made before."""
         folder = Path(self.args.output_dir) / checkpoint.CANDIDATES
-        words = [
-            *map(str, words),
-            *self.args.shared,
-            "--output-dir",
-            str(folder),
-            "--score",
-            "val",
-            "--resume",
-        ]
+        words = [*map(str, words), *self.args.shared]
+        words += ["--output-dir", str(folder), "--score", "val", "--resume"]
         print(f"\n$ {cli.joined(['python', Path(script.__file__).name, *words])}", flush=True)
         path = script.main(script.parse_args(words))
         figures = checkpoint.load(path)["metrics"]

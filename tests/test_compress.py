@@ -7,6 +7,7 @@ import pytest
 
 from common import agreement, checkpoint, files
 from common.compression import Candidate, Compression
+from common.errors import UserError
 from tests.conftest import write_pictures
 
 
@@ -153,7 +154,7 @@ def compression(tmp_path):
     def tried(way, top1, cost=None):
         path = tmp_path / f"{len(made.tried)}.pt"
         path.write_bytes(bytes(int(cost or 0)))
-        made.tried.append(Candidate(way, path, top1, (0.0, 1.0), cost))
+        made.tried.append(Candidate(way, path, top1, (top1 - 0.1, top1 + 0.1), cost))
         return made.tried[-1]
 
     made.add = tried
@@ -162,7 +163,7 @@ def compression(tmp_path):
 
 def test_the_most_accurate_of_those_that_meet_the_budget_wins(compression, monkeypatch):
     monkeypatch.setattr(Compression, "_students", lambda self: ())
-    monkeypatch.setattr(Compression, "_most_promising", lambda self, start: None)
+    monkeypatch.setattr(Compression, "_promising", lambda self, start: ())
     compression.add("too large", 0.95, 101)
     compression.add("not finished", 0.97)
     compression.add("larger", 0.9, 100)
@@ -177,13 +178,17 @@ def test_the_most_accurate_of_those_that_meet_the_budget_wins(compression, monke
 @pytest.mark.parametrize(
     ("fits", "trials", "chosen"),
     [
-        ((), {("fp32", "lamp"): 0.3, ("int8", "taylor"): 0.5}, ("int8", "taylor")),
-        (("int8",), {("fp32", "lamp"): 0.9}, ("fp32", "lamp")),
-        (("int8",), {("fp32", "lamp"): 0.8}, ("int8", None)),  # no pruning where it is no better
-        (("fp32", "int8"), {}, ("fp32", None)),
+        # intervals are 0.1 wide on either side; of each precision the better recipe
+        ((), {("fp32", "lamp"): 0.3, ("int8", "taylor"): 0.6}, [("int8", "taylor")]),
+        ((), {("fp32", "lamp"): 0.41, ("int8", "taylor"): 0.6}, [("fp32", "lamp"), ("int8", "taylor")]),
+        (("int8",), {("fp32", "taylor"): 0.9}, [("fp32", "taylor"), ("int8", None)]),
+        (("int8",), {("fp32", "lamp"): 0.5}, [("int8", None)]),
+        (("fp32", "int8"), {}, [("fp32", None), ("int8", None)]),
     ],
 )
-def test_the_most_promising_way_goes_on(compression, monkeypatch, fits, trials, chosen):
+def test_what_validation_cannot_tell_from_the_most_promising_goes_on(
+    compression, monkeypatch, fits, trials, chosen
+):
     def budget(self, start, text, precision):
         return SimpleNamespace(cost=lambda model: 50 if precision in fits else 200)
 
@@ -197,7 +202,22 @@ def test_the_most_promising_way_goes_on(compression, monkeypatch, fits, trials, 
     monkeypatch.setattr(Compression, "_stage", stage)
     monkeypatch.setattr(Compression, "_content", lambda self, candidate: {})
     monkeypatch.setattr("common.checkpoint.rebuild", lambda content: None)
-    trial, precision, words = compression._most_promising(compression.source)
-    importance = words and words[words.index("--importance") + 1]
-    assert (precision, importance) == chosen
-    assert trial.top1 == (trials[chosen] if words else 0.8)
+    ways = compression._promising(compression.source)
+    found = [(precision, words and words[words.index("--importance") + 1]) for _, precision, words in ways]
+    assert found == chosen
+    assert [trial.top1 for trial, _, _ in ways] == [trials.get(way, 0.8) for way in chosen]
+
+
+def test_a_way_that_fails_is_noted_and_the_others_go_on(compression, monkeypatch):
+    def finish(self, trial, precision, words):
+        if precision == "int8":
+            raise UserError("it cannot be quantized")
+        self.add("pruned", 0.5, 90)
+
+    monkeypatch.setattr(Compression, "_students", lambda self: ())
+    ways = [(None, "int8", None), (None, "fp32", None)]
+    monkeypatch.setattr(Compression, "_promising", lambda self, start: ways)
+    monkeypatch.setattr(Compression, "_finish", finish)
+    winner = compression.run()
+    assert winner.way == "pruned" and compression.refused == ["in int8: it cannot be quantized"]
+    assert "in int8: it cannot be quantized" in compression.report(winner)
