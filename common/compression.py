@@ -103,7 +103,8 @@ class Compression:
                     trial = self._stage(train_pruning, way, *words, "--epochs", epochs)
                     trial.remark = f"a trial of {epochs} epochs"
                     ways.append((trial, precision, words))
-            best += sorted(ways, key=lambda way: way[0].top1)[-1:]
+            if ways:
+                best.append(max(ways, key=lambda way: way[0].top1))
         floor = max((way[0].ci95[0] for way in best), default=0.0)
         return [way for way in best if way[0].ci95[1] >= floor]
 

@@ -162,6 +162,8 @@ def test_ctrl_c_ends_in_one_line_and_130_with_the_state_kept(pictures, tmp_path)
     process = subprocess.Popen(
         command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # a shell starts what runs in the background deaf to it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         while "epoch 2/" not in process.stdout.readline():
@@ -190,8 +192,12 @@ def test_ctrl_c_is_not_lost_in_a_destructor(capsys):
             time.sleep(0.01)
         return 0
 
-    with pytest.raises(SystemExit) as stop:
-        cli.run(main, argparse.Namespace)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            cli.run(main, argparse.Namespace)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert stop.value.code == 130 and capsys.readouterr().err.endswith("interrupted; nothing was saved\n")
 
 
