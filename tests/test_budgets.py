@@ -165,7 +165,8 @@ def test_a_latency_is_met(parent, monkeypatch):
     budget = budgets.read("latency", "0.5", model, content, row_of(content, path, "pruned"), threads=2)
     assert budget.limit == count_parameters(model) / 2e5
     pruned = within(model, budget)
-    assert 0.95 * budget.limit < count_parameters(pruned) / 1e5 <= budget.limit
+    # three hundredths are left for what the next measurement will say
+    assert 0.92 * budget.limit < count_parameters(pruned) / 1e5 <= 0.97 * budget.limit
     assert set(asked) == {(SIDE, 1, 2)}
 
 
