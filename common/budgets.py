@@ -81,9 +81,9 @@ def read(
     """What `text` means for `model`, rebuilt from the checkpoint `parent`: see `amounts.read`.
 
     A share is one of what `model` costs now, in float32, `parent_bytes` being the size of its file. `row` is
-    what its lineage gets. With `precision`
-    "int8" the cost is that once it is quantized for `backend`. Latency is the median for one picture here,
-    with `threads` threads and torch's fastest engine. Raises UserError where the model cannot be quantized.
+    what its lineage gets. With `precision` "int8" the cost is that once it is quantized for `backend`.
+    Latency is the median for one picture here, with `threads` threads and torch's fastest engine. Raises
+    UserError where the model cannot be quantized.
     """
     image_size, engine = parent["image_size"], "fp32"
     if precision == "int8":
