@@ -1,12 +1,20 @@
-"""Compress to a budget: distil, prune and quantize as far as it takes, and keep what is best on validation.
+"""Compress to a budget: distill, prune and quantize as far as needed, and keep what is best on validation.
 
     python compress.py --weights resnet50 --target-size 4MB --student resnet18
 
-reads    weights/teacher_resnet50_<top-1>.pt, and the pictures of --dataset
-writes   the winner into weights/, its report (.md) beside it, every stage tried into weights/candidates/
+reads    weights/teacher_resnet50_<top-1>.pt, and the images of --dataset
+writes   the winner into weights/, its report (.md) beside it, every checkpoint tried into weights/candidates/
 """
 
-from common import cli, options
+import functools
+from pathlib import Path
+
+import train_pruning
+import train_quantization
+import train_student
+from common.cli import launch, options
+from common.cli.parser import Parser, number, shell_join
+from common.compression.target_devices import TARGET_DEVICES
 
 SHARED = (  # options that all stages get as they are given here
     "dataset", "data_dir", "workers", "cache", "image_size", "val_fraction", "batch_size", "weight_decay",
@@ -14,21 +22,105 @@ SHARED = (  # options that all stages get as they are given here
 )  # fmt: skip
 
 
-def parse_args(argv=None):
-    parser = cli.Parser(__doc__)
-    group = parser.add_argument_group("compression")
-    group.add_argument(
-        "--weights", required=True, metavar="CHECKPOINT", help="a path, a name, or the start of one"
+def main(args):
+    # imported here, so that --help does not load torch
+    from common.budget import costs
+    from common.budget.search import Candidate, Search
+    from common.data import datasets, loaders
+    from common.evaluation import metrics, tables
+    from common.models import architectures, checkpoint, lineage
+
+    # source, images
+    launch.require_single_process()
+    for arch in args.student:
+        architectures.check(arch)
+    launch.start(args.output_dir, args.device, args.seed)
+    path, content = checkpoint.open_parent(args.weights, args.output_dir, args.image_size)
+    splits = datasets.load_splits(args.dataset, args.data_dir, args.val_fraction)
+    lineage.check_fits(content, splits)
+    batches = loaders.make_loaders(
+        splits, content, args.batch_size, args.seed, cache=args.cache, workers=args.workers
     )
+    score = metrics.evaluate(checkpoint.rebuild(content), batches.of("val"), batches.test.device)
+
+    # distill, prune and quantize; validation selects the winner
+    kind, text = options.pruning_target(args)
+    conditions = {"image_size": args.image_size, "threads": args.threads}
+    target = TARGET_DEVICES[args.target_device]
+    search = Search(
+        Candidate("", path, score.top1, score.ci95), kind, text, stages=stages(args, path),
+        budget=functools.partial(
+            costs.checkpoint_budget, kind, options=vars(args), target=target, **conditions
+        ),
+        cost=functools.partial(costs.checkpoint_cost, kind, **conditions),
+        students=args.student, epochs=args.epochs,
+    )  # fmt: skip
+    winner = search.run()
+    report = search.report(winner)
+
+    # test the winner only, save
+    created = checkpoint.load(winner.path)
+    score = metrics.evaluate(checkpoint.rebuild(created), batches.test, batches.test.device)
+    size = {key: created["metrics"][key] for key in ("params", "macs")}
+    created["metrics"] = score.as_dict("test") | size | {"validation": created["metrics"]}
+    path = checkpoint.save(created, args.output_dir, once=True)
+    report += f"\n\nOn the test images, which no other candidate has seen: {score}"
+    tables.write_text(report, path.with_suffix(".md"))
+    print(f"\n{report}\nsaved {path}, {path.with_suffix('.md')}")
+    print(f"next: python export.py {path} --output {path.stem}.onnx{options.data_arguments(args)}")
+    return path
+
+
+def stages(args, source):
+    """The stages as functions, with the options of `args`; they write into the folder of the candidates."""
+    from common.budget.search import Stages
+    from common.models import checkpoint
+
+    folder = Path(args.output_dir) / checkpoint.CANDIDATES
+    teacher = checkpoint.find(args.teacher, args.output_dir) if args.teacher else source
+
+    def run(script, **settings):
+        words = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
+        words += [*args.shared, "--output-dir", str(folder), "--score", "val", "--resume"]
+        print(f"\n$ {shell_join(['python', Path(script.__file__).name, *words])}", flush=True)
+        return script.main(script.parse_args(words))
+
+    def distill(arch):
+        return run(
+            train_student, teacher=teacher, student=arch, pretrained=args.pretrained, epochs=args.epochs,
+            lr=args.lr,
+        )  # fmt: skip
+
+    def prune(path, target, precision, importance, scope, epochs):
+        kind, _ = options.pruning_target(args)
+        return run(
+            train_pruning, weights=path, teacher=teacher, **{f"target_{kind}": target},
+            target_precision=precision, target_device=args.target_device, threads=args.threads,
+            importance=importance, scope=scope, lr=args.lr, epochs=epochs,
+        )  # fmt: skip
+
+    def quantize(path):
+        return run(
+            train_quantization, weights=path, teacher=teacher, epochs=args.quantization_epochs,
+            target_device=args.target_device,
+        )  # fmt: skip
+
+    return Stages(distill, prune, quantize)
+
+
+def parse_args(argv=None):
+    parser = Parser(__doc__)
+    group = parser.add_argument_group("compression")
+    group.add_argument("--weights", required=True, metavar="CHECKPOINT", help=options.CHECKPOINT)
     options.add_target_options(group.add_mutually_exclusive_group(required=True))
     options.add_target_conditions(group)
     group.add_argument(
-        "--student", nargs="+", default=[], metavar="ARCH", help="smaller architectures, to distil into first"
+        "--student", nargs="+", default=[], metavar="ARCH", help="architectures to distill into first"
     )
     options.add_pretrained_option(group)
     group.add_argument(
         "--quantization-epochs",
-        type=cli.number(int, 0),
+        type=number(int, 0),
         default=10,
         metavar="N",
         help="of quantization-aware training, at its own learning rate; default: 10",
@@ -48,51 +140,5 @@ def parse_args(argv=None):
     return args
 
 
-def main(args):
-    # imported here: --help answers without torch
-    import torch
-
-    from common import batches, checkpoint, data, distributed, metrics, models, report
-    from common.compression import Candidate, Compression
-    from common.errors import UserError
-
-    if distributed.size() > 1:
-        raise UserError("compress.py is one process; torchrun can run its stages one by one")
-    for arch in args.student:
-        models.check_arch(arch)
-    cpu = torch.device("cpu")
-    cli.start(args.output_dir, args.device, args.seed)
-    source_path, content = checkpoint.open_parent(
-        args.weights, args.output_dir, args.image_size, to="compress"
-    )
-    splits = data.load_splits(args.dataset, args.data_dir, args.val_fraction)
-    checkpoint.check_fits(content, splits)
-    loaders = batches.make_loaders(
-        splits, content, args.batch_size, args.seed, cache=args.cache, workers=args.workers
-    )
-    score = metrics.evaluate(checkpoint.rebuild(content), loaders.scored("val"), cpu)
-    source = Candidate("", source_path, score.top1, score.ci95)
-    compression = Compression(args, source)
-    if (now := compression.cost(source)) <= compression.limit:
-        raise UserError(f"nothing to do: {source_path} takes {compression.shown(now)} already")
-    winner = compression.run()
-
-    text = compression.report(winner)
-
-    # the winner alone sees the test pictures
-    made = checkpoint.load(winner.path)
-    score = metrics.evaluate(checkpoint.rebuild(made), loaders.test, cpu)
-    validation = made["metrics"]
-    sizes = {"params": validation["params"], "macs": validation["macs"]}
-    made["metrics"] = score.as_dict("test") | sizes | {"validation": validation}
-    path = checkpoint.save(made, args.output_dir, once=True)
-    text += f"\n\nOn the test pictures, which it alone has seen: {score}"
-    report.write_text(text, path.with_suffix(".md"))
-    print(f"\n{text}\nsaved {path}, {path.with_suffix('.md')}")
-    where = options.data_arguments(args)
-    print(f"next: python export.py {path} --output {path.stem}.onnx{where}")
-    return path
-
-
 if __name__ == "__main__":
-    cli.run(main, parse_args)
+    launch.run(main, parse_args)

@@ -1,31 +1,71 @@
-"""Write a checkpoint as an ONNX file, which runs without PyTorch, and check that it gives the same answers.
+"""Write a checkpoint as an ONNX file, which runs without PyTorch, and check its predictions.
 
     python export.py quantized_pruned_kd_resnet18 --output resnet18.onnx
 
-reads    a checkpoint, and the test pictures of --dataset to check with
+reads    a checkpoint, and the test images of --dataset to check with
 writes   the ONNX file: float, or of an int8 checkpoint int8 weights behind DequantizeLinear
 """
 
 from pathlib import Path
 
-from common import cli, options
+from common.cli import launch, options
+from common.cli.parser import Parser, number
 
-AGREEMENT = 0.99  # share of the pictures that the file must answer as the checkpoint does
+MIN_AGREEMENT = 0.99  # fraction of the images for which the predictions must be the same
+
+
+def main(args):
+    # imported here, so that --help does not load torch
+    import torch
+
+    from common.compression import int8_engines, target_devices
+    from common.data import datasets, loaders
+    from common.deployment import onnx_model
+    from common.models import checkpoint, lineage
+    from common.system.errors import UserError
+
+    # checkpoint, images
+    path, output = checkpoint.find(args.checkpoint, args.output_dir), Path(args.output)
+    content, engine = checkpoint.load(path), args.engine
+    if content["int8"] and not engine:
+        engine = int8_engines.reference_engine(target_devices.by_backend(content["int8"]["backend"]))
+    model = checkpoint.rebuild(content, engine).eval()
+    splits = datasets.load_splits(args.dataset, args.data_dir, val_fraction=0)
+    lineage.check_classes(content, splits.classes)
+    count = min(args.images, len(splits.test))
+    spread = [splits.test[index * len(splits.test) // count] for index in range(count)]
+    batches = loaders.eval_loader(spread, content, workers=args.workers)
+
+    # write, check, and only then put in place
+    with onnx_model.export(content, model, output) as exported, torch.inference_mode():
+        actual, expected = (torch.cat([m(images) for images, _ in batches]) for m in (exported, model))
+        agreement = float((actual.argmax(1) == expected.argmax(1)).double().mean())
+        difference = float((actual - expected).abs().max())
+        print(
+            f"{len(actual)} test images: ONNX Runtime and the checkpoint agree on {agreement:.2%}; largest "
+            f"difference of a logit {difference:.4f}, largest logit {float(expected.abs().max()):.2f}"
+        )
+        if not agreement >= MIN_AGREEMENT:
+            raise UserError(f"{output} is not written: they must agree on at least {MIN_AGREEMENT:.0%}")
+    before, after = path.stat().st_size, output.stat().st_size
+    print(f"saved {output}: {after:,} bytes, {after / before:.2f} times the checkpoint")
+    print(f"next: python evaluate.py {path} {output}{options.data_arguments(args)}")
 
 
 def parse_args(argv=None):
-    parser = cli.Parser(__doc__)
+    parser = Parser(__doc__)
     group = parser.add_argument_group("export")
-    group.add_argument("checkpoint", metavar="CHECKPOINT", help="a path, a name, or the start of one")
+    group.add_argument("checkpoint", metavar="CHECKPOINT", help=options.CHECKPOINT)
     group.add_argument(
-        "--output", required=True, metavar="FILE.onnx", help="replaced once the check is passed"
+        "--output", required=True, metavar="FILE.onnx", help="replaced once the check has passed"
     )
     group.add_argument(
+        "--images",
         "--pictures",
-        type=cli.number(int, 1),
+        type=number(int, 1),
         default=200,
         metavar="N",
-        help="how many pictures of the test split, evenly spread, to check with; default: 200",
+        help="how many images of the test split, evenly spread, to check with; default: 200",
     )
     options.add_engine_option(group)
     options.add_dataset_options(parser)
@@ -33,41 +73,5 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def main(args):
-    # imported here: --help answers without torch
-    import torch
-
-    from common import batches, checkpoint, data, engines, onnx_file
-    from common.errors import UserError
-
-    # the checkpoint and the pictures
-    path, output = checkpoint.find(args.checkpoint, args.output_dir), Path(args.output)
-    content = checkpoint.load(path)
-    own_engine = engines.own(content["int8"]["backend"]) if content["int8"] else None
-    model = checkpoint.rebuild(content, args.engine or own_engine).eval()
-    splits = data.load_splits(args.dataset, args.data_dir, val_fraction=0)
-    checkpoint.check_classes(content, splits.classes)
-    count = min(args.pictures, len(splits.test))
-    spread = [splits.test[index * len(splits.test) // count] for index in range(count)]
-    pictures = batches.scoring_loader(spread, content, workers=args.workers)
-
-    # write, check, and only then put in place
-    with onnx_file.written(content, model, output) as onnx_model, torch.inference_mode():
-        given, wanted = (torch.cat([m(images) for images, _ in pictures]) for m in (onnx_model, model))
-        agreement = float((given.argmax(1) == wanted.argmax(1)).double().mean())
-        difference = float((given - wanted).abs().max())
-        print(
-            f"{len(given)} test pictures: ONNX Runtime answers {agreement:.2%} as the checkpoint does; "
-            f"largest difference of a logit {difference:.4f}, largest logit {float(wanted.abs().max()):.2f}"
-        )
-        if not agreement >= AGREEMENT:
-            raise UserError(
-                f"{output} is not written: at least {AGREEMENT:.0%} of the answers must be the same"
-            )
-    before, after = path.stat().st_size, output.stat().st_size
-    print(f"saved {output}: {after:,} bytes, {after / before:.2f} times the checkpoint")
-    print(f"next: python evaluate.py {path} {output}{options.data_arguments(args)}")
-
-
 if __name__ == "__main__":
-    cli.run(main, parse_args)
+    launch.run(main, parse_args)

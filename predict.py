@@ -1,8 +1,8 @@
-"""Say what is in pictures: the likeliest classes and their probabilities.
+"""Classify images: the top-k classes and their probabilities.
 
-    python predict.py quantized_mobilenet_v2 photo.jpg holiday/ --save labelled.png
+    python predict.py quantized_mobilenet_v2 cat.jpg holiday/ --save labeled.png
 
-reads    a checkpoint, float or int8, or an ONNX file of export.py; pictures, and folders of them
+reads    a checkpoint, float or int8, or an ONNX file of export.py; images, and folders of them
 writes   nothing, unless asked: --save
 """
 
@@ -10,73 +10,70 @@ import json
 import sys
 from pathlib import Path
 
-from common import cli, options
+from common.cli import launch, options
+from common.cli.parser import Parser, new_file, number
 
-DRAWN = 40  # pictures that --save has room for
+MAX_DRAWN = 40  # images that --save has room for
+
+
+def main(args):
+    # imported here, so that --help does not load torch
+    from common.data.images import find_images, read_image
+    from common.deployment import predictor
+    from common.evaluation import plots
+    from common.system.errors import UserError
+
+    opened = predictor.load(predictor.find(args.model, args.output_dir), args.engine, threads=0)
+    paths = [file for path in args.paths for file in find_images(path)]
+    if not paths:
+        raise UserError(f"there is no image in {' '.join(args.paths)}")
+
+    predictions, drawn, status = [], [], 0
+    for path in paths:
+        try:
+            image = read_image(path)
+        except UserError as error:
+            print(f"predict.py: {' '.join(str(error).split())}", file=sys.stderr)
+            status = 2
+            continue
+        top = predictor.top_k(opened, image, args.top)
+        lines = [f"{probability:7.2%}  {name}" for name, probability in top]
+        predictions.append(
+            {"path": str(path), "classes": [{"class": name, "probability": p} for name, p in top]}
+        )
+        if not args.json:
+            print("\n  ".join([str(path), *lines]))
+        if args.save and len(drawn) < MAX_DRAWN:
+            drawn.append((image, path.name, lines))
+
+    if args.json:
+        print(json.dumps(predictions, indent=2, ensure_ascii=False))
+    if drawn:
+        plots.draw_predictions(drawn, Path(args.save))
+        print(f"saved {args.save}, {len(drawn)} of {len(predictions)} images", file=sys.stderr)
+    return status
 
 
 def parse_args(argv=None):
-    parser = cli.Parser(__doc__)
-    parser.add_argument("model", metavar="CHECKPOINT|FILE.onnx", help="a path, a name, or the start of one")
+    parser = Parser(__doc__)
+    parser.add_argument("model", metavar="CHECKPOINT|FILE.onnx", help=options.CHECKPOINT)
     parser.add_argument(
-        "paths", nargs="+", metavar="PATH", help="a picture, or a folder of them at any depth"
+        "paths", nargs="+", metavar="PATH", help="an image, or a folder of images at any depth"
     )
     parser.add_argument(
-        "--top", type=cli.number(int, 1), default=5, metavar="K", help="classes for each picture; default: 5"
+        "--top", type=number(int, 1), default=5, metavar="K", help="classes for each image; default: 5"
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list in place of text")
     parser.add_argument(
         "--save",
-        type=cli.new_file(".png", ".svg"),
+        type=new_file(".png", ".svg"),
         metavar="FILE",
-        help=f"draw the pictures (the first {DRAWN}) with their labels",
+        help=f"draw the images (the first {MAX_DRAWN}) with their predictions",
     )
     options.add_output_dir_option(parser)
     options.add_engine_option(parser)
     return parser.parse_args(argv)
 
 
-def main(args):
-    # imported here: --help answers without torch
-    import torch
-
-    from common import batches, classifier, data, plots
-    from common.errors import UserError
-
-    opened = classifier.load(classifier.find(args.model, args.output_dir), args.engine, threads=0)
-    content = opened.content
-    paths = [file for path in args.paths for file in data.pictures_in(path)]
-    if not paths:
-        raise UserError(f"there is no picture in {' '.join(args.paths)}")
-
-    answers, drawn, status = [], [], 0
-    for path in paths:
-        try:
-            picture = data.read_picture(path)
-        except UserError as error:
-            print(f"predict.py: {' '.join(str(error).split())}", file=sys.stderr)
-            status = 2
-            continue
-        images = batches.eval_transform(picture, content).contiguous(memory_format=opened.memory_format)
-        with torch.inference_mode():
-            probabilities = opened.model(images)[0].softmax(0)
-        best = probabilities.argsort(descending=True, stable=True)[: args.top].tolist()
-        likeliest = [(content["classes"][index], float(probabilities[index])) for index in best]
-        lines = [f"{probability:7.2%}  {name}" for name, probability in likeliest]
-        answers.append(
-            {"path": str(path), "classes": [{"class": name, "probability": p} for name, p in likeliest]}
-        )
-        if not args.json:
-            print("\n  ".join([str(path), *lines]))
-        if args.save and len(drawn) < DRAWN:
-            drawn.append((picture, path.name, lines))
-    if args.json:
-        print(json.dumps(answers, indent=2, ensure_ascii=False))
-    if drawn:
-        plots.draw_predictions(drawn, Path(args.save))
-        print(f"saved {args.save}, {len(drawn)} of {len(answers)} pictures", file=sys.stderr)
-    return status
-
-
 if __name__ == "__main__":
-    cli.run(main, parse_args)
+    launch.run(main, parse_args)

@@ -3,67 +3,113 @@
     python train_pruning.py --weights kd_resnet18 --pruning-ratio 0.4
     python train_pruning.py --weights kd_resnet18 --target-size 2MB --target-precision int8
 
-reads    weights/kd_resnet18_<top-1>.pt, and the pictures of --dataset
+reads    weights/kd_resnet18_<top-1>.pt, and the images of --dataset
 writes   weights/pruned_kd_resnet18_<top-1>.pt, and its log and curves beside it
 """
 
-from common import cli, options
+from common.cli import launch, options
+from common.cli.parser import Parser, new_file, number
+
+
+def main(args):
+    # imported here, so that --help does not load torch
+    from common.budget.widths import widths_for_budget
+    from common.compression import pruning
+    from common.stage import Stage
+
+    # model, data
+    stage = Stage("pruned", args, parent=args.weights, arch=args.model)
+    model, loss_fn = stage.model, stage.loss_fn()
+    if finished := stage.begin(model):
+        return finished
+    network = {"classifier": stage.classifier, "image_size": stage.image_size}
+    budget = None if args.channel_ratio else stage.budget(model)
+    log, history = [{"before": stage.validate(model, "before pruning")}], []
+
+    for step, epochs in stage.rounds(args.pruning_steps):
+        # 1. rank the channels; layers that must be pruned together form a group (DepGraph)
+        if args.importance == "taylor":
+            pruning.accumulate_gradients(model, stage.loaders.train, stage.device)
+        scope = args.scope or ("local" if args.channel_ratio else "global")
+        groups = pruning.rank(model, args.importance, scope, seed=(args.seed, step), **network)
+        if args.sensitivity and step == 1:
+            draw_sensitivity(stage, model, groups, args.sensitivity)
+
+        # 2. choose how many channels each layer keeps, and remove those with the lowest ranks
+        if state := stage.progress.upcoming():
+            widths = pruning.widths_from_state(state["model"], groups)
+        elif args.channel_ratio:
+            kept = (1 - args.channel_ratio) ** (1 / args.pruning_steps)
+            widths = pruning.widths_for_fraction(groups, 1 - kept)
+        else:
+            widths = widths_for_budget(model, groups, budget.at_step(step, args.pruning_steps), **network)
+        model = pruning.prune(model, groups, widths, **network)
+        print(f"step {step}/{args.pruning_steps}: {stage.size(model)}")
+        log.append({"pruned": stage.validate(model, "pruned")})
+
+        # 3. compute the batch-norm statistics of the smaller layers anew
+        stage.recalibrate_batch_norm(model)
+        log[-1]["recalibrated"] = stage.validate(model, "with batch norm recalibrated")
+
+        # 4. fine-tune
+        model, rows = stage.fit(model, loss_fn, epochs)
+        log[-1]["fine_tuned"] = stage.validate(model, "fine-tuned")
+        history += [{"step": step} | row for row in rows]
+
+    # test, save
+    return stage.save(
+        model, stage.test(model), history, budget=budget, extra_metrics={"validation": log},
+        next_command="train_quantization.py --weights {path.name}",
+    )  # fmt: skip
+
+
+def draw_sensitivity(stage, model, groups, path):
+    from common.compression import pruning
+    from common.evaluation import metrics, plots
+
+    def top1(pruned):
+        return metrics.evaluate(pruned, batches, stage.device).top1
+
+    batches, network = (
+        stage.loaders.of("val"),
+        {"classifier": stage.classifier, "image_size": stage.image_size},
+    )
+    plots.draw_sensitivity(groups, pruning.sensitivity(model, groups, top1, **network), path)
+    print(f"saved {path}")
 
 
 def parse_args(argv=None):
-    parser = cli.Parser(__doc__, __file__)
+    parser = Parser(__doc__, __file__)
     group = parser.add_argument_group("pruning")
     source = group.add_mutually_exclusive_group(required=True)
-    source.add_argument("--weights", metavar="CHECKPOINT", help="a path, a name, or the start of one")
-    source.add_argument(
-        "--model", metavar="ARCH", help="a torchvision model, with the weights of --pretrained"
-    )
+    source.add_argument("--weights", metavar="CHECKPOINT", help=options.CHECKPOINT)
+    source.add_argument("--model", metavar="ARCH", help=f"{options.ARCHITECTURE}, built with --pretrained")
     options.add_pretrained_option(group)
-    ratio = cli.number(float, 0, 1, above=True)
+    ratio = {"type": number(float, 0, 1, above=True), "metavar": "R"}
     target = group.add_mutually_exclusive_group()
-    target.add_argument(
-        "--pruning-ratio", type=ratio, metavar="R", help="share of PARAMETERS to keep; default: 0.5"
-    )
-    target.add_argument(
-        "--channel-ratio",
-        type=ratio,
-        metavar="R",
-        help="share of the CHANNELS to remove, of each layer alike",
-    )
+    target.add_argument("--pruning-ratio", **ratio, help="fraction of the PARAMETERS to keep; default: 0.5")
+    target.add_argument("--channel-ratio", **ratio, help="fraction of each layer's CHANNELS to remove")
     options.add_target_options(target)
     group.add_argument(
-        "--target-precision",
-        choices=("fp32", "int8"),
-        default="fp32",
-        help="what the target is for: the pruned model, or what train_quantization.py will make of it; "
-        "default: fp32",
-    )
+        "--target-precision", choices=("fp32", "int8"), default="fp32",
+        help="int8: the target is for what train_quantization.py will create; default: fp32",
+    )  # fmt: skip
     options.add_target_conditions(group)
     group.add_argument(
-        "--importance",
-        choices=options.IMPORTANCES,
-        default="lamp",
-        help="what says which channels go; taylor looks at training pictures; default: lamp",
-    )
+        "--importance", choices=options.IMPORTANCES, default="lamp",
+        help="what ranks the channels; taylor uses training images; default: lamp",
+    )  # fmt: skip
     group.add_argument(
-        "--scope",
-        choices=options.SCOPES,
-        help="which channels compete: those of a layer, of all, or of all layers of the same structure; "
+        "--scope", choices=options.SCOPES,
+        help="which channels compete: those of a layer, all, or those of all layers with the same structure; "
         "default: global, with --channel-ratio local",
-    )
+    )  # fmt: skip
     group.add_argument(
-        "--sensitivity",
-        type=cli.new_file(".png", ".svg"),
-        metavar="FILE.png",
-        help="draw the accuracy on validation when a share of one layer's channels is gone",
-    )
-    group.add_argument(
-        "--pruning-steps",
-        type=cli.number(int, 1),
-        default=1,
-        metavar="N",
-        help="prune and fine-tune N times; default: 1",
-    )
+        "--sensitivity", type=new_file(".png", ".svg"), metavar="FILE.png",
+        help="draw the accuracy on validation with a fraction of one layer's channels removed",
+    )  # fmt: skip
+    steps = number(int, 1)
+    group.add_argument("--pruning-steps", type=steps, default=1, metavar="N", help="rounds; default: 1")
     options.add_teacher_options(parser, required=False)
     options.add_data_options(parser)
     options.add_training_options(parser, epochs=20, lr=5e-4)
@@ -71,176 +117,5 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def remove_channels(args, model, step, budget, parent, loaders, device, saved):
-    """One step of the pruning: `model` without the channels that score lowest, as many as the `budget` or
-    --channel-ratio says, or as were gone in `saved`, the state of a run that goes on.
-    """
-    from common import distributed, metrics, models, plots, pruning, seeds
-
-    protect = models.classifier(model, len(parent["classes"]))[1]
-    limits = {"protect": protect, "image_size": parent["image_size"]}
-    if args.importance == "taylor":
-        pruning.take_gradients(model, loaders.train, device)
-    with seeds.drawing(args.seed, step):
-        scope = args.scope or ("local" if args.channel_ratio else "global")
-        groups = pruning.rank(model, args.importance, scope, **limits)
-    if args.sensitivity and step == 1:
-
-        def top1(pruned):
-            return metrics.evaluate(pruned, loaders.val, device).top1
-
-        table = pruning.sensitivity(model, groups, top1, **limits)
-        if distributed.is_first():
-            plots.draw_sensitivity(groups, table, args.sensitivity)
-            print(f"saved {args.sensitivity}")
-    if saved:
-        widths = pruning.widths_of(saved["model"], groups)
-    elif args.channel_ratio:
-        widths = pruning.share_widths(groups, 1 - (1 - args.channel_ratio) ** (1 / args.pruning_steps))
-    else:
-        # by one process alone: where it measures, another would find other widths
-        found = distributed.is_first() and pruning.budget_widths(model, groups, budget, **limits)
-        widths = distributed.from_first(found)
-    return pruning.prune(model, groups, widths, **limits)
-
-
-def main(args):
-    # imported here: --help answers without torch
-    import torch
-
-    from common import (
-        batches,
-        budgets,
-        checkpoint,
-        data,
-        distributed,
-        machine,
-        metrics,
-        models,
-        quantization,
-        report,
-        resume,
-        training,
-    )
-    from common.distillation import cross_entropy, taught_by
-    from common.errors import UserError
-
-    # model and data
-    device = cli.start(args.output_dir, args.device, args.seed)
-    if args.weights:
-        parent_path, parent = checkpoint.open_parent(
-            args.weights, args.output_dir, args.image_size, to="prune"
-        )
-        model = checkpoint.rebuild(parent)
-        splits = data.load_splits(args.dataset, args.data_dir, args.val_fraction)
-        checkpoint.check_fits(parent, splits)
-    else:
-        models.check_arch(args.model)
-        splits = data.load_splits(args.dataset, args.data_dir, args.val_fraction)
-        parent_path, parent = None, checkpoint.untrained(args.model, splits.classes, args.image_size)
-        model = models.build(args.model, len(splits.classes), args.pretrained)
-    image_size = parent["image_size"]
-    before = parent["metrics"] | metrics.size(model, image_size)
-    loaders = batches.make_loaders(
-        splits, parent, args.batch_size, args.seed, cache=args.cache, workers=args.workers, device=device
-    )
-    scored = loaders.scored(args.score)
-    if args.sensitivity:
-        loaders.scored("val")  # which it needs
-    precision = machine.pick_precision(args.precision, device, model)
-    computing = machine.summary(device, precision)
-    print(f"{parent['arch']}: {before['params']:,} parameters, {before['macs']:,} MACs; {splits}")
-    print(computing)
-
-    # what is learned: the labels alone, or a teacher's answers as well
-    loss_function, teacher_path = cross_entropy, None
-    if args.teacher:
-        teacher_path, teacher = checkpoint.open_teacher(args.teacher, args.output_dir, parent, splits)
-        loss_function = taught_by(
-            teacher.to(device),
-            **options.of_distillation(args),
-            precision=machine.pick_precision(args.precision, device, teacher),
-        )
-    elif args.mixup:
-        raise UserError("--mixup needs --teacher")
-    row = checkpoint.lineage_row(
-        parent, parent_path, "pruned", options=vars(args), machine=computing, split=splits.fingerprint,
-        teacher_path=teacher_path,
-    )  # fmt: skip
-    progress = resume.open_run(args.output_dir, row, resume=args.resume)
-    if progress.finished:
-        return progress.finished
-
-    # how much is to go
-    budget = budgets.parameters(round(before["params"] * (args.pruning_ratio or 0.5)))
-    for kind in options.TARGETS:
-        if text := getattr(args, f"target_{kind}"):
-            backend = quantization.BACKENDS[args.target_device]
-            budget = budgets.read(
-                kind, text, model, parent, row,
-                precision=args.target_precision, backend=backend, threads=args.threads,
-                parent_bytes=row["parent_bytes"],
-            )  # fmt: skip
-    start = budget.cost(model)
-
-    # baseline
-    def validated(model, point):
-        if loaders.val is None:
-            return None
-        score = metrics.evaluate(model, loaders.val, device, precision)
-        print(f"{point}, on validation: {score}")
-        return score.top1
-
-    points = [{"before": validated(model, "before pruning")}]
-
-    # pruning and fine-tuning, step by step
-    history = []
-    for step, epochs in enumerate(training.share_epochs(args.epochs, args.pruning_steps), start=1):
-        wanted = None if args.channel_ratio else budget.on_the_way(start, step / args.pruning_steps)
-        model = remove_channels(args, model, step, wanted, parent, loaders, device, progress.upcoming())
-        after = metrics.size(model, image_size)
-        print(f"step {step}/{args.pruning_steps}: {after['params']:,} parameters, {after['macs']:,} MACs")
-        points.append({"pruned": validated(model, "pruned")})
-        # batch norm has the statistics of the whole layers: take new ones
-        torch.optim.swa_utils.update_bn(loaders.train, model, device)
-        distributed.share_buffers(model)
-        points[-1]["recalibrated"] = validated(model, "with batch norm recalibrated")
-        model, rows = training.fit(
-            model,
-            loss_function,
-            loaders.train,
-            loaders.val,
-            epochs=epochs,
-            **options.of_fit(args),
-            device=device,
-            precision=precision,
-            progress=progress,
-        )
-        points[-1]["fine_tuned"] = validated(model, "fine-tuned")
-        history += [{"step": step} | row for row in rows]
-
-    # score, save
-    score = metrics.evaluate(model, scored, device)
-    if not distributed.is_first():
-        return None
-    achieved = None if args.channel_ratio else budget.achieved(model)
-    child = checkpoint.child(
-        parent,
-        progress.row,
-        state_dict=checkpoint.float_state(model),
-        metrics=score.as_dict(args.score) | after | {"validation": points, "target": achieved},
-    )
-    path = checkpoint.save(child, args.output_dir, once=args.resume)
-    report.write_history(history, path)
-    progress.finish()
-    print(f"{args.score}: {score}")
-    print(report.before_after(before, parent_path, child["metrics"], path))
-    if achieved:
-        print(f"  {'target':<11}{budget.shown(budget.limit):>15} => {budget.shown(achieved['achieved'])}")
-    print(f"saved {path}")
-    print(f"next: python train_quantization.py --weights {path.name}{options.data_arguments(args)}")
-    return path
-
-
 if __name__ == "__main__":
-    cli.run(main, parse_args)
+    launch.run(main, parse_args)

@@ -24,7 +24,13 @@ import compress
 import train_pruning
 import train_teacher
 from benchmarks.onnx_peer import statically_quantized
-from common import batches, checkpoint, classifier, cli, data, metrics, onnx_file, options
+from common.cli import launch, options
+from common.cli.parser import Parser
+from common.data import datasets
+from common.data.loaders import eval_loader, make_loaders
+from common.deployment import onnx_model, predictor
+from common.evaluation import metrics
+from common.models import checkpoint
 
 PARTS = (2, 4, 8, 16)
 CHAIN, STATIC, UNIFORM = "compress.py", "quantize_static", "uniform magnitude pruning"
@@ -32,7 +38,7 @@ BATCH = 32
 
 
 def parse_args(argv=None):
-    parser = cli.Parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("--weights", metavar="CHECKPOINT", help="what is compressed")
     parser.add_argument("--smaller", nargs="+", default=[], metavar="ARCH", help="smaller architectures")
     parser.add_argument("--pretrained", metavar="DIR", help="their initial weights")
@@ -53,7 +59,7 @@ def main(args):
     folder.mkdir(parents=True, exist_ok=True)
     source = checkpoint.find(args.weights, args.output_dir)
     side = checkpoint.load(source)["image_size"]
-    splits = data.load_splits(args.dataset, args.data_dir, val_fraction=0.2)
+    splits = datasets.load_splits(args.dataset, args.data_dir, val_fraction=0.2)
     where = ["--dataset", args.dataset, "--output-dir", str(folder)]
     where += ["--data-dir", args.data_dir] if args.data_dir else []
     total = args.epochs + args.quantization_epochs
@@ -64,8 +70,8 @@ def main(args):
         if name in done:
             return
         path = make()
-        opened = classifier.load(path, None, 2)
-        loader = batches.scoring_loader(splits.test, opened.content, BATCH, cache=options.CACHE)
+        opened = predictor.load(path, None, 2)
+        loader = eval_loader(splits.test, opened.content, BATCH, cache=options.CACHE)
         score = metrics.evaluate(opened.model, loader, torch.device("cpu"))
         row = {
             "name": name, "method": method, "part": part, "file": path.name, "bytes": path.stat().st_size,
@@ -82,10 +88,10 @@ def main(args):
     def static(path: Path):
         def make():
             content = checkpoint.load(path)
-            loaders = batches.make_loaders(splits, content, BATCH, seed=0, cache=options.CACHE)
+            loaders = make_loaders(splits, content, BATCH, seed=0, cache=options.CACHE)
             with tempfile.TemporaryDirectory() as temporary:
                 exported = Path(temporary) / f"{path.stem}.onnx"
-                with onnx_file.written(content, checkpoint.rebuild(content), exported):
+                with onnx_model.export(content, checkpoint.rebuild(content), exported):
                     pass
                 peer = statically_quantized(exported, loaders.train)
                 return peer.rename(folder / f"static_{path.stem}.onnx")
@@ -198,4 +204,4 @@ def draw(path: Path, files: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, parse_args)
+    launch.run(main, parse_args)

@@ -17,14 +17,16 @@ from pathlib import Path
 
 import torch
 
-from common import batches, data
+from common.data import datasets
+from common.data.loaders import make_loaders
+from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 SIZES = (1_000, 10_000, 100_000)
 IMAGE_SIZE = 64
 
 
 def main():
-    splits = data.load_splits("synthetic", None, val_fraction=0)
+    splits = datasets.load_splits("synthetic", None, val_fraction=0)
     print("| pictures | cache | decode and write, a picture | read and crop, a picture | own memory |")
     print("| ---: | ---: | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as folder:
@@ -34,13 +36,13 @@ def main():
                 print(pool.submit(row, splits, size, folder).result(), flush=True)
 
 
-def row(splits: data.Splits, size: int, folder: str) -> str:
+def row(splits: datasets.Splits, size: int, folder: str) -> str:
     torch.set_num_threads(1)
     samples = list(itertools.islice(itertools.cycle(splits.train), size))
-    repeated = data.Splits(samples, [], splits.test[:1], splits.classes)
-    view = {"image_size": IMAGE_SIZE, "mean": batches.IMAGENET_MEAN, "std": batches.IMAGENET_STD}
+    repeated = datasets.Splits(samples, [], splits.test[:1], splits.classes)
+    view = {"image_size": IMAGE_SIZE, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     start = time.perf_counter()
-    loaders = batches.make_loaders(repeated, view, 32, 0, cache=folder)
+    loaders = make_loaders(repeated, view, 32, 0, cache=folder)
     built = time.perf_counter() - start
     start = time.perf_counter()
     for _ in loaders.train:

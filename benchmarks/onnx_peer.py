@@ -16,29 +16,36 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from common import batches, checkpoint, cli, data, latency, metrics, onnx_file, options, seeds
+from common.cli import launch, options
+from common.cli.parser import Parser, number
+from common.data import datasets
+from common.data.loaders import DeviceLoader, make_loaders
+from common.deployment import onnx_model
+from common.evaluation import latency, metrics
+from common.models import checkpoint, lineage
+from common.system import seeding
 
 CALIBRATION_BATCHES, BATCH = 16, 32
 
 
 class Reader(CalibrationDataReader):
     def __init__(self, batches):
-        self.batches = iter([{onnx_file.INPUT: images.numpy()} for images, _ in batches])
+        self.batches = iter([{onnx_model.INPUT: images.numpy()} for images, _ in batches])
 
     def get_next(self):
         return next(self.batches, None)
 
 
 def parse_args(argv=None):
-    parser = cli.Parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("--weights", nargs="+", required=True, metavar="CHECKPOINT", help="fp32, then int8")
-    parser.add_argument("--threads", type=cli.number(int, 1), default=1, metavar="N", help="default: 1")
+    parser.add_argument("--threads", type=number(int, 1), default=1, metavar="N", help="default: 1")
     options.add_cache_option(options.add_dataset_options(parser))
     options.add_output_dir_option(parser)
     return parser.parse_args(argv)
 
 
-def statically_quantized(onnx_path: Path, train: batches.Batches) -> Path:
+def statically_quantized(onnx_path: Path, train: DeviceLoader) -> Path:
     """ONNX Runtime's own quantization of the fp32 model in `onnx_path`, in a file beside it."""
     prepared, peer = onnx_path.with_name("prepared.onnx"), onnx_path.with_name("quantize_static.onnx")
     quant_pre_process(onnx_path, prepared)
@@ -57,10 +64,10 @@ def statically_quantized(onnx_path: Path, train: batches.Batches) -> Path:
 def main(args):
     paths = [checkpoint.find(name, args.output_dir) for name in args.weights]
     parent = checkpoint.load(paths[0])
-    splits = data.load_splits(args.dataset, args.data_dir, val_fraction=0.2)
-    checkpoint.check_classes(parent, splits.classes)
-    seeds.seed_everything(0)
-    loaders = batches.make_loaders(splits, parent, BATCH, seed=0, cache=args.cache, workers=args.workers)
+    splits = datasets.load_splits(args.dataset, args.data_dir, val_fraction=0.2)
+    lineage.check_classes(parent, splits.classes)
+    seeding.seed_everything(0)
+    loaders = make_loaders(splits, parent, BATCH, seed=0, cache=args.cache, workers=args.workers)
     loads = []
     print("| model | runs in | test top-1 | file | p50 | p95 |")
     print("| :--- | :--- | ---: | ---: | ---: | ---: |")
@@ -81,15 +88,15 @@ def main(args):
             engine = f"torch, {torch.backends.quantized.engine}" if content["int8"] else "torch, fp32"
             row(path.stem, engine, model, path, torch.channels_last)
             exported = Path(folder) / f"{path.stem}.onnx"
-            with onnx_file.written(content, model, exported):
+            with onnx_model.export(content, model, exported):
                 pass
-            onnx_model = onnx_file.OnnxModel(exported, args.threads)
+            onnx_model = onnx_model.OnnxModel(exported, args.threads)
             row(exported.name, "ONNX Runtime", onnx_model, exported, torch.contiguous_format)
         peer = statically_quantized(Path(folder) / f"{paths[0].stem}.onnx", loaders.train)
         row(
             "quantize_static",
             "ONNX Runtime",
-            onnx_file.OnnxModel(peer, args.threads),
+            onnx_model.OnnxModel(peer, args.threads),
             peer,
             torch.contiguous_format,
         )
@@ -97,4 +104,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(main, parse_args)
+    launch.run(main, parse_args)

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from common.data import read_picture
-from common.distillation import distillation_loss
+from common.compression.distillation import distillation_loss
+from common.data.images import read_image
 
 
 class Photos(Dataset):
@@ -22,7 +22,7 @@ class Photos(Dataset):
 
     def __getitem__(self, index):
         path, label = self.samples[index]
-        return self.transform(read_picture(path)), label
+        return self.transform(read_image(path)), label
 
 
 def loader(splits, view: dict, batch_size: int, *, training: bool) -> DataLoader:

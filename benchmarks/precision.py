@@ -13,14 +13,15 @@ import subprocess
 import sys
 import time
 
-from common import cli
+from common.cli import launch
+from common.cli.parser import Parser
 
 ARCHITECTURES = ("resnet18", "squeezenet1_1", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0")
 REPEATS, WARM_UP, STEPS, BATCH = 3, 2, 5, 32
 
 
 def parse_args(argv=None):
-    parser = cli.Parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("--child", help="measures arch/precision; used by this program itself")
     return parser.parse_args(argv)
 
@@ -48,19 +49,21 @@ def measure(arch: str, precision: str) -> dict:
     import torch
 
     from benchmarks.speed import Fixed
-    from common import machine, models, training
-    from common.distillation import cross_entropy
+    from common.compression.distillation import cross_entropy
+    from common.models import architectures
+    from common.system import hardware
+    from common.training import loop
 
     device = torch.device("cpu")
-    machine.set_up(device)
-    model = models.build(arch, 37, "none")
-    auto = machine.pick_precision("auto", device, model)
+    hardware.set_up(device)
+    model = architectures.build(arch, 37, "none")
+    auto = hardware.pick_precision("auto", device, model)
     batch = (torch.randn(BATCH, 3, 224, 224), torch.arange(BATCH))
 
     def train(steps):
-        training.fit(
+        loop.fit(
             model, cross_entropy, Fixed([batch] * steps), None, epochs=1, lr=1e-5, weight_decay=0.0,
-            device=device, precision=machine.pick_precision(precision, device, model),
+            device=device, precision=hardware.pick_precision(precision, device, model),
             deploy=lambda trained: trained,
         )  # fmt: skip
 
@@ -71,4 +74,4 @@ def measure(arch: str, precision: str) -> dict:
 
 
 if __name__ == "__main__":
-    cli.run(main, parse_args)
+    launch.run(main, parse_args)

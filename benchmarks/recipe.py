@@ -19,21 +19,19 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torchvision.transforms import v2
 
-from common import (
-    batches,
-    budgets,
-    checkpoint,
-    cli,
-    data,
-    metrics,
-    models,
-    options,
-    pruning,
-    quantization,
-    seeds,
-    training,
-)
-from common.distillation import cross_entropy, taught_by
+from common.budget import costs
+from common.budget.widths import widths_for_budget
+from common.cli import launch, options
+from common.cli.parser import Parser
+from common.compression import pruning, quantization
+from common.compression.distillation import cross_entropy, distillation_loss_fn
+from common.data import datasets
+from common.data.loaders import Loaders, make_loaders
+from common.data.transforms import resized_side
+from common.evaluation import metrics
+from common.models import architectures, lineage
+from common.system import seeding
+from common.training import loop
 
 FOLDS, CPU = 3, torch.device("cpu")
 SIDE = 128  # pixels: a third of the time that 224 take
@@ -47,7 +45,7 @@ def scaled_steps(step: int, *, epochs: int, steps: int) -> float:
     return 0.1 ** int(step / (0.15 * epochs * steps))
 
 
-training.SCHEDULES["scaled steps"] = scaled_steps
+loop.SCHEDULES["scaled steps"] = scaled_steps
 
 
 def smoothed(model, images, labels):
@@ -62,12 +60,12 @@ class Fold:
         self.number, self.classes, self.args = number, classes, args
         self.train = [sample for index, sample in enumerate(samples) if index % FOLDS != number]
         self.held_out = [sample for index, sample in enumerate(samples) if index % FOLDS == number]
-        self.blank = checkpoint.untrained(TEACHER, classes, SIDE)
+        self.blank = lineage.new_checkpoint(TEACHER, classes, SIDE)
 
-    def loaders(self, crop=None) -> batches.Loaders:
-        seeds.seed_everything(self.number)
-        splits = data.Splits(self.train, [], self.held_out, self.classes)
-        loaders = batches.make_loaders(
+    def loaders(self, crop=None) -> Loaders:
+        seeding.seed_everything(self.number)
+        splits = datasets.Splits(self.train, [], self.held_out, self.classes)
+        loaders = make_loaders(
             splits, self.blank, 32, self.number, cache=self.args.cache, workers=self.args.workers
         )
         if crop:
@@ -75,10 +73,10 @@ class Fold:
         return loaders
 
     def build(self, arch: str):
-        return models.build(arch, len(self.classes), f"{self.args.pretrained}/{arch}.pth")
+        return architectures.build(arch, len(self.classes), f"{self.args.pretrained}/{arch}.pth")
 
     def fit(self, model, loss, loader, **options):
-        return training.fit(model, loss, loader, None, **DEFAULTS | {"seed": self.number} | options)[0]
+        return loop.fit(model, loss, loader, None, **DEFAULTS | {"seed": self.number} | options)[0]
 
     @functools.cached_property
     def teacher(self):
@@ -100,21 +98,21 @@ class Fold:
         return metrics.evaluate(self.fit(model, loss, loaders.train, **options), loaders.test, CPU)
 
     def distil(self, alpha=0.9, mixup=False):
-        loss = taught_by(self.teacher, temperature=3.0, alpha=alpha, mixup=mixup)
-        seeds.seed_everything(self.number)
+        loss = distillation_loss_fn(self.teacher, temperature=3.0, alpha=alpha, mixup=mixup)
+        seeding.seed_everything(self.number)
         return self.fine_tune(self.build(STUDENT), loss, lr=2e-4, epochs=8)
 
     def prune(self, taught: bool, recalibrate: bool):
         parameters = metrics.count_parameters(self.teacher)
-        _, protect = models.classifier(self.teacher, len(self.classes))
+        _, protect = architectures.classifier(self.teacher, len(self.classes))
         limits = {"protect": protect, "image_size": SIDE}
         groups = pruning.rank(self.teacher, "lamp", "global", **limits)
-        budget = budgets.parameters(round(0.5 * parameters))
-        widths = pruning.budget_widths(self.teacher, groups, budget, **limits)
+        budget = costs.parameter_budget(round(0.5 * parameters))
+        widths = widths_for_budget(self.teacher, groups, budget, **limits)
         model = pruning.prune(self.teacher, groups, widths, **limits)
         if recalibrate:
             update_bn(self.loaders().train, model)
-        loss = taught_by(self.teacher, temperature=3.0, alpha=0.9) if taught else cross_entropy
+        loss = distillation_loss_fn(self.teacher, temperature=3.0, alpha=0.9) if taught else cross_entropy
         return self.fine_tune(model, loss)
 
     def quantize(self, taught: bool):
@@ -122,14 +120,14 @@ class Fold:
         torch.backends.quantized.engine = "qnnpack"
         prepared = quantization.prepare(self.teacher, "qnnpack", SIDE)
         quantization.calibrate(prepared, loaders.train, CPU, 16)
-        loss = taught_by(self.teacher, temperature=3.0, alpha=0.9) if taught else cross_entropy
+        loss = distillation_loss_fn(self.teacher, temperature=3.0, alpha=0.9) if taught else cross_entropy
         freeze = functools.partial(quantization.freeze_late, epochs=epochs)
         options = {"epochs": epochs, "lr": 5e-5, "deploy": quantization.convert, "before_epoch": freeze}
         converted = self.fit(prepared, loss, loaders.train, **options)
         return metrics.evaluate(converted.int8, loaders.test, CPU)
 
 
-SMALL_CROP = v2.Compose([v2.Resize(batches.resized_side(SIDE), antialias=True), v2.RandomCrop(SIDE)])
+SMALL_CROP = v2.Compose([v2.Resize(resized_side(SIDE), antialias=True), v2.RandomCrop(SIDE)])
 VARIANTS = {  # the first of each group is what the others are compared with
     "teacher": {
         "AdamW, cosine, crop from 35 %": lambda fold: metrics.evaluate(
@@ -161,7 +159,7 @@ VARIANTS = {  # the first of each group is what the others are compared with
 
 
 def parse_args(argv=None):
-    parser = cli.Parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("--pretrained", required=True, metavar="DIR", help="initial weights")
     parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="continued where it is there")
     parser.add_argument("--only", choices=VARIANTS, nargs="+", default=list(VARIANTS), help="default: all")
@@ -171,7 +169,7 @@ def parse_args(argv=None):
 
 def main(args):
     output = Path(args.output)
-    splits = data.load_splits(args.dataset, args.data_dir, val_fraction=0)
+    splits = datasets.load_splits(args.dataset, args.data_dir, val_fraction=0)
     # dealt by class, in an order drawn once
     order = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(0)).tolist()
     samples = sorted((splits.train[index] for index in order), key=lambda sample: sample[1])
@@ -222,4 +220,4 @@ def table(done: dict[tuple, list[int]]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, parse_args)
+    launch.run(main, parse_args)

@@ -20,7 +20,8 @@ import subprocess
 import sys
 import time
 
-from common import cli, options
+from common.cli import launch, options
+from common.cli.parser import Parser, device_name, number
 
 STAGES = ("teacher", "student", "quantization", "validation")
 VARIANTS = ("plain", "ours", "fixed")
@@ -38,17 +39,17 @@ class Fixed(list):
 
 
 def parse_args(argv=None):
-    parser = cli.Parser(__doc__)
+    parser = Parser(__doc__)
     options.add_cache_option(options.add_dataset_options(parser))
     parser.add_argument("--stages", default=",".join(STAGES), help="default: all of %(default)s")
     parser.add_argument("--arch", default="resnet18", help="default: resnet18")
     parser.add_argument(
         "--teacher", default="resnet50", metavar="ARCH", help="of the student; default: resnet50"
     )
-    parser.add_argument("--image-size", type=cli.number(int, 32), default=224, help="default: 224")
-    parser.add_argument("--batch-size", type=cli.number(int, 2), default=32, help="default: 32")
-    parser.add_argument("--repeats", type=cli.number(int, 1), default=5, help="default: 5")
-    parser.add_argument("--device", type=cli.device_name, default="auto", help="default: auto")
+    parser.add_argument("--image-size", type=number(int, 32), default=224, help="default: 224")
+    parser.add_argument("--batch-size", type=number(int, 2), default=32, help="default: 32")
+    parser.add_argument("--repeats", type=number(int, 1), default=5, help="default: 5")
+    parser.add_argument("--device", type=device_name, default="auto", help="default: auto")
     parser.add_argument("--precision", choices=options.PRECISIONS, default="auto", help="default: auto")
     parser.add_argument("--child", help="measures one variant: stage/variant; used by this program itself")
     return parser.parse_args(argv)
@@ -106,27 +107,30 @@ def measure(stage: str, variant: str, args) -> dict:
 
     import torch
 
-    from common import batches, data, machine, models
-    from common.checkpoint import untrained
+    from common.data import datasets
+    from common.data.loaders import make_loaders
+    from common.models import architectures
+    from common.models.lineage import new_checkpoint
+    from common.system import hardware
 
     torch.manual_seed(0)
-    device = cli.pick_device(args.device)
-    splits = data.load_splits(args.dataset, args.data_dir, val_fraction=0.2)
-    blank = untrained(args.arch, splits.classes, args.image_size)
-    model = models.build(args.arch, len(splits.classes), "none")
-    teacher = models.build(args.teacher, len(splits.classes), "none") if stage == "student" else None
+    device = launch.pick_device(args.device)
+    splits = datasets.load_splits(args.dataset, args.data_dir, val_fraction=0.2)
+    blank = new_checkpoint(args.arch, splits.classes, args.image_size)
+    model = architectures.build(args.arch, len(splits.classes), "none")
+    teacher = architectures.build(args.teacher, len(splits.classes), "none") if stage == "student" else None
     if variant == "plain":
         from benchmarks import plain
 
         loader = plain.loader(splits, blank, args.batch_size, training=stage != "validation")
         epoch, precision = plain.epoch(stage, model, teacher, args.image_size, device), torch.float32
     else:
-        machine.set_up(device)
-        loaders = batches.make_loaders(
+        hardware.set_up(device)
+        loaders = make_loaders(
             splits, blank, args.batch_size, 0, cache=args.cache, workers=args.workers, device=device
         )
         loader = loaders.test if stage == "validation" else loaders.train
-        precision = machine.pick_precision(args.precision, device, model)
+        precision = hardware.pick_precision(args.precision, device, model)
         epoch = ours(stage, model, teacher, args, device, precision)
         if variant == "fixed":
             loader = Fixed([next(iter(loader))] * len(loader))
@@ -147,24 +151,27 @@ def measure(stage: str, variant: str, args) -> dict:
 
 def ours(stage, model, teacher, args, device, precision):
     """A function that runs one epoch of `stage` on batches, as this project does."""
-    from common import machine, metrics, quantization, training
-    from common.distillation import cross_entropy, taught_by
+    from common.compression import quantization
+    from common.compression.distillation import cross_entropy, distillation_loss_fn
+    from common.evaluation import metrics
+    from common.system import hardware
+    from common.training import loop
 
     if stage == "validation":
         return lambda loader: metrics.evaluate(model, loader, device, precision)
     loss = cross_entropy
     if stage == "student":
-        loss = taught_by(
+        loss = distillation_loss_fn(
             teacher.to(device),
             temperature=3.0,
             alpha=0.9,
-            precision=machine.pick_precision(args.precision, device, teacher),
+            precision=hardware.pick_precision(args.precision, device, teacher),
         )
     if stage == "quantization":
         model = quantization.trace(copy.deepcopy(model), "qnnpack", args.image_size)
 
     def epoch(loader):
-        training.fit(
+        loop.fit(
             model, loss, loader, None, epochs=1, lr=1e-5, weight_decay=0.0, device=device,
             precision=precision, deploy=lambda trained: trained,
         )  # fmt: skip
@@ -176,12 +183,12 @@ def operations(stage: str, model, teacher, image_size: int) -> float:
     """Floating-point operations for a picture: two for each multiply-accumulate, three times that with the
     backward pass.
     """
-    from common import metrics
+    from common.evaluation import metrics
 
-    own = 2 * metrics.size(model.cpu(), image_size)["macs"]
+    own = 2 * metrics.complexity(model.cpu(), image_size)["macs"]
     if stage == "validation":
         return own
-    return 3 * own + (2 * metrics.size(teacher.cpu(), image_size)["macs"] if teacher else 0)
+    return 3 * own + (2 * metrics.complexity(teacher.cpu(), image_size)["macs"] if teacher else 0)
 
 
 def matmul_rate(device, precision, side: int = 4096, runs: int = 5) -> float:
@@ -198,4 +205,4 @@ def matmul_rate(device, precision, side: int = 4096, runs: int = 5) -> float:
 
 
 if __name__ == "__main__":
-    cli.run(main, parse_args)
+    launch.run(main, parse_args)

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 import export
-from common import agreement
-from common.errors import UserError
+from common.evaluation import int8_agreement
+from common.system.errors import UserError
 
 SIDE, CHANNELS_REMOVED, EPOCHS = 64, 0.25, 2
 
@@ -26,7 +26,7 @@ def main(arch: str, folder: Path, pictures: Path) -> dict:
     start = ["--model", arch, "--pretrained", "none", "--channel-ratio", CHANNELS_REMOVED]
     result = {"arch": arch}
     # hardly trained networks pass or fail these by chance
-    agreement.ENOUGH = export.AGREEMENT = 0.0
+    int8_agreement.MIN_AGREEMENT = export.AGREEMENT = 0.0
     steps = (
         ("pruned", "train_pruning", lambda: [*start, "--epochs", EPOCHS, *training]),
         ("int8", "train_quantization", lambda: ["--weights", result["pruned"], "--epochs", 1, *training]),

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from common import cli, options, synthetic
+from common.cli import launch, options
+from common.data import synthetic
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -65,9 +66,9 @@ def run(capsys, monkeypatch):
         module = importlib.import_module(script)
         code = 0
         capsys.readouterr()
-        monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # which cli.run replaces
+        monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # which launch.run replaces
         try:
-            cli.run(module.main, module.parse_args)
+            launch.run(module.main, module.parse_args)
         except SystemExit as stop:
             code = stop.code or 0
         captured = capsys.readouterr()
@@ -79,6 +80,6 @@ def run(capsys, monkeypatch):
 @pytest.fixture
 def small_synthetic(tmp_path, monkeypatch) -> Path:
     """The synthetic data set with 4 training and 2 test pictures of each breed."""
-    monkeypatch.setattr(synthetic, "PICTURES", {"trainval": 4, "test": 2})
+    monkeypatch.setattr(synthetic, "IMAGES_PER_BREED", {"trainval": 4, "test": 2})
     synthetic.write(tmp_path / "synthetic")
     return tmp_path / "synthetic"

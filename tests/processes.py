@@ -14,7 +14,9 @@ import socket
 import sys
 from pathlib import Path
 
-from common import agreement, cli, resume, training
+from common.cli import launch
+from common.evaluation import int8_agreement
+from common.training import loop, resume
 
 CONTEXT = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
 CONTEXT.set_forkserver_preload([__name__, "torch_pruning", "common.checkpoint", "common.report"])
@@ -25,23 +27,23 @@ def _run(script: str, arguments: list[str], log: Path, environment: dict[str, st
     sys.argv = [f"{script}.py", *arguments]
     sys.stdout = sys.stderr = log.open("a", buffering=1)
     # a state after every step, and not a minute apart
-    resume.PAUSE, resume.SHARE, training.LOOK_EVERY = 0, math.inf, 1
-    agreement.ENOUGH = 0.0  # what has learned nothing has answers so close that int8 swaps some
+    resume.MIN_INTERVAL, resume.MAX_TIME_FRACTION, loop.CHECK_EVERY = 0, math.inf, 1
+    int8_agreement.MIN_AGREEMENT = 0.0  # what has learned nothing has answers so close that int8 swaps some
     _note_steps(log.with_suffix(f".steps{environment.get('RANK', '')}"))
     module = importlib.import_module(script)
-    cli.run(module.main, module.parse_args)
+    launch.run(module.main, module.parse_args)
 
 
 def _note_steps(path: Path) -> None:
     """Lets the training note how many pictures each step has, as [here, in all processes], a line each."""
-    step = training._Training._step
+    step = loop._Training._step
 
     def noting(self, images, labels, rate, count):
         with path.open("a") as file:
             print(json.dumps([len(labels), count]), file=file)
         return step(self, images, labels, rate, count)
 
-    training._Training._step = noting
+    loop._Training._step = noting
 
 
 def start(script: str, arguments: list, log: Path, environment: dict[str, str] | None = None):

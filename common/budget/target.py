@@ -1,0 +1,81 @@
+"""A budget: a limit on parameters, multiply-accumulates, bytes of the file, or milliseconds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from common.system import units
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit on what a model costs.
+
+    Attributes:
+        kind: "parameters", "macs", "size" (bytes) or "latency" (milliseconds).
+        limit: The highest cost.
+        start: The cost before pruning.
+        cost: What a float model costs, or with `precision` "int8" what it will cost once it is quantized.
+        precision: "fp32" or "int8".
+        conditions: How the cost is measured.
+    """
+
+    TRIALS = 64  # how finely widths are searched where each cost is a measurement
+
+    kind: str
+    limit: float
+    start: float
+    cost: Callable[[nn.Module], float]
+    precision: str = "fp32"
+    conditions: str = ""
+
+    @property
+    def exact(self) -> bool:
+        """Whether the cost of a model is the same each time."""
+        return self.kind != "latency"
+
+    @property
+    def strict(self) -> bool:
+        """Whether the limit may not be exceeded at all."""
+        return self.kind != "parameters"
+
+    def describe(self, cost: float) -> str:
+        """Writes a cost for a reader.
+
+        Args:
+            cost: In the unit of the budget.
+
+        Returns:
+            See `units.describe`.
+        """
+        return units.describe(self.kind, cost, self.precision, self.conditions)
+
+    def achieved(self, model: nn.Module) -> dict:
+        """The cost of a pruned model, as a checkpoint stores it.
+
+        Args:
+            model: The float model.
+
+        Returns:
+            of, precision, limit, achieved, conditions.
+        """
+        return {
+            "of": self.kind,
+            "precision": self.precision,
+            "limit": self.limit,
+            "achieved": self.cost(model),
+            "conditions": self.conditions,
+        }
+
+    def at_step(self, step: int, steps: int) -> "Budget":
+        """The budget of one of several pruning steps: each step removes the same fraction of what is there.
+
+        Args:
+            step: From 1.
+            steps: How many there are.
+
+        Returns:
+            The budget with another limit.
+        """
+        return replace(self, limit=self.start * (self.limit / self.start) ** (step / steps))

@@ -1,0 +1,348 @@
+"""The options that several scripts share, in groups, and how their values are read.
+
+Imports no torch, so that `--help` prints at once.
+"""
+
+import argparse
+
+from common.cli.parser import Parser, amount, device_name, number, plain_name, shell_join
+from common.compression.target_devices import ENGINES, TARGET_DEVICES
+
+CACHE = "data/cache"
+ARCHITECTURE = "a classification model of torchvision"
+CHECKPOINT = "a path, a name, or the start of one"
+DATASETS = ("pet37", "synthetic", "folder")
+TARGETS = {
+    "macs": "multiply-accumulates: 0.5 for half of them, or 300M",
+    "size": "the file: 2MB, 500KB, or a fraction of the file",
+    "latency": "for one image on this machine: 5ms, or a fraction of the latency now",
+}
+OPTIMIZERS = ("adamw", "adam", "sgd")
+IMPORTANCES = ("magnitude", "taylor", "lamp", "bn-scale", "random")
+PRECISIONS = ("auto", "bf16", "fp32")
+SCHEDULES = ("cosine", "step")
+SCOPES = ("local", "global", "isomorphic")
+SPLITS = ("test", "val")
+
+
+def add_dataset_options(parser: Parser):
+    """Adds the options of the data set.
+
+    Args:
+        parser: The parser of a script.
+
+    Returns:
+        The group of these options.
+    """
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", choices=DATASETS, default="pet37", help="default: pet37")
+    group.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="the folder of the images; pet37 and synthetic are created there; "
+        "default: data (pet37), data/synthetic",
+    )
+    group.add_argument(
+        "--workers",
+        type=number(int, 0, 256),
+        metavar="N",
+        help="processes that decode and crop images; default: a number that fits the machine",
+    )
+    return group
+
+
+def add_cache_option(group) -> None:
+    """Adds `--cache`, for scripts that read the same images more than once; "off" becomes None.
+
+    Args:
+        group: A group of a parser.
+    """
+    group.add_argument(
+        "--cache",
+        type=lambda text: None if text == "off" else text,
+        default=CACHE,
+        metavar="DIR|off",
+        help=f"folder of decoded images; off: decode them in every epoch; default: {CACHE}",
+    )
+
+
+def add_data_options(parser: Parser) -> None:
+    """Adds the options of the data set, its cache, the image size and the split.
+
+    Args:
+        parser: The parser of a script.
+    """
+    group = add_dataset_options(parser)
+    add_cache_option(group)
+    group.add_argument(
+        "--image-size",
+        type=number(int, 8, 4096),
+        metavar="PIXELS",
+        help="side of the square that the network sees; default: that of the checkpoint, else 224",
+    )
+    group.add_argument(
+        "--val-fraction",
+        type=number(float, 0, 1, below=True),
+        default=0.2,
+        metavar="FRACTION",
+        help="fraction of the training images for validation, which selects the best epoch; "
+        "0: keep the last epoch; default: 0.2",
+    )
+
+
+def add_training_options(parser: Parser, *, epochs: int, lr: float) -> None:
+    """Adds the options of the optimizer, the device and the output.
+
+    Args:
+        parser: The parser of a script.
+        epochs: Its default.
+        lr: Its default.
+    """
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--epochs", type=number(int, 0), default=epochs, metavar="N", help=f"default: {epochs}"
+    )
+    group.add_argument(
+        "--batch-size", type=number(int, 2), default=32, metavar="N", help="images per step; default: 32"
+    )
+    group.add_argument(
+        "--lr",
+        type=number(float, 0, above=True),
+        default=lr,
+        help=f"highest learning rate; default: {lr:g}",
+    )
+    group.add_argument(
+        "--weight-decay",
+        type=number(float, 0),
+        default=0.05,
+        help="on weights, not on biases and norms; default: 0.05",
+    )
+    group.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="default: adamw")
+    group.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        default="cosine",
+        help="of the learning rate; cosine: warm-up, then half a cosine to 0; step: a tenth after every 15 "
+        "epochs; default: cosine",
+    )
+    group.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="default: 0")
+    _add_machine_options(parser)
+    _add_file_options(parser)
+
+
+def fit_options(args: argparse.Namespace) -> dict:
+    """Reads the training options.
+
+    Args:
+        args: The parsed command line.
+
+    Returns:
+        The arguments of `loop.fit` with the same names.
+    """
+    return {name: getattr(args, name) for name in ("lr", "weight_decay", "optimizer", "schedule", "seed")}
+
+
+def _add_machine_options(parser: Parser) -> None:
+    group = parser.add_argument_group("machine")
+    group.add_argument(
+        "--device",
+        type=device_name,
+        default="auto",
+        help="auto, cpu, cuda or cuda:N (-1: cpu, N: cuda:N); default: auto",
+    )
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="of the layers in training; bf16: bfloat16, weights stay in fp32; auto: bf16 where it is "
+        "faster; default: auto",
+    )
+
+
+def _add_file_options(parser: Parser) -> None:
+    group = parser.add_argument_group("files")
+    add_output_dir_option(group)
+    group.add_argument(
+        "--config",
+        metavar="FILE.yaml",
+        help="'option: value' lines that become defaults; the command line wins",
+    )
+
+
+def add_stage_options(parser: Parser) -> None:
+    """Adds the options of a single stage: its evaluation, resuming, its file name.
+
+    Args:
+        parser: The parser of a script.
+    """
+    group = parser.add_argument_group("stage")
+    group.add_argument(
+        "--score",
+        choices=SPLITS,
+        default="test",
+        help="the split of the final accuracy; val leaves the test images unseen while you try settings; "
+        "default: test",
+    )
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the same run where it was interrupted; if there is none, start from the beginning",
+    )
+    group.add_argument(
+        "--model-name",
+        type=plain_name,
+        metavar="NAME",
+        help="replaces the architecture in the file's name",
+    )
+
+
+def add_target_options(group) -> None:
+    """Adds `--target-macs`, `--target-size` and `--target-latency`.
+
+    Args:
+        group: A mutually exclusive group.
+    """
+    for kind, text in TARGETS.items():
+        group.add_argument(f"--target-{kind}", type=amount(kind), metavar="AMOUNT", help=text)
+
+
+def pruning_target(args: argparse.Namespace) -> tuple[str, str] | None:
+    """Reads the options of `add_target_options`.
+
+    Args:
+        args: The parsed command line.
+
+    Returns:
+        (kind, text) of the one that was given, for `costs.make_budget`; None for none.
+    """
+    given = {kind: getattr(args, f"target_{kind}") for kind in TARGETS}
+    return next(((kind, text) for kind, text in given.items() if text), None)
+
+
+def add_target_device_option(group) -> None:
+    """Adds `--target-device`.
+
+    Args:
+        group: A group of a parser.
+    """
+    rows = "; ".join(f"{name}: {row.processor}, {row.backend}" for name, row in TARGET_DEVICES.items())
+    group.add_argument(
+        "--target-device",
+        choices=tuple(TARGET_DEVICES),
+        default="embedded",
+        help=f"what int8 models are quantized for; {rows}; default: embedded",
+    )
+
+
+def add_target_conditions(group) -> None:
+    """Adds what a target of int8 models and of latency depends on.
+
+    Args:
+        group: A group of a parser.
+    """
+    add_target_device_option(group)
+    group.add_argument(
+        "--threads", type=number(int, 1), default=1, metavar="N", help="of --target-latency; default: 1"
+    )
+
+
+def add_engine_option(group) -> None:
+    """Adds `--engine`, for scripts that run int8 models.
+
+    Args:
+        group: A group of a parser.
+    """
+    group.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="torch's engine for int8 models; default: the fastest that is correct on this machine",
+    )
+
+
+def add_output_dir_option(group) -> None:
+    """Adds `--output-dir`, for every script that writes or looks up checkpoints.
+
+    Args:
+        group: A group of a parser.
+    """
+    group.add_argument(
+        "--output-dir",
+        default="weights",
+        metavar="DIR",
+        help="folder of the checkpoints; default: weights",
+    )
+
+
+def add_pretrained_option(group) -> None:
+    """Adds `--pretrained`, for scripts that build a torchvision model.
+
+    Args:
+        group: A group of a parser.
+    """
+    group.add_argument(
+        "--pretrained",
+        default="imagenet",
+        metavar="imagenet|none|PATH",
+        help="initial weights; PATH: a torchvision state dict, its classifier may differ; default: imagenet",
+    )
+
+
+def add_teacher_options(parser: Parser, *, required: bool) -> None:
+    """Adds `--teacher` and the settings of the distillation loss.
+
+    Args:
+        parser: The parser of a script.
+        required: Whether there must be a teacher.
+    """
+    group = parser.add_argument_group("distillation")
+    group.add_argument(
+        "--teacher",
+        required=required,
+        metavar="CHECKPOINT",
+        help=CHECKPOINT + ("" if required else "; default: none, the loss is cross-entropy only"),
+    )
+    group.add_argument(
+        "--temperature",
+        type=number(float, 0, above=True),
+        default=3.0,
+        help="softens the predictions of both networks; default: 3",
+    )
+    group.add_argument(
+        "--alpha",
+        type=number(float, 0, 1),
+        default=0.9,
+        help="weight of the teacher in the loss, 1 - alpha is that of the labels; default: 0.9",
+    )
+    group.add_argument(
+        "--mixup",
+        action="store_true",
+        help="both networks see pairs of images mixed with each other: for long runs",
+    )
+
+
+def distillation_options(args: argparse.Namespace) -> dict:
+    """Reads the settings of the distillation loss.
+
+    Args:
+        args: The parsed command line.
+
+    Returns:
+        The arguments of `distillation_loss_fn` with the same names.
+    """
+    return {name: getattr(args, name) for name in ("temperature", "alpha", "mixup")}
+
+
+def data_arguments(args: argparse.Namespace) -> str:
+    """Writes the options with which the next stage finds the same data and checkpoints.
+
+    Args:
+        args: The parsed command line.
+
+    Returns:
+        A text for the shell that begins with a space, or "".
+    """
+    parts = []
+    for name, default in (("dataset", "pet37"), ("data_dir", None), ("output_dir", "weights")):
+        if getattr(args, name) != default:
+            parts += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    return f" {shell_join(parts)}" if parts else ""

@@ -1,0 +1,267 @@
+"""Structured pruning with DepGraph, through torch-pruning.
+
+Whole channels are removed, with everything that depends on them (Fang et al., "DepGraph: Towards Any
+Structural Pruning", CVPR 2023). Layers that must be pruned together form a group. An importance scores the
+channels of each group; a scope determines which channels compete with each other.
+"""
+
+import contextlib
+import copy
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch_pruning
+from torch import Tensor, nn
+from torch_pruning import importance as scorers
+
+from common.compression.distillation import cross_entropy
+from common.system import distributed, seeding
+from common.system.errors import UserError
+from common.system.terminal import progress_bar
+
+LAYERS = nn.Conv2d | nn.Linear
+ROUND_TO = 8  # widths stay multiples of this: others are slow, and some int8 kernels crash on odd ones
+FRACTIONS = (0.125, 0.25, 0.5, 0.75, 0.875)  # of a layer's channels, for which the sensitivity is measured
+GRADIENT_BATCHES = 16  # of training images, for the Taylor importance
+IMPORTANCES = {
+    "magnitude": scorers.GroupMagnitudeImportance(p=2),
+    "taylor": scorers.GroupTaylorImportance(),
+    "lamp": scorers.LAMPImportance(p=2),
+    "bn-scale": scorers.BNScaleImportance(),
+    "random": scorers.RandomImportance(),
+}
+Widths = dict[str, int]  # the number of output channels that a layer keeps, by its name
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that are pruned together.
+
+    Attributes:
+        layers: Their names, the root of the group first.
+        scores: Of each channel, float32 [channels]; the lowest are removed first.
+        quantiles: Of each channel among all that it competes with, from 0 (removed first) to 1, float32
+            [channels].
+    """
+
+    layers: tuple[str, ...]
+    scores: Tensor
+    quantiles: Tensor
+
+    def width(self, fraction: float) -> int:
+        """How many channels are kept.
+
+        Args:
+            fraction: Of the channels in its scope, the part that is removed, from 0 to 1.
+
+        Returns:
+            A multiple of 8, at least 8.
+        """
+        return _rounded(float((self.quantiles > fraction).sum()))
+
+
+def rank(
+    model: nn.Module,
+    importance: str,
+    scope: str,
+    *,
+    classifier: str,
+    image_size: int,
+    seed: tuple[int, ...] = (0,),
+) -> list[Group]:
+    """Finds the groups of a model, and ranks their channels.
+
+    Args:
+        model: The network.
+        importance: What scores a channel. "magnitude": the squared L2 norm, mean over the layers of the
+            group. "lamp": that norm over the sum of those in the group that are no smaller (Lee et al., ICLR
+            2021). "bn-scale": the batch-norm weight (Liu et al., ICCV 2017). "taylor": weight times gradient,
+            from `accumulate_gradients` (Molchanov et al., CVPR 2019). "random". All but lamp and random are
+            divided by their mean in the group.
+        scope: Which channels compete. "local": those of a group; "global": all; "isomorphic": those of
+            groups with the same structure (Fang et al., ECCV 2024).
+        classifier: Name of the layer that yields the logits; it is not pruned.
+        image_size: Side of the images, in pixels.
+        seed: Of random scores.
+
+    Returns:
+        The groups.
+
+    Raises:
+        UserError: The network cannot be pruned, or no layer has such a score.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    layers, scores, scopes, was_training = [], [], [], model.training
+    with _refusing(model), seeding.fork_rng(*seed):
+        graph = torch_pruning.DependencyGraph().build_dependency(model, _example(model, image_size))
+        ignored = [model.get_submodule(classifier)]
+        for group in graph.get_all_groups(ignored_layers=ignored, root_module_types=[nn.Conv2d, nn.Linear]):
+            score = IMPORTANCES[importance](group)
+            if score is None:
+                continue
+            out = graph.is_out_channel_pruning_fn
+            pruned = [dep.target.module for dep, _ in group if out(dep.handler)]
+            layers.append(tuple(dict.fromkeys(names[one] for one in pruned if isinstance(one, LAYERS))))
+            # in a group with only zeros the score is 0 / 0
+            scores.append(score.nan_to_num(nan=0.0).float().cpu())
+            structure = tuple((type(dep.target.module), out(dep.handler)) for dep, _ in group)
+            scopes.append({"local": layers[-1], "global": None, "isomorphic": structure}[scope])
+    model.train(was_training)
+    if not layers:
+        raise UserError(f"no layer of this network has a {importance} score: choose another --importance")
+    return [Group(*each) for each in zip(layers, scores, _quantiles(scores, scopes), strict=True)]
+
+
+def _quantiles(scores: list[Tensor], scopes: list) -> list[Tensor]:
+    """Of each group's channels, the quantiles among the channels of all groups with the same scope."""
+    quantiles = [None] * len(scores)
+    for scope in set(scopes):
+        members = [index for index, each in enumerate(scopes) if each == scope]
+        order = torch.cat([scores[index] for index in members]).argsort(stable=True).argsort()
+        parts = ((order + 0.5) / len(order)).split([len(scores[index]) for index in members])
+        for index, part in zip(members, parts, strict=True):
+            quantiles[index] = part
+    return quantiles
+
+
+def accumulate_gradients(model: nn.Module, batches: Iterable, device: torch.device) -> None:
+    """Leaves gradients of the cross-entropy in the parameters, for the Taylor importance.
+
+    They are summed over the first 16 batches, and over all processes. Weights and batch-norm statistics do
+    not change.
+
+    Args:
+        model: Moved to `device`, and put into eval mode.
+        batches: (images, labels) of training.
+        device: Where the model runs.
+    """
+    model.to(device).eval().zero_grad()
+    for images, labels in itertools.islice(batches, GRADIENT_BATCHES):
+        cross_entropy(model, images.to(device), labels.to(device))[0].backward()
+    for parameter in model.parameters():
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        parameter.grad = distributed.all_reduce(gradient)
+
+
+def prune(
+    model: nn.Module, groups: list[Group], widths: Widths, *, classifier: str, image_size: int
+) -> nn.Module:
+    """Removes the channels with the lowest scores.
+
+    Args:
+        model: Not changed.
+        groups: The result of `rank` for this model.
+        widths: How many channels each layer keeps; layers without an entry keep all.
+        classifier: Name of the layer that yields the logits; it is not pruned.
+        image_size: Side of the images, in pixels.
+
+    Returns:
+        The pruned copy.
+
+    Raises:
+        UserError: The network cannot be pruned.
+    """
+    pruned = copy.deepcopy(model).eval()
+    names = {module: name for name, module in pruned.named_modules()}
+    scores = {group.layers[0]: group.scores for group in groups}
+    # half a channel more, because the library truncates
+    ratios = {
+        (layer := pruned.get_submodule(name)): max(0.0, 1 - (width + 0.5) / layer.weight.shape[0])
+        for name, width in widths.items()
+    }
+    with _refusing(model):
+        torch_pruning.pruner.BasePruner(
+            pruned,
+            _example(pruned, image_size),
+            importance=lambda group: scores.get(names[group[0].dep.target.module]),
+            pruning_ratio=0.0,
+            pruning_ratio_dict=ratios,
+            ignored_layers=[pruned.get_submodule(classifier)],
+            round_to=ROUND_TO,
+        ).step()
+    return pruned.train(model.training)
+
+
+def widths_from_state(state: dict[str, Tensor], groups: list[Group]) -> Widths:
+    """Reads the widths of a model that is pruned already.
+
+    Args:
+        state: Its state dict.
+        groups: The result of `rank` for the model before it was pruned.
+
+    Returns:
+        The width of each layer in `groups`.
+    """
+    return {name: len(state[f"{name}.weight"]) for group in groups for name in group.layers}
+
+
+def widths_for_fraction(groups: list[Group], fraction: float) -> Widths:
+    """Chooses widths by a fraction of the channels.
+
+    Args:
+        groups: The result of `rank`.
+        fraction: The part of the channels that is removed in each scope, from 0 to 1.
+
+    Returns:
+        The width of each layer in `groups`, a multiple of 8.
+    """
+    return {name: group.width(fraction) for group in groups for name in group.layers}
+
+
+def sensitivity(
+    model: nn.Module,
+    groups: list[Group],
+    score: Callable[[nn.Module], float],
+    *,
+    classifier: str,
+    image_size: int,
+) -> Tensor:
+    """Measures what each group contributes: one is pruned at a time, without training.
+
+    Args:
+        model: Not changed.
+        groups: The result of `rank` for this model.
+        score: What is measured of a pruned model, such as its accuracy.
+        classifier: Name of the layer that yields the logits.
+        image_size: Side of the images, in pixels.
+
+    Returns:
+        The scores with a fraction of `FRACTIONS` of the channels removed: float32 [groups, fractions], nan
+        where rounding to 8 removes none.
+    """
+    table = torch.full((len(groups), len(FRACTIONS)), math.nan)
+    full = _parameters(model)
+    for row, group in enumerate(progress_bar(groups, desc="sensitivity", unit="group")):
+        channels = len(group.scores)
+        for column, fraction in enumerate(FRACTIONS):
+            kept = _rounded(channels * (1 - fraction))
+            if kept < channels:
+                widths = dict.fromkeys(group.layers, kept)
+                pruned = prune(model, groups, widths, classifier=classifier, image_size=image_size)
+                if _parameters(pruned) < full:  # grouped convolutions may keep what they have
+                    table[row, column] = score(pruned)
+    return table
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _example(model: nn.Module, image_size: int) -> Tensor:
+    return torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
+
+
+def _rounded(width: float) -> int:
+    return max(1, math.floor(width / ROUND_TO + 0.5)) * ROUND_TO
+
+
+@contextlib.contextmanager
+def _refusing(model: nn.Module):
+    """Turns the errors of torch-pruning on networks that it cannot prune into a UserError."""
+    try:
+        yield
+    except (ZeroDivisionError, RuntimeError, IndexError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"torch-pruning cannot prune {type(model).__name__}: {error}") from None

@@ -1,0 +1,337 @@
+"""Quantization-aware training in FX graph mode: prepare, calibrate, freeze, convert, int8 weights as tensors.
+
+Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+Inference", CVPR 2018. Only this module, `fake_quantization` and `deployment.qdq` import torch.ao.
+"""
+
+import contextlib
+import copy
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, fx, nn
+from torch.ao.nn.intrinsic.qat import freeze_bn_stats
+from torch.ao.quantization import disable_observer
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
+from torchvision.ops import StochasticDepth
+
+from common.compression.fake_quantization import qconfig_mapping, use_fast_layers
+from common.compression.target_devices import TargetDevice
+from common.system.errors import UserError
+
+FREEZE_AT = 2 / 3  # fraction of the epochs after which observers and batch norm are frozen
+KNOWN_WARNINGS = (  # torch is pinned, and each call would print them again
+    "torch.ao.quantization is deprecated",
+    "Please use quant_min and quant_max",
+    "torch.quantize_per_tensor, torch.quantize_per_channel and other",
+)
+
+
+def prepare(model: nn.Module, target: TargetDevice, image_size: int) -> nn.Module:
+    """Inserts fake quantization into a copy of a model, ready for training.
+
+    A copy of the result is converted and run at once, with the engine that is set in torch, so that a network
+    that cannot be quantized fails here and not after hours of training.
+
+    Args:
+        model: The float model; not changed.
+        target: The device to quantize for.
+        image_size: Side of the images, in pixels.
+
+    Returns:
+        The traced copy on the CPU, its batch norms fused with the convolutions.
+
+    Raises:
+        UserError: The model cannot be traced, converted or run.
+    """
+    name = type(model).__name__
+    try:
+        prepared = trace(copy.deepcopy(model).cpu(), target, image_size)
+    # what the tracer cannot follow: control flow, unsupported calls, assertions of the network's own
+    except (TypeError, RuntimeError, AttributeError, AssertionError, ValueError) as error:
+        raise UserError(f"{name} cannot be traced for quantization: {_first_line(error)}") from None
+    try:
+        trial = copy.deepcopy(prepared)
+        images = torch.rand(4, 3, image_size, image_size)
+        calibrate(trial, [(images, None)], torch.device("cpu"), 1)
+        with torch.inference_mode():
+            int8_model = convert(trial).int8
+            in_batch, alone = int8_model(images)[:1], int8_model(images[:1])
+    except (TypeError, RuntimeError, AttributeError, AssertionError, ValueError) as error:
+        raise UserError(f"{name} cannot run in int8 with {target.backend}: {_first_line(error)}") from None
+    if not torch.allclose(in_batch, alone, rtol=0.05, atol=0.05 * float(in_batch.abs().max())):
+        raise UserError(
+            f"{name} cannot be quantized: once traced, its prediction for an image depends on the others "
+            "in the batch"
+        )
+    return prepared
+
+
+def trace(float_model: nn.Module, target: TargetDevice, image_size: int) -> nn.Module:
+    """Traces a model and inserts fake quantization, without any check.
+
+    Args:
+        float_model: On the CPU; changed in place.
+        target: The device to quantize for.
+        image_size: Side of the images, in pixels.
+
+    Returns:
+        The traced model.
+    """
+    for module in list(float_model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU6):
+                # a ReLU is fused into the convolution before it, a ReLU6 is not; and the qnnpack engine of
+                # torch 2.14 returns the elements of a quantized ReLU6 in the wrong order
+                setattr(module, name, nn.ReLU(inplace=child.inplace))
+            elif isinstance(child, nn.Dropout | StochasticDepth):
+                # the tracer would record stochastic depth in training mode: the int8 model would drop layers
+                # at random; and it would give dropout scales of its own, which the int8 model does not apply
+                setattr(module, name, nn.Identity())
+    example = torch.zeros(1, 3, image_size, image_size)
+    with _silenced():
+        prepared = prepare_qat_fx(float_model.train(), qconfig_mapping(target), example)
+    use_fast_layers(prepared)
+    return prepared
+
+
+@torch.no_grad()
+def calibrate(prepared: nn.Module, batches: Iterable, device: torch.device, count: int) -> None:
+    """Lets the observers see training images; the weights do not change.
+
+    Args:
+        prepared: A model with fake quantization, on `device`; put into eval mode.
+        batches: (images, labels).
+        device: Where the model is.
+        count: How many batches are used.
+    """
+    prepared.eval()
+    for images, _ in itertools.islice(batches, count):
+        prepared(images.to(device))
+
+
+def freeze_late(prepared: nn.Module, epoch: int, epochs: int) -> None:
+    """Freezes observers and batch-norm statistics in the last third of the epochs.
+
+    The rest of the training then uses the exact scales of the int8 model.
+
+    Args:
+        prepared: A model with fake quantization; changed in place.
+        epoch: The epoch that begins, from 0.
+        epochs: How many there are.
+    """
+    if epoch >= int(FREEZE_AT * epochs):
+        prepared.apply(disable_observer).apply(freeze_bn_stats)
+
+
+class Converted(nn.Module):
+    """An int8 model, which is what runs and is evaluated, and the fake-quant model that it comes from."""
+
+    def __init__(self, fake_quant: nn.Module):
+        """Converts a copy of a model.
+
+        Args:
+            fake_quant: A prepared model in eval mode on the CPU, its observers disabled.
+        """
+        super().__init__()
+        self.fake_quant = fake_quant
+        with _silenced():
+            self.int8 = convert_fx(copy.deepcopy(fake_quant))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Runs the int8 model.
+
+        Args:
+            images: float32 [N, 3, S, S].
+
+        Returns:
+            Logits, float32 [N, C].
+        """
+        return self.int8(images)
+
+
+def convert(prepared: nn.Module) -> Converted:
+    """Converts a model to int8.
+
+    Args:
+        prepared: A model with fake quantization; not changed.
+
+    Returns:
+        The int8 model and its fake-quant model, on the CPU, in eval mode, observers disabled.
+    """
+    return Converted(_round_biases(copy.deepcopy(prepared).cpu().eval().apply(disable_observer)))
+
+
+@torch.no_grad()
+def _round_biases(prepared: fx.GraphModule) -> fx.GraphModule:
+    """Rounds each layer's bias to a multiple of input scale times weight scale, as int32 arithmetic does.
+
+    Source: Jacob et al., CVPR 2018, equation 11. With batch norm, the folded bias is rounded.
+    """
+    for node in prepared.graph.nodes:
+        layer = prepared.get_submodule(node.target) if node.op == "call_module" else None
+        source = node.all_input_nodes[0] if node.all_input_nodes else None
+        if not hasattr(layer, "weight_fake_quant") or source.op != "call_module":
+            continue
+        step = layer.weight_fake_quant.scale * prepared.get_submodule(source.target).scale
+        norm = getattr(layer, "bn", None)
+        if norm is not None:
+            scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+            mean = norm.running_mean if layer.bias is None else norm.running_mean - layer.bias
+            folded = norm.bias - mean * scale
+            norm.bias += (folded / step).round() * step - folded
+        elif layer.bias is not None:
+            layer.bias.copy_((layer.bias / step).round() * step)
+    return prepared
+
+
+def skeleton(float_model: nn.Module, target: TargetDevice, image_size: int) -> nn.Module:
+    """Builds an int8 model for `load_int8_state`, with arbitrary weights and scales.
+
+    Args:
+        float_model: The architecture and its widths; changed in place.
+        target: The device that the weights were quantized for.
+        image_size: Side of the images, in pixels.
+
+    Returns:
+        The int8 model on the CPU.
+    """
+    with _silenced("must run observer before calling calculate_qparams"):
+        return convert_fx(trace(float_model, target, image_size).eval())
+
+
+class Recorder(fx.Interpreter):
+    """Runs a traced model and keeps the tensor that each node returns, in `values` by the node's name."""
+
+    def __init__(self, model: fx.GraphModule):
+        """Starts without values.
+
+        Args:
+            model: Float, with fake quantization, or int8.
+        """
+        super().__init__(model)
+        self.values: dict[str, Tensor] = {}
+
+    def run_node(self, node: fx.Node):
+        """Runs one node; called by `run`.
+
+        Args:
+            node: The node.
+
+        Returns:
+            What the node returns.
+        """
+        value = super().run_node(node)
+        if torch.is_tensor(value):
+            self.values[node.name] = value
+        return value
+
+
+def int8_state(model: nn.Module) -> dict:
+    """The state dict of an int8 model in plain tensors, which any version of torch can read.
+
+    Args:
+        model: The int8 model.
+
+    Returns:
+        Values by name. A quantized weight becomes {"int8": int8, "scale": float64 [] or [channels],
+        "zero_point": int64 of the same shape}; the packed weight and bias of a Linear become a list.
+    """
+    state = model.state_dict().items()
+    return {key: _to_plain(value) for key, value in state if not isinstance(value, torch.dtype)}
+
+
+def resized_int8_state(state: dict, shapes: dict[str, list[int]]) -> dict:
+    """What `int8_state` would return for a model with other widths, with zeros as weights.
+
+    Args:
+        state: The result of `int8_state`.
+        shapes: The shape of each tensor in the state dict of the float model with the other widths.
+
+    Returns:
+        A state of the same size in bytes as that of the model with the other widths.
+    """
+
+    def resized(value, shape: list[int]):
+        if isinstance(value, list):  # weight and bias of a Linear
+            return [resized(part, shape) for part in value]
+        if isinstance(value, dict):
+            scales = {key: resized(value[key], shape) for key in ("scale", "zero_point")}
+            return {"int8": value["int8"].new_zeros(shape), **scales}
+        return value.new_zeros(shape[:1]) if torch.is_tensor(value) and value.ndim else value
+
+    modules = {key: key.partition("._packed_params")[0].removesuffix(".weight") for key in state}
+    vectors = (".bias", ".running_mean", ".running_var")  # the last two of batch norms that are not fused
+    modules |= {key: key.rpartition(".")[0] for key in state if key.endswith(vectors)}
+    weights = {key: f"{module}.weight" for key, module in modules.items()}
+    return {
+        key: resized(value, shapes[weights[key]]) if weights[key] in shapes else value
+        for key, value in state.items()
+    }
+
+
+def load_int8_state(model: nn.Module, state: dict) -> None:
+    """Loads weights into an int8 model.
+
+    Args:
+        model: The result of `skeleton`; changed in place.
+        state: The result of `int8_state`.
+
+    Raises:
+        UserError: Names or types do not fit.
+    """
+    own = model.state_dict()  # its _metadata tells the modules which layout they read
+    expected = {key for key, value in own.items() if not isinstance(value, torch.dtype)}
+    try:
+        with _silenced():
+            own.update({key: _from_plain(state[key]) for key in expected | set(state)})
+            model.load_state_dict(own)
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"the int8 weights do not fit their architecture: {_first_line(error)}") from None
+
+
+def _to_plain(value):
+    if isinstance(value, tuple):
+        return [_to_plain(part) for part in value]
+    if value is None:  # the bias of a convolution without one
+        return None
+    if not value.is_quantized:
+        return value.detach()
+    if value.qscheme() == torch.per_tensor_affine:
+        scale, zero_point = value.q_scale(), value.q_zero_point()
+    else:
+        scale, zero_point = value.q_per_channel_scales(), value.q_per_channel_zero_points()
+    return {
+        "int8": value.int_repr(),
+        "scale": torch.as_tensor(scale, dtype=torch.float64),
+        "zero_point": torch.as_tensor(zero_point, dtype=torch.int64),
+    }
+
+
+def _from_plain(value):
+    if isinstance(value, list):
+        return tuple(_from_plain(part) for part in value)
+    if not isinstance(value, dict):
+        return value
+    integers, scale, zero_point = value["int8"], value["scale"], value["zero_point"]
+    if scale.ndim == 0:
+        real = (integers - zero_point) * scale
+        return torch.quantize_per_tensor(real.float(), scale.item(), int(zero_point), torch.qint8)
+    column = (-1, *[1] * (integers.ndim - 1))
+    real = (integers - zero_point.view(column)) * scale.view(column)
+    return torch.quantize_per_channel(real.float(), scale, zero_point, 0, torch.qint8)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+@contextlib.contextmanager
+def _silenced(*more: str) -> Iterator[None]:
+    """Silences `KNOWN_WARNINGS`, and warnings that begin with one of `more`."""
+    with warnings.catch_warnings():
+        for message in (*KNOWN_WARNINGS, *more):
+            warnings.filterwarnings("ignore", message)
+        yield

@@ -1,0 +1,154 @@
+"""Images decoded once and kept in a memory-mapped file of uint8 pixels, rebuilt when the images change."""
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from common.data.images import read_image
+from common.system import distributed
+from common.system.errors import UserError
+from common.system.files import atomic_write, remove_stale_files
+from common.system.terminal import progress_bar
+
+LAYOUT = 1  # of the files; in their names
+FINGERPRINT_BYTES = 32
+
+
+class Decoder(Dataset):
+    """Decodes image files; item i is uint8 [H, W, 3]."""
+
+    def __init__(self, paths: list[Path], resize: Callable[[Image.Image, int], Image.Image], image_size: int):
+        """Stores the arguments.
+
+        Args:
+            paths: The image files.
+            resize: A function of `common.data.transforms`, applied to each image.
+            image_size: Its second argument, in pixels.
+        """
+        self.paths, self.resize, self.image_size = paths, resize, image_size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.from_numpy(np.array(self.resize(read_image(self.paths[index]), self.image_size)))
+
+    @property
+    def name(self) -> str:
+        """A name for the decoded images: it depends on their paths, the resizing and the image size."""
+        paths = "\0".join(str(path.absolute()) for path in self.paths)
+        digest = hashlib.sha256(paths.encode(errors="surrogateescape"))
+        return f"{self.resize.__name__}-{self.image_size}-{digest.hexdigest()[:16]}-{LAYOUT}"
+
+    def fingerprint(self) -> bytes:
+        """SHA-256 over the sizes and times (of content and of status) of the files: any change changes it.
+
+        Raises:
+            UserError: A file is missing.
+        """
+        digest = hashlib.sha256()
+        for path in self.paths:
+            try:
+                status = path.stat()
+            except OSError as error:
+                raise UserError(f"cannot read the image {path}: {error.strerror}") from None
+            digest.update(f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n".encode())
+        return digest.digest()
+
+
+class PixelCache(Dataset):
+    """The items of a `Decoder`, read from a file.
+
+    The file holds the pixels of all images, an index int64 [n, 3] (offset, height and width of each), and the
+    fingerprint of the image files.
+    """
+
+    def __init__(self, path: Path, count: int):
+        """Maps the file into memory.
+
+        Args:
+            path: The cache file.
+            count: How many images it holds.
+        """
+        self.path = path
+        self.bytes = np.memmap(path, np.uint8, mode="r")
+        end = len(self.bytes) - FINGERPRINT_BYTES
+        self.index = self.bytes[end - count * 24 : end].view(np.int64).reshape(count, 3)
+
+    def __reduce__(self):
+        return PixelCache, (self.path, len(self))  # a worker process maps the file itself
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: int) -> Tensor:
+        start, height, width = self.index[index]
+        pixels = self.bytes[start : start + 3 * height * width]
+        return torch.from_numpy(pixels.reshape(height, width, 3).copy())
+
+
+def open_cache(decoder: Decoder, folder: str | Path, workers: int) -> PixelCache:
+    """Opens the cache of decoded images, and builds it first where it is missing or stale.
+
+    The file is written completely and then renamed, so that two runs may build it at the same time.
+
+    Args:
+        decoder: The images.
+        folder: Where cache files are kept.
+        workers: Processes that decode.
+
+    Returns:
+        The items of `decoder`.
+
+    Raises:
+        UserError: An image cannot be read, or the file cannot be written.
+    """
+    path, fingerprint = Path(folder) / f"{decoder.name}.pixels", decoder.fingerprint()
+    with distributed.main_process_first():
+        if _stored_fingerprint(path) != fingerprint:
+            _build(decoder, path, fingerprint, workers)
+    return PixelCache(path, len(decoder))
+
+
+def _build(decoder: Decoder, path: Path, fingerprint: bytes, workers: int) -> None:
+    folder = path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_stale_files(folder)
+        needed, free = len(decoder) * decoder[0].numel(), shutil.disk_usage(folder).free
+        if needed > free:
+            raise UserError(
+                f"--cache {folder}: {len(decoder)} images need about {needed / 1e9:.1f} GB there, and "
+                f"{free / 1e9:.1f} GB are free; --cache off decodes them in every epoch instead"
+            )
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            _write(decoder, file, workers)
+            file.write(fingerprint)
+    except OSError as error:
+        raise UserError(f"cannot write to --cache {folder}: {error.strerror}") from None
+
+
+def _stored_fingerprint(path: Path) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            file.seek(-FINGERPRINT_BYTES, 2)
+            return file.read()
+    except OSError:
+        return None
+
+
+def _write(decoder: Decoder, file, workers: int) -> None:
+    index, start = [], 0
+    # with a generator of its own: the training draws the same random numbers whether this ran or not
+    images = DataLoader(decoder, batch_size=None, num_workers=workers, generator=torch.Generator())
+    for pixels in progress_bar(images, desc="decoding", unit="image"):
+        index.append((start, *pixels.shape[:2]))
+        start += file.write(pixels.numpy().tobytes())
+    file.write(np.array(index, np.int64).tobytes())

@@ -1,0 +1,107 @@
+"""Image files: which files are images, and how one is read."""
+
+import functools
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from common.system.errors import UserError
+
+# formats of Pillow that are not read: Ghostscript would run an EPS, also one inside an IPTC; of the others
+# Pillow knows the first bytes only
+EXCLUDED = {"EPS", "IPTC", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
+MAX_ASPECT_RATIO = 100  # a longer image, resized for a network, may not fit into memory
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """The formats that are read, by Pillow's names; first those that are recognized by their first bytes."""
+    Image.init()
+    return tuple(sorted(Image.OPEN.keys() - EXCLUDED, key=lambda name: (Image.OPEN[name][1] is None, name)))
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """The suffixes of image files, in lower case and with the dot."""
+    known = {*formats(), "MPO"}  # a JPEG of several images, which the reader of JPEG opens
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in known)
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Reads an image file: upright by its EXIF data, transparent parts on white, of an animation the first
+    frame, 16-bit gray as 8-bit.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The image in RGB.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    try:
+        with Image.open(path, formats=formats()) as file:
+            image = _rgb(ImageOps.exif_transpose(file))
+    except UnidentifiedImageError:
+        raise UserError(f"cannot read the image {path}: its format is unknown") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"cannot read the image {path}: {getattr(error, 'strerror', '') or error}") from None
+    # Pillow's decoders raise errors of any kind on damaged bytes
+    except Exception as error:
+        raise UserError(f"cannot read the image {path}: its decoder fails with {error!r}") from None
+    if not 0 < max(image.size) <= MAX_ASPECT_RATIO * min(image.size):
+        size = f"{image.width} x {image.height} pixels"
+        raise UserError(
+            f"cannot read the image {path}: it has {size}, one side over {MAX_ASPECT_RATIO} times the other"
+        )
+    return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    # 16-bit gray: Pillow would make all but the darkest 256 levels white
+    if image.mode.startswith("I"):
+        levels = np.asarray(image, np.float32) / 257
+        image = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def find_images(path: str | Path) -> list[Path]:
+    """Finds image files by their suffixes.
+
+    Hidden files and folders are ignored. Links are followed, to each folder once.
+
+    Args:
+        path: A file, or a folder that is searched at any depth.
+
+    Returns:
+        `path` itself, or the images in the folder, then those in its subfolders, sorted by name.
+
+    Raises:
+        UserError: A folder cannot be read.
+    """
+    if not os.path.isdir(path):  # Path.is_dir raises for a name that is too long
+        return [Path(path)]
+    found, seen = [], set()
+    try:
+        for folder, folders, files in os.walk(path, onerror=_raise, followlinks=True):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:  # a link to a folder above would be an endless loop
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            visible = (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+            found += [file for file in visible if file.suffix.lower() in suffixes()]
+    except OSError as error:
+        raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from None
+    return found
+
+
+def _raise(error: OSError):
+    raise error

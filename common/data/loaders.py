@@ -1,0 +1,245 @@
+"""Batches of images and labels for training, validation and test."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import v2
+
+from common.data.cache import Decoder, open_cache
+from common.data.datasets import Splits
+from common.data.duplicates import Sample
+from common.data.transforms import CPU, Normalize, center_crop, random_crop, resize_shorter_side
+from common.system import distributed, hardware, seeding
+from common.system.errors import UserError
+
+MAX_WORKERS = 8
+
+
+class EpochBatchSampler(Sampler):
+    """The indices of each batch: lists of (epoch, index), this process's part of the batch.
+
+    With a seed, every epoch has its own order, and a last batch is dropped that has not two images for each
+    process: batch norm cannot train with one.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int | None = None):
+        """Starts at epoch 0.
+
+        Args:
+            count: Images in the split.
+            batch_size: Images of a batch, in all processes together.
+            seed: Of the order; None for the order of the split.
+        """
+        self.batch_size, self.seed, self.images = batch_size, seed, count
+        self.epoch, self.first = 0, 0
+        left_over = count % batch_size
+        self.count = (
+            count - left_over if seed is not None and left_over < 2 * distributed.world_size() else count
+        )
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = range(self.count)
+        if self.seed is not None:
+            generator = torch.Generator().manual_seed(seeding.derive_seed(self.seed, self.epoch))
+            order = torch.randperm(self.images, generator=generator).tolist()
+        for start in range(self.first * self.batch_size, self.count, self.batch_size):
+            batch = order[start : min(start + self.batch_size, self.count)]
+            if part := batch[distributed.rank() :: distributed.world_size()]:
+                yield [(self.epoch, index) for index in part]
+
+
+class CroppedImages(Dataset):
+    """Batches of crops: images uint8 [N, 3, S, S] in channels_last, labels int64 [N].
+
+    Random crops are a function of the seed, the epoch and the image: they are the same in whichever process,
+    and whatever was drawn before.
+    """
+
+    def __init__(self, images: Dataset, labels: list[int], crop: Callable[[Tensor], Tensor], seed: int):
+        """Stores the arguments.
+
+        Args:
+            images: Item i is uint8 [H, W, 3].
+            labels: Of each image.
+            crop: A transform of uint8 [3, H, W] to uint8 [3, S, S].
+            seed: Of random crops.
+        """
+        self.images, self.labels, self.crop, self.seed = images, torch.tensor(labels), crop, seed
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        crops = []
+        for epoch, index in keys:
+            with seeding.fork_rng(self.seed, epoch, index):
+                crops.append(self.crop(self.images[index].permute(2, 0, 1)).permute(1, 2, 0))
+        return torch.stack(crops).permute(0, 3, 1, 2), self.labels[[index for _, index in keys]]
+
+
+@dataclass(frozen=True)
+class DeviceLoader:
+    """Batches on a device: images float32 [N, 3, S, S] in channels_last, labels int64 [N].
+
+    Of several processes each gets its part of every batch.
+    """
+
+    loader: DataLoader
+    normalize: Normalize
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.at(0)
+
+    def at(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterates over an epoch.
+
+        Args:
+            epoch: Its number, from 0.
+            first: The batch to start at, from 0.
+
+        Yields:
+            (images, labels).
+        """
+        self.loader.batch_sampler.epoch, self.loader.batch_sampler.first = epoch, first
+        for images, labels in self.loader:
+            # as uint8: four times fewer bytes are copied to the device than as floats
+            images = self.normalize(images.to(self.device, non_blocking=True))
+            yield images, labels.to(self.device, non_blocking=True)
+
+    def count(self, batch: int) -> int:
+        """The size of a batch.
+
+        Args:
+            batch: Its number, from 0.
+
+        Returns:
+            Images in all processes together.
+        """
+        sampler = self.loader.batch_sampler
+        return min(sampler.batch_size, sampler.count - batch * sampler.batch_size)
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """The batches of the three splits; `val` is None without a validation split."""
+
+    train: DeviceLoader
+    val: DeviceLoader | None
+    test: DeviceLoader
+
+    def of(self, split: str) -> DeviceLoader:
+        """The batches of a split.
+
+        Args:
+            split: "test" or "val".
+
+        Returns:
+            Its loader.
+
+        Raises:
+            UserError: There is no validation split.
+        """
+        loader = {"test": self.test, "val": self.val}[split]
+        if loader is None:
+            raise UserError("this needs validation images: a --val-fraction above 0")
+        return loader
+
+
+def make_loaders(
+    splits: Splits,
+    checkpoint: dict,
+    batch_size: int,
+    seed: int,
+    *,
+    cache: str | Path | None = None,
+    workers: int | None = None,
+    device: torch.device = CPU,
+) -> Loaders:
+    """Builds the loaders of the three splits: `train` is augmented and shuffled, the others are in order.
+
+    Args:
+        splits: The images.
+        checkpoint: Its `image_size`, `mean` and `std` are used.
+        batch_size: Images of a batch, in all processes together.
+        seed: Of the order and the crops of training.
+        cache: Folder of the decoded images; None decodes them in every epoch.
+        workers: Processes that decode and crop; None for a number that fits the machine.
+        device: Where the batches are put.
+
+    Returns:
+        The loaders.
+
+    Raises:
+        UserError: An image cannot be read, the cache cannot be written, or a batch has not two images for
+            each process.
+    """
+    options = {"cache": cache, "workers": workers, "device": device}
+    largest, needed = min(batch_size, len(splits.train)), 2 * distributed.world_size()
+    if largest < needed:
+        raise UserError(
+            f"batches of {largest} training images are too small: "
+            f"batch norm needs {needed}, two for each process"
+        )
+    sampler = EpochBatchSampler(len(splits.train), batch_size, seed)
+    crop = random_crop(checkpoint["image_size"])
+    return Loaders(
+        train=_loader(splits.train, checkpoint, sampler, resize_shorter_side, crop, **options),
+        val=eval_loader(splits.val, checkpoint, batch_size, **options) if splits.val else None,
+        test=eval_loader(splits.test, checkpoint, batch_size, **options),
+    )
+
+
+def eval_loader(samples: list[Sample], checkpoint: dict, batch_size: int = 32, **options) -> DeviceLoader:
+    """Builds a loader for evaluation: center crops, in order, as `eval_transform` prepares them.
+
+    Args:
+        samples: (path, label) of the images.
+        checkpoint: Its `image_size`, `mean` and `std` are used.
+        batch_size: Images of a batch, in all processes together.
+        **options: `cache`, `workers` and `device` of `make_loaders`.
+
+    Returns:
+        The loader.
+
+    Raises:
+        UserError: An image cannot be read, or the cache cannot be written.
+    """
+    sampler = EpochBatchSampler(len(samples), batch_size)
+    return _loader(samples, checkpoint, sampler, center_crop, v2.Identity(), **options)
+
+
+def _loader(
+    samples, checkpoint, sampler, resize, crop, *, cache=None, workers=None, device=CPU
+) -> DeviceLoader:
+    images = Decoder([path for path, _ in samples], resize, checkpoint["image_size"])
+    automatic = min(hardware.cores(), MAX_WORKERS)
+    if cache is not None:
+        images = open_cache(images, cache, automatic if workers is None else workers)
+    if workers is None:
+        # to crop a cached image takes so little that on a CPU the cores are better left to the training
+        workers = 0 if cache is not None and device.type == "cpu" else automatic
+    loader = DataLoader(
+        CroppedImages(images, [label for _, label in samples], crop, sampler.seed or 0),
+        batch_sampler=sampler,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        collate_fn=_identity,
+        generator=torch.Generator(),  # a DataLoader draws a number for its workers, which none of them needs
+    )
+    return DeviceLoader(loader, Normalize(checkpoint["mean"], checkpoint["std"], device), device)
+
+
+def _identity(batch):
+    return batch

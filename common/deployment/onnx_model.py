@@ -1,0 +1,212 @@
+"""ONNX files: written from a checkpoint's model, read, and run by ONNX Runtime."""
+
+import contextlib
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from common.data.transforms import resized_side
+from common.deployment import qdq
+from common.models.schema import IMAGE_SIZES
+from common.system.errors import UserError
+from common.system.files import atomic_write
+
+INPUT, OUTPUT = "images", "logits"
+
+
+@contextlib.contextmanager
+def export(checkpoint: dict, model: nn.Module, path: Path):
+    """A context that writes a model as ONNX, gives it to be checked, and renames it when the block succeeds.
+
+    Input: "images" float32 [N, 3, S, S], normalized. Output: "logits" float32 [N, C]. N is free. An int8
+    model is written with int8 weights between QuantizeLinear and DequantizeLinear.
+
+    Args:
+        checkpoint: Its content goes into the metadata: see `metadata`.
+        model: The model of the checkpoint.
+        path: The file.
+
+    Yields:
+        The file under a temporary name, opened as an `OnnxModel`.
+
+    Raises:
+        UserError: The model has no form in ONNX, or the file cannot be written or is not valid.
+    """
+    proto = _export(qdq.to_qdq(model, checkpoint["image_size"]) if checkpoint["int8"] else model, checkpoint)
+    onnx.helper.set_model_props(proto, metadata(checkpoint))
+    with atomic_write(path) as temporary:
+        onnx.save(proto, temporary)
+        try:
+            onnx.checker.check_model(str(temporary), full_check=True)
+        except onnx.checker.ValidationError as error:
+            raise UserError(f"{path} is not valid ONNX, nothing was written: {error}") from None
+        yield OnnxModel(temporary)
+
+
+def _export(model: nn.Module, checkpoint: dict) -> onnx.ModelProto:
+    side = checkpoint["image_size"]
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                model.eval(),
+                (torch.zeros(2, 3, side, side),),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            reason = str(error.__cause__ or error).strip().partition("\n")[0]
+            raise UserError(f"{checkpoint['arch']} cannot be written as ONNX: {reason}") from None
+    proto = program.model_proto
+    for node in proto.graph.node:  # the places in the source code: a quarter of a small network's file
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    return proto
+
+
+def metadata(checkpoint: dict) -> dict[str, str]:
+    """The metadata of an ONNX file.
+
+    Args:
+        checkpoint: The content of a checkpoint.
+
+    Returns:
+        Text by name: name, stage, arch, backend ("" for float); params and macs of the float model, for one
+        image; classes, mean and std as JSON lists; resize, the shorter side, in pixels, that an image is
+        resized to; image_size, the side of the square that is then cropped from its center.
+    """
+    return {
+        "name": checkpoint["name"],
+        "stage": checkpoint["stage"],
+        "arch": checkpoint["arch"],
+        "backend": checkpoint["int8"]["backend"] if checkpoint["int8"] else "",
+        "params": str(checkpoint["metrics"]["params"]),
+        "macs": str(checkpoint["metrics"]["macs"]),
+        # the name of a folder may contain bytes that are no text: they are escaped as in JSON
+        "classes": json.dumps(checkpoint["classes"], ensure_ascii=False)
+        .encode(errors="backslashreplace")
+        .decode(),
+        "mean": json.dumps(checkpoint["mean"]),
+        "std": json.dumps(checkpoint["std"]),
+        "resize": str(resized_side(checkpoint["image_size"])),
+        "image_size": str(checkpoint["image_size"]),
+    }
+
+
+def _parse(texts: dict[str, str]) -> dict:
+    """What `metadata` wrote, with the types and names of a checkpoint, except for its name.
+
+    Raises KeyError, ValueError or RecursionError for text that `metadata` does not write.
+    """
+    values = {key: texts[key] for key in ("stage", "arch", "backend")}
+    values |= {key: json.loads(texts[key]) for key in ("classes", "image_size", "mean", "std")}
+    counts = {key: json.loads(texts.get(key, "null")) for key in ("params", "macs")}
+    names, side = values["classes"], values["image_size"]
+    valid = {key: count is None or _is_count(count) for key, count in counts.items()} | {
+        "classes": type(names) is list and all(type(name) is str for name in names),
+        "image_size": _is_count(side) and side in IMAGE_SIZES,
+        "mean": _are_three(values["mean"], -10, 10),  # of pixels from 0 to 1
+        "std": _are_three(values["std"], 0.0001, 10),
+    }
+    for key in valid:
+        if not valid[key]:
+            raise ValueError(f"{key} cannot be {texts[key]:.60}")
+    return values | {"metrics": counts}
+
+
+def _is_count(value) -> bool:
+    return type(value) is int and 0 <= value < 2**63  # no bool, which is an int too
+
+
+def _are_three(values, low: float, high: float) -> bool:
+    return (
+        type(values) is list
+        and len(values) == 3
+        and all(type(value) in (int, float) and low <= value <= high for value in values)
+    )
+
+
+class OnnxModel(nn.Module):
+    """An ONNX file that ONNX Runtime runs on the CPU.
+
+    `metadata` is its metadata as text; `content` the same as values, named as in a checkpoint.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 0):
+        """Opens the file, and runs it on one black image.
+
+        Args:
+            path: The file.
+            threads: Threads of ONNX Runtime; 0 for all cores.
+
+        Raises:
+            UserError: The file cannot be read, or was not written by export.py.
+        """
+        super().__init__()
+        self.path = path
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads, 4  # 4: errors come as exceptions
+        try:
+            Path(path).open("rb").close()
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
+        with self._in_one_line():
+            self.session = onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
+            self.metadata = self.session.get_modelmeta().custom_metadata_map
+        try:
+            self.content = _parse(self.metadata)
+        except KeyError as error:
+            raise UserError(f"{path} was not written by export.py: its metadata have no {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path} was not written by export.py: in its metadata, {error}") from None
+        self._check()
+
+    def _check(self) -> None:
+        """Raises UserError unless inputs and outputs have the shapes that follow from the metadata."""
+        side, classes = self.content["image_size"], len(self.content["classes"])
+        with self._in_one_line():
+            shape = self.session.get_inputs()[0].shape[1:]
+        if shape != [3, side, side]:
+            raise UserError(
+                f"{self.path} takes images of {shape}, not [3, {side}, {side}] as in its metadata"
+            )
+        logits = self(torch.zeros(1, 3, side, side))
+        if logits.shape != (1, classes) or logits.dtype != torch.float32 or not logits.isfinite().all():
+            raise UserError(f"{self.path} does not return {classes} finite logits, one for each class")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Runs the model.
+
+        Args:
+            images: float32 [N, 3, S, S], normalized.
+
+        Returns:
+            Logits, float32 [N, C].
+
+        Raises:
+            UserError: ONNX Runtime fails.
+        """
+        with self._in_one_line():
+            (logits,) = self.session.run([OUTPUT], {INPUT: images.contiguous().numpy()})
+            return torch.from_numpy(logits)
+
+    @contextlib.contextmanager
+    def _in_one_line(self):
+        try:
+            yield
+        # ONNX Runtime's errors have no common class that is public
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self.path} is not an ONNX file that ONNX Runtime can run: {reason}") from None

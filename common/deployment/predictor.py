@@ -1,0 +1,93 @@
+"""Opens a file to classify images with: a checkpoint, float or int8, or an ONNX file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import nn
+
+from common.data.transforms import eval_transform
+from common.deployment.onnx_model import OnnxModel
+from common.models import checkpoint
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model that is ready to run.
+
+    torch has one engine at a time: of several int8 models only the last that was opened may run.
+
+    Attributes:
+        path: Its file.
+        model: On the CPU, in eval mode.
+        engine: What runs it, such as "int8 onednn".
+        memory_format: That of its images.
+        content: That of the checkpoint without the weights; of an ONNX file what its metadata contain.
+    """
+
+    path: Path
+    model: nn.Module
+    engine: str
+    memory_format: torch.memory_format
+    content: dict
+
+
+def find(reference: str, folder: str) -> Path:
+    """Finds the file that a user means.
+
+    Args:
+        reference: The path of an ONNX file, or a checkpoint: see `checkpoint.find`.
+        folder: Where checkpoints are kept.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: There is no such checkpoint.
+    """
+    return Path(reference) if reference.endswith(".onnx") else checkpoint.find(reference, folder)
+
+
+def load(path: Path, engine: str | None, threads: int) -> Classifier:
+    """Opens a file.
+
+    Args:
+        path: A checkpoint or an ONNX file.
+        engine: See `int8_engines.use`.
+        threads: Threads of ONNX Runtime; 0 for all cores.
+
+    Returns:
+        The model and its content.
+
+    Raises:
+        UserError: The file cannot be read or run.
+    """
+    if path.suffix == ".onnx":
+        model = OnnxModel(path, threads)
+        content = model.content | {"name": path.stem, "lineage": []}
+        kind = f"{'int8' if content['backend'] else 'fp32'} ONNX Runtime"
+        return Classifier(path, model, kind, torch.contiguous_format, content)
+    content = checkpoint.load(path)
+    model = checkpoint.rebuild(content, engine).eval()
+    del content["state_dict"]  # the model has its own
+    kind = f"int8 {torch.backends.quantized.engine}" if content["int8"] else "fp32 torch"
+    return Classifier(path, model, kind, torch.channels_last, content)
+
+
+@torch.inference_mode()
+def top_k(classifier: Classifier, image: Image.Image, k: int) -> list[tuple[str, float]]:
+    """Classifies one image.
+
+    Args:
+        classifier: The result of `load`.
+        image: RGB, of any size.
+        k: How many classes are returned, at most.
+
+    Returns:
+        (class name, probability from 0 to 1) of the k most probable classes, the highest first.
+    """
+    images = eval_transform(image, classifier.content).contiguous(memory_format=classifier.memory_format)
+    probabilities = classifier.model(images)[0].softmax(0)
+    best = probabilities.argsort(descending=True, stable=True)[:k].tolist()
+    return [(classifier.content["classes"][index], float(probabilities[index])) for index in best]

@@ -1,0 +1,198 @@
+"""The ONNX form of an int8 model: float operations between QuantizeLinear and DequantizeLinear, int8 weights.
+
+Source: Jacob et al., CVPR 2018, equations 3 to 7, for the meaning of the pairs; the operators are those of
+ONNX opset 13. A runtime fuses each operation with the pairs around it into its int8 kernel.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx, nn
+from torch.ao.nn import intrinsic
+from torch.ao.nn import quantized as nnq
+from torch.nn import functional as F
+
+from common.compression.quantization import Recorder
+from common.system.errors import UserError
+
+INT32_MAX = 2**31 - 1
+
+
+def to_qdq(int8_model: fx.GraphModule, image_size: int) -> nn.Module:
+    """Builds the model that `torch.onnx.export` writes with QuantizeLinear and DequantizeLinear.
+
+    Every value that is quantized in the int8 model passes such a pair with the same scale and zero point. The
+    result can be exported, but not run.
+
+    Args:
+        int8_model: A converted model; not changed.
+        image_size: Side of the images, in pixels.
+
+    Returns:
+        A model of float images [N, 3, S, S] and logits [N, C].
+
+    Raises:
+        UserError: A layer has no form in ONNX.
+    """
+    grids, twin = _grids(int8_model, image_size), copy.deepcopy(int8_model)
+    for node in list(twin.graph.nodes):
+        if node.op == "call_module":
+            module = twin.get_submodule(node.target)
+            if type(module) in LAYERS:
+                input_scale = grids[node.all_input_nodes[0].name][0]
+                twin.set_submodule(node.target, LAYERS[type(module)](module, input_scale))
+            elif type(module).__module__.startswith("torch.ao."):
+                raise UserError(
+                    f"{node.target}, a quantized {type(module).__name__}, cannot be written as ONNX"
+                )
+        elif node.target in FUNCTIONS:
+            node.target = FUNCTIONS[node.target]
+        elif str(node.target).startswith("quantized."):
+            raise UserError(f"the operation {node.target} cannot be written as ONNX")
+        elif node.target is torch.quantize_per_tensor or node.target == "dequantize":
+            node.op, node.target, node.args, node.kwargs = "call_function", _identity, node.args[:1], {}
+        if node.name in grids:
+            name = f"{node.name}_qdq"
+            twin.add_module(name, QuantizeDequantize(*grids[node.name]))
+            with twin.graph.inserting_after(node):
+                pair = twin.graph.call_module(name, (node,))
+            node.replace_all_uses_with(pair, delete_user_cb=lambda user, pair=pair: user is not pair)
+            grids[pair.name] = grids[node.name]
+    twin.graph.eliminate_dead_code()
+    twin.delete_all_unused_submodules()
+    twin.recompile()
+    return twin
+
+
+def _grids(int8_model: fx.GraphModule, image_size: int) -> dict[str, tuple[float, int]]:
+    """The (scale, zero point) of every quantized value, by the name of its node."""
+    recorder = Recorder(int8_model)
+    with torch.inference_mode():
+        recorder.run(torch.zeros(1, 3, image_size, image_size))
+    values = recorder.values.items()
+    return {name: (value.q_scale(), value.q_zero_point()) for name, value in values if value.is_quantized}
+
+
+class QuantizeDequantize(nn.Module):
+    """A QuantizeLinear and a DequantizeLinear with the same scale and zero point, for uint8."""
+
+    def __init__(self, scale: float, zero_point: int):
+        """Stores the arguments.
+
+        Args:
+            scale: Of the values.
+            zero_point: From 0 to 255.
+        """
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
+        self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.uint8))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Adds the pair to the graph that is exported.
+
+        Args:
+            values: float32 [...].
+
+        Returns:
+            float32 [...].
+        """
+        quantized = torch.onnx.ops.symbolic(
+            "QuantizeLinear", (values, self.scale, self.zero_point), dtype=torch.uint8, shape=values.shape
+        )
+        return _dequantize(quantized, self.scale, self.zero_point)
+
+
+class _Weighted(nn.Module):
+    """A Conv2d or Linear with an int8 weight and an int32 bias, each behind a DequantizeLinear."""
+
+    def __init__(self, layer: nn.Module, input_scale: float, operation: Callable):
+        super().__init__()
+        weight, bias = layer.weight(), layer.bias()
+        if weight.qscheme() == torch.per_tensor_affine:
+            scale = torch.tensor(weight.q_scale())
+            zero_point = torch.tensor(weight.q_zero_point())
+        else:
+            scale, zero_point = weight.q_per_channel_scales(), weight.q_per_channel_zero_points()
+        integers, scale = weight.int_repr(), scale.double()
+        bias = None if bias is None else bias.detach().double()
+        if bias is not None:
+            # where all weights of a channel are nearly 0, their scale can be too small for its bias
+            coarser = (bias.abs() / (scale * input_scale * INT32_MAX)).clamp(min=1).ceil()
+            coarser = coarser if scale.ndim else coarser.max()
+            scale = scale * coarser
+            column = coarser.reshape(-1, *[1] * (integers.ndim - 1))
+            integers = (integers / column).round().to(torch.int8)
+        self.operation = operation
+        self.register_buffer("weight", integers)
+        self.register_buffer("scale", scale.float())
+        self.register_buffer("zero_point", zero_point.to(torch.int8))
+        self.register_buffer("bias_scale", (scale * input_scale).float())
+        self.register_buffer(
+            "bias", None if bias is None else (bias / (scale * input_scale)).round().to(torch.int32)
+        )
+
+    def forward(self, values: Tensor) -> Tensor:
+        weight = _dequantize(self.weight, self.scale, self.zero_point)
+        bias = None if self.bias is None else _dequantize(self.bias, self.bias_scale, None)
+        return self.operation(values, weight, bias)
+
+
+def _dequantize(integers: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+    inputs = (integers, scale) if zero_point is None else (integers, scale, zero_point)
+    attributes = {"axis": 0} if scale.ndim else {}
+    return torch.onnx.ops.symbolic(
+        "DequantizeLinear", inputs, attributes, dtype=torch.float32, shape=integers.shape
+    )
+
+
+def _conv(layer: nnq.Conv2d, input_scale: float) -> nn.Module:
+    def operation(values, weight, bias):
+        return F.conv2d(values, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+    return _Weighted(layer, input_scale, operation)
+
+
+def _linear(layer: nnq.Linear, input_scale: float) -> nn.Module:
+    return _Weighted(layer, input_scale, F.linear)
+
+
+def _batch_norm(layer: nnq.BatchNorm2d, _input_scale: float) -> nn.Module:
+    norm = nn.BatchNorm2d(layer.num_features, layer.eps)
+    norm.load_state_dict(layer.state_dict(), strict=False)
+    return norm.eval()
+
+
+def _layer_norm(layer: nnq.LayerNorm, _input_scale: float) -> nn.Module:
+    norm = nn.LayerNorm(layer.normalized_shape, layer.eps)
+    norm.weight, norm.bias = layer.weight, layer.bias
+    return norm
+
+
+def _identity(value):
+    return value
+
+
+def _then_relu(build: Callable) -> Callable:
+    return lambda layer, input_scale: nn.Sequential(build(layer, input_scale), nn.ReLU())
+
+
+LAYERS = {
+    nnq.Conv2d: _conv,
+    nnq.Linear: _linear,
+    intrinsic.quantized.ConvReLU2d: _then_relu(_conv),
+    intrinsic.quantized.LinearReLU: _then_relu(_linear),
+    nnq.BatchNorm2d: _batch_norm,
+    intrinsic.quantized.BNReLU2d: _then_relu(_batch_norm),
+    nnq.LayerNorm: _layer_norm,
+    nnq.Hardswish: lambda _layer, _input_scale: nn.Hardswish(),
+}
+FUNCTIONS = {  # each also gets the scale and zero point of its result, which the pair after it has
+    torch.ops.quantized.add: lambda a, b, *_grid: a + b,
+    torch.ops.quantized.add_relu: lambda a, b, *_grid: torch.relu(a + b),
+    torch.ops.quantized.mul: lambda a, b, *_grid: a * b,
+    torch.ops.quantized.cat: lambda values, dim, *_grid: torch.cat(values, dim),
+    torch.ops.quantized.layer_norm: lambda values, shape, output_scale, output_zero_point, **layer: (
+        F.layer_norm(values, shape, **layer)
+    ),
+}

@@ -1,0 +1,230 @@
+"""What is measured of a model: accuracy with its interval, parameters, multiply-accumulates."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+import torch_pruning
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.system import distributed, hardware
+from common.system.errors import UserError
+
+
+@dataclass(frozen=True)
+class Score:
+    """The predictions of a model on a split.
+
+    Attributes:
+        labels: int64 [n].
+        predictions: The predicted classes of the same images, int64 [n].
+        correct5: For how many images the label was among the top 5.
+        loss_sum: The sum of the cross-entropies.
+    """
+
+    labels: Tensor
+    predictions: Tensor
+    correct5: int
+    loss_sum: float
+
+    @property
+    def n(self) -> int:
+        """The number of images."""
+        return len(self.labels)
+
+    @property
+    def correct(self) -> Tensor:
+        """Which predictions are correct, bool [n]."""
+        return self.predictions == self.labels
+
+    @property
+    def correct1(self) -> int:
+        """How many predictions are correct."""
+        return int(self.correct.sum())
+
+    @property
+    def top1(self) -> float:
+        """Top-1 accuracy, from 0 to 1."""
+        return self.correct1 / self.n
+
+    @property
+    def top5(self) -> float:
+        """Top-5 accuracy, from 0 to 1."""
+        return self.correct5 / self.n
+
+    @property
+    def ci95(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of top-1."""
+        return wilson_interval(self.correct1, self.n)
+
+    @property
+    def ci95_top5(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of top-5."""
+        return wilson_interval(self.correct5, self.n)
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats."""
+        return self.loss_sum / self.n
+
+    def confusion(self, num_classes: int) -> Tensor:
+        """The confusion matrix.
+
+        Args:
+            num_classes: C.
+
+        Returns:
+            int64 [C, C]: how many images of class i were predicted as class j.
+        """
+        pairs = self.labels * num_classes + self.predictions
+        return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+
+    def agreement(self, other: "Score") -> float:
+        """Compares the predictions of two models.
+
+        Args:
+            other: The score of the other model on the same images.
+
+        Returns:
+            The fraction of the images with the same prediction, from 0 to 1.
+        """
+        return float((self.predictions == other.predictions).double().mean())
+
+    def as_dict(self, split: str) -> dict:
+        """The metrics as a checkpoint stores them.
+
+        Args:
+            split: "test" or "val".
+
+        Returns:
+            split, n, top1, top5, loss, and ci95 of top-1.
+        """
+        return {
+            "split": split,
+            "n": self.n,
+            "top1": self.top1,
+            "top5": self.top5,
+            "loss": self.loss,
+            "ci95": list(self.ci95),
+        }
+
+    def __str__(self) -> str:
+        low, high = self.ci95
+        return f"top-1 {self.top1:.2%} [{low:.1%}, {high:.1%}], top-5 {self.top5:.2%}, n {self.n}"
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    precision: torch.dtype = torch.float32,
+) -> Score:
+    """Evaluates a model.
+
+    Of several processes each evaluates its own batches, and all get the score of all images, those of the
+    main process first.
+
+    Args:
+        model: Moved to `device`, and put into eval mode.
+        batches: (images float32 [N, 3, S, S], labels int64 [N]).
+        device: Where the model runs.
+        precision: With torch.bfloat16 the layers compute under autocast.
+
+    Returns:
+        The score.
+    """
+    # before inference mode, in which moved weights could not be trained any more
+    model.to(device, memory_format=torch.channels_last).eval()
+    none = torch.empty(0, dtype=torch.int64)  # a process may have no image
+    all_labels, predictions, correct5, loss_sum = [none], [none], 0, 0.0
+    for images, labels in batches:
+        images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode(), hardware.autocast(device, precision):
+            logits = model(images)
+        logits, labels = logits.float().cpu(), labels.cpu()
+        all_labels.append(labels)
+        # int8 logits can be equal: argmax takes the first of them, topk any
+        predictions.append(logits.argmax(1))
+        correct5 += int((logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).sum())
+        loss_sum += float(F.cross_entropy(logits, labels, reduction="sum"))
+    parts = distributed.all_gather((torch.cat(all_labels), torch.cat(predictions), correct5, loss_sum))
+    all_labels, predictions, correct5, loss_sums = zip(*parts, strict=True)
+    return Score(torch.cat(all_labels), torch.cat(predictions), sum(correct5), math.fsum(loss_sums))
+
+
+def wilson_interval(correct: int, n: int) -> tuple[float, float]:
+    """The 95 % score interval of a proportion. Source: Wilson, JASA 22 (1927), 209-212.
+
+    Args:
+        correct: Successes.
+        n: Trials, above 0.
+
+    Returns:
+        (low, high), from 0 to 1.
+    """
+    z = 1.959964
+    p = correct / n
+    center = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def mcnemar(one: Tensor, other: Tensor) -> float:
+    """McNemar's exact test: could two models be equally accurate?
+
+    Only images count that exactly one of the models predicts correctly: each is a toss of a fair coin if both
+    are equally accurate. Source: McNemar, Psychometrika 12 (1947), 153-157, with the binomial distribution in
+    place of its normal limit.
+
+    Args:
+        one: Which predictions of the first model are correct, bool [n].
+        other: The same for the second model and the same images, bool [n].
+
+    Returns:
+        The two-sided p-value.
+    """
+    won, lost = int((one & ~other).sum()), int((other & ~one).sum())
+    tail = sum(math.comb(won + lost, k) for k in range(min(won, lost) + 1))
+    return min(1.0, float(Fraction(2 * tail, 2 ** (won + lost))))
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Counts parameters.
+
+    Args:
+        model: A float model.
+
+    Returns:
+        The number of its trainable values.
+    """
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def complexity(model: nn.Module, image_size: int) -> dict[str, int]:
+    """Counts parameters and multiply-accumulates.
+
+    Args:
+        model: A float model.
+        image_size: Side of the images, in pixels.
+
+    Returns:
+        "params", and "macs" for one image.
+
+    Raises:
+        UserError: The model does not accept images of this size.
+    """
+    was_training = model.training
+    example = torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
+    try:
+        with torch.no_grad():
+            macs, _ = torch_pruning.utils.count_ops_and_params(model.eval(), example)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        name = type(model).__name__
+        raise UserError(f"{name} does not accept images of {image_size} pixels: {reason}") from None
+    finally:
+        model.train(was_training)
+    return {"params": count_parameters(model), "macs": int(macs)}

@@ -1,0 +1,270 @@
+"""How results are printed and written: before and after, tables, logs."""
+
+import csv
+import json
+from pathlib import Path
+
+import torch
+
+from common.evaluation.comparison import Row
+from common.evaluation.metrics import wilson_interval
+from common.evaluation.plots import draw_curves
+from common.system import units
+from common.system.files import atomic_write
+
+WIDTH = 120  # columns of a printed table
+EXPLANATION = (
+    "95 %: Wilson's interval. To parent: top-1 minus that of the file it was created from, in points, on the "
+    "same images; p: McNemar's exact test of that difference. Smaller: than the file of the first ancestor."
+)
+
+
+def write_history(history: list[dict], checkpoint_path: Path) -> None:
+    """Writes the history of a training run beside its checkpoint, as CSV and as a plot; nothing for 0 epochs.
+
+    Args:
+        history: A row for each epoch, see `loop.fit`.
+        checkpoint_path: The checkpoint; the other files differ from it in their suffix.
+
+    Raises:
+        UserError: A file cannot be written.
+    """
+    if history:
+        _write_csv(history, checkpoint_path.with_suffix(".csv"))
+        draw_curves(history, checkpoint_path.with_suffix(".png"))
+
+
+def write_text(text: str, path: Path) -> None:
+    """Writes a text file.
+
+    Args:
+        text: The content, without the last line break.
+        path: The file.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _write_csv(rows: list[dict], path: Path) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_rows_json(rows: list[Row], path: Path) -> None:
+    """Writes a JSON list of `Row.as_dict`.
+
+    Args:
+        rows: The files of a comparison.
+        path: The file.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    write_text(json.dumps([row.as_dict() for row in rows], indent=2), path)
+
+
+def write_rows_csv(rows: list[Row], path: Path) -> None:
+    """Writes `Row.as_dict` as CSV, with a column for each end of the interval and each part of the latency.
+
+    Args:
+        rows: The files of a comparison.
+        path: The file.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    flat = []
+    for row in rows:
+        content = row.as_dict()
+        low, high = content.pop("ci95")
+        latency = {f"latency_{key}": value for key, value in content.pop("latency_ms").items()}
+        flat.append(content | {"ci95_low": low, "ci95_high": high} | latency)
+    _write_csv(flat, path)
+
+
+def write_markdown(rows: list[Row], conditions: str, path: Path) -> None:
+    """Writes the two tables, how they were measured, and the command that created each file.
+
+    Args:
+        rows: The files of a comparison.
+        conditions: How accuracy and latency were measured.
+        path: The file.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    created = []
+    for row in rows:
+        options = row.content["lineage"][-1]["options"] if row.content["lineage"] else {}
+        if "command" in options:
+            created.append((f"`{row.path.name}`", f"`{options['command']}`", str(options["seed"])))
+    parts = [accuracy_table(rows), cost_table(rows), f"{EXPLANATION} {conditions}"]
+    if created:
+        parts.append(markdown([("file", "created by", "seed"), *created], left=2))
+    write_text("\n\n".join(parts), path)
+
+
+def before_after(before: dict, before_path: Path | None, after: dict, after_path: Path) -> str:
+    """Compares a checkpoint with the one that it was created from.
+
+    Args:
+        before: The metrics of the first; it may lack a top-1, or have that of another split.
+        before_path: Its file, if there is one.
+        after: The metrics of the second.
+        after_path: Its file.
+
+    Returns:
+        A line for each: top-1, parameters, MACs, bytes, and the target of pruning.
+    """
+    comparable = "top1" in before and before.get("split", "test") == after["split"]
+    rows = [
+        ("top-1", f"{before['top1']:.2%}" if comparable else "-", f"{after['top1']:.2%}"),
+        (
+            "parameters",
+            f"{before['params']:,}",
+            f"{after['params']:,} ({after['params'] / before['params']:.1%})",
+        ),
+        ("MACs", f"{before['macs']:,}", f"{after['macs']:,} ({after['macs'] / before['macs']:.1%})"),
+    ]
+    if before_path is not None:
+        old, new = before_path.stat().st_size, after_path.stat().st_size
+        rows.append(("bytes", f"{old:,}", f"{new:,} ({old / new:.1f} times smaller)"))
+    if target := after.get("target"):
+        limit, achieved = (
+            units.describe(target["of"], target[key], target["precision"], target["conditions"])
+            for key in ("limit", "achieved")
+        )
+        rows.append(("target", limit, achieved))
+    return "\n".join(f"  {name:<11}{old:>15} => {new}" for name, old, new in rows)
+
+
+def accuracy_table(rows: list[Row], width: int | None = None) -> str:
+    """A table of top-1 and top-5 with their intervals, the difference to the parent and its p-value.
+
+    Args:
+        rows: The files of a comparison.
+        width: Columns of text; where the table would be wider, names are shortened in the middle.
+
+    Returns:
+        Markdown.
+    """
+    cells = [("file", "stage", "n", "top-1", "95 %", "top-5", "95 %", "to parent", "p")]
+    for row in rows:
+        delta, p = row.delta_top1, row.mcnemar_p
+        cells.append(
+            (
+                row.path.name.removesuffix(".pt"),
+                row.content["stage"],
+                f"{row.score.n}",
+                f"{row.score.top1:.2%}",
+                interval(row.score.ci95),
+                f"{row.score.top5:.2%}",
+                interval(row.score.ci95_top5),
+                "-" if delta is None else f"{100 * delta:+.2f}",
+                "-" if p is None else f"{p:.3f}" if p >= 0.0005 else "<0.001",
+            )
+        )
+    return markdown(cells, left=2, width=width)
+
+
+def cost_table(rows: list[Row], width: int | None = None) -> str:
+    """A table of parameters, MACs, file size, how many times smaller than the first ancestor, and latency.
+
+    Args:
+        rows: The files of a comparison.
+        width: Columns of text; where the table would be wider, names are shortened in the middle.
+
+    Returns:
+        Markdown.
+    """
+    cells = [("file", "parameters", "MACs", "size", "smaller", "p50", "p95", "engine")]
+    for row in rows:
+        metrics = row.content["metrics"]
+        cells.append(
+            (
+                row.path.name.removesuffix(".pt"),
+                f"{metrics['params'] / 1e6:.2f} M" if metrics["params"] else "-",
+                f"{metrics['macs'] / 1e6:.0f} M" if metrics["macs"] else "-",
+                f"{row.file_bytes / 1e6:.2f} MB",
+                f"{row.compression:.1f} x" if row.compression else "-",
+                f"{row.latency.p50:.2f} ms",
+                f"{row.latency.p95:.2f} ms",
+                row.engine,
+            )
+        )
+    return markdown(cells, width=width)
+
+
+def class_table(confusion: torch.Tensor, classes: list[str]) -> str:
+    """A table of the classes, the worst first: images, top-1 with its interval, the most frequent mistake.
+
+    Args:
+        confusion: The result of `Score.confusion`, int64 [C, C].
+        classes: The C names.
+
+    Returns:
+        Markdown.
+    """
+    cells = [("class", "n", "top-1", "95 %", "most frequent mistake")]
+    counts, correct = confusion.sum(1), confusion.diagonal()
+    for index in (correct / counts).argsort(stable=True).tolist():
+        n, hits = int(counts[index]), int(correct[index])
+        mistakes = confusion[index].clone()
+        mistakes[index] = 0
+        worst = f"{classes[int(mistakes.argmax())]} ({int(mistakes.max())})" if mistakes.any() else "-"
+        top1, ci95 = (f"{hits / n:.1%}", interval(wilson_interval(hits, n))) if n else ("-", "-")
+        cells.append((classes[index], str(n), top1, ci95, worst))
+    return markdown(cells)
+
+
+def interval(ci95: tuple[float, float]) -> str:
+    """Writes an interval in percent.
+
+    Args:
+        ci95: Both ends, from 0 to 1.
+
+    Returns:
+        Such as "81.7-86.4".
+    """
+    low, high = ci95
+    return f"{100 * low:.1f}-{100 * high:.1f}"
+
+
+def markdown(rows: list[tuple[str, ...]], *, left: int = 1, width: int | None = None) -> str:
+    """A table, aligned so that it can be read as plain text too.
+
+    Args:
+        rows: The header, then the lines, each of as many cells.
+        left: How many columns are aligned to the left; the others are aligned to the right.
+        width: Columns of text; where the table would be wider, the first cell of each line is shortened.
+
+    Returns:
+        Markdown.
+    """
+    header, *body = rows
+    lines = [header, (*[":---"] * left, *["---:"] * (len(header) - left)), *body]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    if width is not None:
+        widths[0] = min(widths[0], width - sum(widths[1:]) - 3 * len(widths) - 1)
+    return "\n".join(
+        "| "
+        + " | ".join(
+            _shortened(cell, size).ljust(size) if column < left else cell.rjust(size)
+            for column, (cell, size) in enumerate(zip(line, widths, strict=True))
+        )
+        + " |"
+        for line in lines
+    )
+
+
+def _shortened(text: str, size: int) -> str:
+    if len(text) <= size:
+        return text
+    head = (size - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (size - 1 - head) :]}"

@@ -1,0 +1,169 @@
+"""torchvision classification models: build one, load weights, rebuild a pruned one."""
+
+import torch
+import torchvision
+from torch import nn
+
+from common.system import distributed
+from common.system.errors import UserError, did_you_mean
+from common.system.files import load_tensors
+
+Shapes = dict[str, list[int]]  # of every parameter and buffer of a model, by name
+
+
+def check(arch: str) -> None:
+    """Checks the name of an architecture.
+
+    Args:
+        arch: The name.
+
+    Raises:
+        UserError: torchvision has no classification model of that name; the nearest one is suggested.
+    """
+    known = torchvision.models.list_models(module=torchvision.models)
+    if arch not in known:
+        raise UserError(f"torchvision has no classification model {arch!r}{did_you_mean(arch, known)}")
+
+
+def build(arch: str, num_classes: int, pretrained: str = "none") -> nn.Module:
+    """Builds a torchvision model.
+
+    Args:
+        arch: Its name.
+        num_classes: Number of outputs. The classifier keeps its initial weights where its width differs from
+            that of the pretrained weights.
+        pretrained: "none", "imagenet" (torchvision's default weights, downloaded once), or the path of a
+            torchvision state dict.
+
+    Returns:
+        The model, float32, on the CPU, in training mode.
+
+    Raises:
+        UserError: There is no such architecture, or the weights are missing or do not fit.
+    """
+    check(arch)
+    # two have auxiliary heads, which help to train from scratch and are of no use in fine-tuning
+    inception = {"aux_logits": False, "init_weights": True, "transform_input": True}
+    options = inception if arch in ("googlenet", "inception_v3") else {}
+    model = torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **options)
+    if pretrained == "imagenet":
+        _load_backbone(model, arch, _imagenet_state(arch), num_classes, source="torchvision's weights")
+    elif pretrained != "none":
+        _load_backbone(model, arch, load_tensors(pretrained), num_classes, source=pretrained)
+    return model
+
+
+def classifier(model: nn.Module, num_classes: int) -> str:
+    """Finds the layer that yields the logits: the last Linear or Conv2d with `num_classes` outputs.
+
+    Args:
+        model: A classification model.
+        num_classes: The number of its outputs.
+
+    Returns:
+        The name of the layer.
+
+    Raises:
+        UserError: There is no such layer.
+    """
+    found = [
+        name
+        for name, module in model.named_modules()
+        if (isinstance(module, nn.Linear) and module.out_features == num_classes)
+        or (isinstance(module, nn.Conv2d) and module.out_channels == num_classes)
+    ]
+    if not found:
+        raise UserError(f"{type(model).__name__} has no Linear or Conv2d layer with {num_classes} outputs")
+    return found[-1]
+
+
+def _imagenet_state(arch: str) -> dict[str, torch.Tensor]:
+    weights = torchvision.models.get_model_weights(arch).DEFAULT
+    try:
+        with distributed.main_process_first():
+            return torchvision.models.get_model(arch, weights=weights).state_dict()
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"cannot download the ImageNet weights {weights.url} ({error}): "
+            "download that file and give --pretrained its path, or train from scratch with --pretrained none"
+        ) from None
+
+
+def _load_backbone(model: nn.Module, arch: str, state, num_classes: int, *, source: str) -> None:
+    """Loads `state` into `model`; only the classifier may differ, and auxiliary heads are ignored."""
+    own = model.state_dict()
+    head = classifier(model, num_classes) + "."
+    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
+        raise UserError(f"{source} is not a state dict of torchvision: it should map names to tensors")
+    fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
+    unknown = [key for key in state if key not in own and not key.startswith(("aux", "AuxLogits."))]
+    # files of old torch versions lack num_batches_tracked
+    missing = [
+        key for key in own if key not in fitting and not key.startswith(head) and "num_batches" not in key
+    ]
+    if unknown or missing:
+        raise UserError(f"{source} does not fit {arch}: {(missing + unknown)[0]} differs")
+    own.update(fitting)  # and not the file's own dict: mnasnet reads own's _metadata
+    model.load_state_dict(own)
+
+
+def shapes(model: nn.Module) -> Shapes:
+    """The shapes that `rebuild` needs.
+
+    Args:
+        model: A float model.
+
+    Returns:
+        The shape of every entry of its state dict.
+    """
+    return {key: list(value.shape) for key, value in model.state_dict().items()}
+
+
+def rebuild(arch: str, num_classes: int, widths: Shapes) -> nn.Module:
+    """Builds a torchvision model in which every layer has a given shape; its weights are still to be loaded.
+
+    Args:
+        arch: Its name.
+        num_classes: Number of outputs.
+        widths: The shape of every entry of its state dict.
+
+    Returns:
+        The model, float32, on the CPU, in training mode.
+
+    Raises:
+        UserError: `widths` are not those of this architecture.
+    """
+    model = build(arch, num_classes)
+    head = classifier(model, num_classes)
+    if widths.get(f"{head}.weight", [num_classes])[0] != num_classes:
+        raise UserError(f"the weights of {arch} have not {num_classes} outputs")
+    if set(widths) != set(model.state_dict()):
+        differing = sorted(set(widths) ^ set(model.state_dict()))[0]
+        raise UserError(f"the weights are not those of {arch}: {differing} differs")
+    for name, module in model.named_modules():
+        _resize(
+            module, {key.rpartition(".")[2]: widths[key] for key in widths if key.rpartition(".")[0] == name}
+        )
+    return model
+
+
+def _resize(module: nn.Module, widths: Shapes) -> None:
+    """Gives the module's own parameters and buffers new shapes, and updates the attributes that follow."""
+    tensors = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+    for key, shape in widths.items():
+        old = tensors[key]
+        if list(old.shape) != shape:
+            # ones and not empty memory: convert_fx computes with what it finds
+            new = torch.ones(shape, dtype=old.dtype)
+            setattr(module, key, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
+    if isinstance(module, nn.Conv2d):
+        depthwise = module.groups == module.in_channels > 1
+        module.out_channels = module.weight.shape[0]
+        module.groups = module.out_channels if depthwise else module.groups
+        module.in_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.BatchNorm2d):
+        module.num_features = module.running_mean.shape[0]
+    elif isinstance(module, nn.LayerNorm):
+        module.normalized_shape = tuple(module.weight.shape)

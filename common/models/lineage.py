@@ -1,0 +1,181 @@
+"""How a checkpoint was created: its name, and a row for each stage from the first."""
+
+import hashlib
+import platform
+from pathlib import Path
+
+import torch
+import torch_pruning
+import torchvision
+
+from common.data.datasets import Splits
+from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from common.models.schema import FORMAT, STAGES
+from common.system.errors import UserError
+
+
+def next_name(stage: str, base: str, model_name: str | None = None) -> str:
+    """The name of the checkpoint that a stage creates.
+
+    Args:
+        stage: The stage, of the table `STAGES`.
+        base: The name of the parent; of a stage that starts a new chain, the architecture.
+        model_name: Takes the place of the architecture in the name.
+
+    Returns:
+        Such as "pruned_kd_resnet18".
+    """
+    prefixes, rest = [], base
+    while rest.startswith(tuple(f"{known}_" for known in STAGES)):
+        prefix, _, rest = rest.partition("_")
+        prefixes.append(prefix)
+    kept = [prefix for prefix in prefixes if prefix != "teacher"] if STAGES[stage] else []
+    return "_".join([stage, *kept, model_name or rest])
+
+
+def new_checkpoint(arch: str, classes: list[str], image_size: int | None) -> dict:
+    """The start of a chain: a checkpoint without stage, weights, metrics and lineage.
+
+    Args:
+        arch: The architecture.
+        classes: The names, in the order of the labels.
+        image_size: Side of the images, in pixels; None for 224.
+
+    Returns:
+        What the first stage's checkpoint inherits.
+    """
+    return {
+        "format": FORMAT,
+        "name": arch,
+        "arch": arch,
+        "classes": classes,
+        "image_size": image_size or 224,
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "int8": None,
+        "metrics": {},
+        "lineage": [],
+    }
+
+
+def check_classes(checkpoint: dict, classes: list[str]) -> None:
+    """Checks that a checkpoint predicts the classes of a data set.
+
+    Args:
+        checkpoint: Its `classes` are compared.
+        classes: The names in the data set, in the order of the labels.
+
+    Raises:
+        UserError: They differ, or their order does.
+    """
+    own = checkpoint["classes"]
+    if own != classes:
+        if sorted(own) == sorted(classes):
+            difference = "the same classes in another order"
+        elif len(own) != len(classes):
+            difference = f"{len(own)} classes, not {len(classes)}"
+        else:
+            difference = f"no class {next(name for name in classes if name not in own)!r}"
+        raise UserError(
+            f"{checkpoint['name']} does not fit this data set: it has {difference}; see --dataset, --data-dir"
+        )
+
+
+def check_fits(checkpoint: dict, splits: Splits) -> None:
+    """Checks that a checkpoint predicts the classes of a data set.
+
+    Prints a note where it was trained on another split: its training images may be validation images here.
+
+    Args:
+        checkpoint: Its `classes` and `lineage` are compared.
+        splits: The data set.
+
+    Raises:
+        UserError: The classes differ, or their order does.
+    """
+    check_classes(checkpoint, splits.classes)
+    if checkpoint["lineage"] and checkpoint["lineage"][-1]["split"] != splits.fingerprint:
+        print(
+            f"note: {checkpoint['name']} was trained on other images or another split; "
+            "its training images may be among the validation images here"
+        )
+
+
+def new_row(
+    parent: dict,
+    parent_path: Path | None,
+    stage: str,
+    *,
+    arch: str | None = None,
+    options: dict,
+    machine: str,
+    split: str,
+    teacher_path: Path | None = None,
+) -> dict:
+    """The row of the lineage that a stage adds.
+
+    Args:
+        parent: The checkpoint that the stage starts from.
+        parent_path: Its file; None where there is none.
+        stage: The stage, of the table `STAGES`.
+        arch: The architecture, of a student.
+        options: Those of the command line, with `model_name`.
+        machine: What the training computes with.
+        split: The fingerprint of the data.
+        teacher_path: The file of the teacher, where one is used in pruning or quantization.
+
+    Returns:
+        Plain values.
+    """
+    return {
+        "stage": stage,
+        "name": next_name(stage, arch or parent["name"], options["model_name"]),
+        "options": {key: value for key, value in options.items() if value is not None and key != "resume"},
+        "machine": machine,
+        "split": split,
+        "parent": parent_path and parent_path.name,
+        "parent_sha256": parent_path and sha256(parent_path),
+        "parent_bytes": parent_path and parent_path.stat().st_size,
+        "teacher": teacher_path and teacher_path.name,
+        "teacher_sha256": teacher_path and sha256(teacher_path),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
+            "torch-pruning": str(torch_pruning.__version__),
+        },
+    }
+
+
+def child(parent: dict, row: dict, **content) -> dict:
+    """The checkpoint that a stage creates.
+
+    Args:
+        parent: The checkpoint that it starts from.
+        row: The result of `new_row`, added to the lineage.
+        **content: What differs from the parent, such as `state_dict` and `metrics`.
+
+    Returns:
+        The content of the new checkpoint.
+    """
+    lineage = [*parent["lineage"], row]
+    return {
+        **parent,
+        "format": FORMAT,
+        "stage": row["stage"],
+        "name": row["name"],
+        "lineage": lineage,
+        **content,
+    }
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, by which a lineage refers to it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,267 @@
+"""Stage: what the four training scripts have in common, from the command line to the saved checkpoint.
+
+A script creates one, and calls its methods in the order of its technique. The stage never calls the script.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from common.budget import costs
+from common.budget.target import Budget
+from common.cli import launch, options
+from common.compression.distillation import LossFn, cross_entropy, distillation_loss_fn
+from common.compression.target_devices import TARGET_DEVICES
+from common.data import datasets
+from common.data.loaders import make_loaders
+from common.data.transforms import CPU
+from common.evaluation import metrics, tables
+from common.models import architectures, checkpoint, lineage
+from common.system import distributed, hardware
+from common.system.errors import UserError
+from common.training import loop, resume
+
+
+class Stage:
+    """The model of a training script, its images, and its place in the chain of checkpoints.
+
+    Attributes:
+        device: Where models are trained; `cpu` is where int8 models run.
+        parent: The content of the checkpoint that the stage starts from.
+        parent_path: Its file; None for a new architecture.
+        model: The model of the parent, or of the new architecture, on the CPU.
+        splits: The images; `num_classes` and `image_size` (pixels) describe them.
+        classifier: Name of the layer of `model` that yields the logits.
+        loaders: The batches, `row`: the stage's row of the lineage, `progress`: the state of the run; all
+            three from `begin` on.
+    """
+
+    def __init__(
+        self, name: str, args: argparse.Namespace, *, parent: str | None = None, arch: str | None = None
+    ):
+        """Opens the parent, or builds a new architecture, and lists the images.
+
+        Args:
+            name: The stage, of the table `STAGES`.
+            args: The parsed command line.
+            parent: The checkpoint to start from: see `checkpoint.find`.
+            arch: Without a parent, the architecture to start from, with the weights of --pretrained.
+
+        Raises:
+            UserError: Something is missing or does not fit.
+        """
+        self.name, self.args, self.teacher_path, self.cpu = name, args, None, CPU
+        if parent is None:
+            architectures.check(arch)
+        self.device = launch.start(args.output_dir, args.device, args.seed)
+        if parent is not None:
+            self.parent_path, self.parent = checkpoint.open_parent(parent, args.output_dir, args.image_size)
+            self.model = checkpoint.rebuild(self.parent)
+        self.splits = datasets.load_splits(args.dataset, args.data_dir, args.val_fraction)
+        self.num_classes = len(self.splits.classes)
+        if parent is not None:
+            lineage.check_fits(self.parent, self.splits)
+        else:
+            self.parent_path = None
+            self.parent = lineage.new_checkpoint(arch, self.splits.classes, args.image_size)
+            self.model = architectures.build(arch, self.num_classes, args.pretrained)
+        self.image_size = self.parent["image_size"]
+        self.classifier = architectures.classifier(self.model, self.num_classes)
+
+    def loss_fn(self) -> LossFn:
+        """Cross-entropy, or with --teacher the distillation loss; to be called before `begin`.
+
+        Raises:
+            UserError: The teacher is missing or does not fit, or --mixup is given without one.
+        """
+        args = self.args
+        if args.teacher:
+            self.teacher_path, teacher = checkpoint.open_teacher(
+                args.teacher, args.output_dir, self.parent, self.splits
+            )
+            settings, precision = options.distillation_options(args), self.precision_for(teacher)
+            return distillation_loss_fn(teacher.to(self.device), **settings, precision=precision)
+        if args.mixup:
+            raise UserError("--mixup needs --teacher")
+        return cross_entropy
+
+    def precision_for(self, model: nn.Module) -> torch.dtype:
+        """Chooses the precision of a model by --precision.
+
+        Args:
+            model: A float model.
+
+        Returns:
+            torch.bfloat16 or torch.float32.
+        """
+        return hardware.pick_precision(self.args.precision, self.device, model)
+
+    def begin(self, model: nn.Module, *, arch: str | None = None, **row) -> Path | None:
+        """Loads the images, and begins or resumes the run.
+
+        Args:
+            model: The float model that is trained or compressed.
+            arch: Its architecture, where it is not that of the parent.
+            **row: Further entries of the row of the lineage.
+
+        Returns:
+            The checkpoint of this run where it is finished already, else None.
+
+        Raises:
+            UserError: An image cannot be read, or the state of an interrupted run does not fit.
+        """
+        args, self.arch, self.precision = self.args, arch or self.parent["arch"], self.precision_for(model)
+        self.before = self.parent["metrics"] | metrics.complexity(self.model, self.image_size)
+        self.loaders = make_loaders(
+            self.splits, self.parent, args.batch_size, args.seed,
+            cache=args.cache, workers=args.workers, device=self.device,
+        )  # fmt: skip
+        self.test_loader = self.loaders.of(args.score)
+        machine = hardware.summary(self.device, self.precision)
+        print(f"{self.arch}: {self.size(model)}; {self.splits}\n{machine}")
+        new_row = lineage.new_row(
+            self.parent, self.parent_path, self.name, arch=arch, options=vars(args), machine=machine,
+            split=self.splits.fingerprint, teacher_path=self.teacher_path,
+        )  # fmt: skip
+        self.progress = resume.open_run(args.output_dir, new_row | row, resume=args.resume)
+        self.row = distributed.broadcast(self.progress.row)
+        return self.progress.finished
+
+    def budget(self, model: nn.Module) -> Budget:
+        """The budget of pruning: that of a --target option, else --pruning-ratio (half) of the parameters.
+
+        Args:
+            model: The float model before it is pruned.
+
+        Returns:
+            The budget.
+
+        Raises:
+            UserError: The model cannot be quantized, as --target-precision int8 asks for.
+        """
+        args = self.args
+        if (target := options.pruning_target(args)) is None:
+            return costs.parameter_budget(model, args.pruning_ratio or 0.5)
+        return costs.make_budget(
+            *target, model, self.parent, self.row,
+            precision=args.target_precision, target=TARGET_DEVICES[args.target_device],
+            threads=args.threads, parent_bytes=self.row["parent_bytes"],
+        )  # fmt: skip
+
+    def size(self, model: nn.Module) -> str:
+        """Describes the size of a model.
+
+        Args:
+            model: A float model.
+
+        Returns:
+            Such as "1,136,437 parameters, 237,188,077 MACs".
+        """
+        size = metrics.complexity(model, self.image_size)
+        return f"{size['params']:,} parameters, {size['macs']:,} MACs"
+
+    def rounds(self, steps: int) -> Iterator[tuple[int, int]]:
+        """Divides --epochs between several steps.
+
+        Args:
+            steps: How many.
+
+        Returns:
+            (step, epochs) of each, steps from 1.
+        """
+        return enumerate(loop.split_epochs(self.args.epochs, steps), start=1)
+
+    def validate(self, model: nn.Module, title: str) -> float | None:
+        """Evaluates a float model on validation, and prints the result.
+
+        Args:
+            model: Moved to the device, and put into eval mode.
+            title: What it is, for the line that is printed.
+
+        Returns:
+            Top-1 from 0 to 1; None without a validation split.
+        """
+        if self.loaders.val is None:
+            return None
+        score = metrics.evaluate(model, self.loaders.val, self.device, self.precision_for(model))
+        print(f"{title}, on validation: {score}", flush=True)
+        return score.top1
+
+    def fit(self, model: nn.Module, loss_fn: LossFn, epochs: int | None = None, **hooks):
+        """Trains a model with the options of the command line: see `loop.fit`.
+
+        Args:
+            model: Trained in place.
+            loss_fn: See `distillation`.
+            epochs: None for --epochs.
+            **hooks: `deploy`, `deploy_device` and `before_epoch` of `loop.fit`.
+
+        Returns:
+            (deployed, history): the deployed model of the selected epoch, and a row for each epoch.
+        """
+        return loop.fit(
+            model, loss_fn, self.loaders.train, self.loaders.val, **options.fit_options(self.args),
+            epochs=self.args.epochs if epochs is None else epochs,
+            device=self.device, precision=self.precision, progress=self.progress, **hooks,
+        )  # fmt: skip
+
+    def recalibrate_batch_norm(self, model: nn.Module) -> None:
+        """Computes the batch-norm statistics anew, on one epoch of training images.
+
+        Args:
+            model: Changed in place.
+        """
+        torch.optim.swa_utils.update_bn(self.loaders.train, model, self.device)
+        distributed.broadcast_buffers(model)
+
+    def test(self, model: nn.Module, device: torch.device | None = None) -> metrics.Score:
+        """Evaluates a final model, in float32 or int8, on the split of --score.
+
+        Args:
+            model: Put into eval mode.
+            device: Where it runs; None for the device of the stage.
+
+        Returns:
+            The score.
+        """
+        return metrics.evaluate(model, self.test_loader, device or self.device)
+
+    def save(
+        self, model: nn.Module, score: metrics.Score, history: list[dict], *, next_command: str,
+        summary: str = "", budget: Budget | None = None, extra_metrics: dict | None = None, **content,
+    ) -> Path | None:  # fmt: skip
+        """Saves the checkpoint in the main process, and prints its score, before => after, the next command.
+
+        Args:
+            model: The float model; of an int8 model the one that it was created from.
+            score: The result of `test`.
+            history: The rows of `fit`.
+            next_command: The next script and its arguments, with {path} in place of the checkpoint.
+            summary: Printed in place of the score.
+            budget: Stored with what the model costs, as the metric "target".
+            extra_metrics: Further metrics.
+            **content: For an int8 model its `state_dict` and `int8`.
+
+        Returns:
+            The checkpoint; None in other processes.
+        """
+        if not distributed.is_main_process():
+            return None
+        args, size = self.args, metrics.complexity(model, self.image_size)
+        after = score.as_dict(args.score) | size | (extra_metrics or {})
+        if budget:
+            after["target"] = budget.achieved(model)
+        content.setdefault("state_dict", checkpoint.float_state(model))
+        child = lineage.child(self.parent, self.row, arch=self.arch, metrics=after, **content)
+        path = checkpoint.save(child, args.output_dir, once=args.resume)
+        tables.write_history(history, path)
+        self.progress.finish()
+        print(summary or f"{args.score}: {score}")
+        if self.parent_path is not None or size["params"] != self.before["params"]:
+            print(tables.before_after(self.before, self.parent_path, after, path))
+        print(f"saved {path}")
+        print(f"next: python {next_command.format(path=path)}{options.data_arguments(args)}")
+        return path

@@ -1,0 +1,25 @@
+"""The exception for errors that the user can fix, and the hint for a mistyped name."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """An error that the user can fix: `launch.run` prints its message as one line and exits with code 2.
+
+    The message says what is wrong and what to do.
+    """
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Suggests the known word that is nearest to a mistyped one.
+
+    Args:
+        word: What the user typed.
+        known: The words that are valid.
+
+    Returns:
+        " - did you mean X?", or "" where nothing is similar.
+    """
+    nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
+    return f" - did you mean {nearest[0]}?" if nearest else ""

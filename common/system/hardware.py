@@ -1,0 +1,124 @@
+"""What the machine offers a training run: its cores, its memory, and the precision that is fast on it."""
+
+import ctypes
+import math
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+CGROUP = Path("/sys/fs/cgroup")
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
+def set_up(device: torch.device) -> None:
+    """Lets torch use the cores that this process may use, and keeps freed memory for the next step.
+
+    A thread count that the user has set (OMP_NUM_THREADS) is respected. On CUDA, float32 layers compute in
+    TF32.
+
+    Args:
+        device: Where the training runs.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(cores())
+    if sys.platform == "linux":
+        _keep_freed_memory()
+    if device.type == "cuda":
+        if device.index is not None:
+            torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+
+
+def summary(device: torch.device, precision: torch.dtype) -> str:
+    """Describes what a training run computes with.
+
+    Args:
+        device: Where it runs.
+        precision: That of its layers.
+
+    Returns:
+        Such as "cpu, 2 threads, bfloat16".
+    """
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'s' * (count > 1)}" if device.type == "cpu" else ""
+    return f"{device}{threads}, {str(precision).removeprefix('torch.')}"
+
+
+def cores() -> int:
+    """How many cores this process may use.
+
+    Returns:
+        Those of its CPU affinity, or fewer where its container has a quota.
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(bound, _quota(CGROUP))))
+
+
+def _quota(root: Path) -> float:
+    """The CPU time per time that the control group below `root` may take, infinite without a limit."""
+    for quota_file, period_file in (
+        ("cpu.max", "cpu.max"),
+        ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"),
+    ):
+        try:
+            quota = (root / quota_file).read_text().split()[0]
+            period = (root / period_file).read_text().split()[-1]
+        except OSError:
+            continue
+        return math.inf if quota in ("max", "-1") else int(quota) / int(period)
+    return math.inf
+
+
+def _keep_freed_memory() -> None:
+    """Tells glibc to keep large freed blocks.
+
+    By default it returns them, and the system clears each page again for the next step.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # other libraries have none
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
+
+
+def pick_precision(choice: str, device: torch.device, model: nn.Module) -> torch.dtype:
+    """Chooses the precision in which the layers of a model compute.
+
+    Args:
+        choice: "bf16", "fp32", or "auto": bfloat16 where the device has instructions for it, but not on a CPU
+            for a network with depthwise convolutions, which are slower in it (docs/PERFORMANCE.md).
+        device: Where the model runs.
+        model: The model.
+
+    Returns:
+        torch.bfloat16 (under autocast) or torch.float32.
+    """
+    if choice != "auto":
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}[choice]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        fast = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
+        fast = fast and not any(map(_is_depthwise, model.modules()))
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """A context in which layers compute in `precision`; the weights stay in float32.
+
+    Args:
+        device: Where the model runs.
+        precision: torch.bfloat16, or torch.float32 for a context without effect.
+
+    Returns:
+        The context manager.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16)

@@ -1,0 +1,123 @@
+import multiprocessing
+import os
+import pickle
+import shutil
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.data import cache
+from common.data.cache import Decoder, open_cache
+from common.data.transforms import center_crop, resize_shorter_side
+from common.system.errors import UserError
+
+
+@pytest.fixture
+def paths(tmp_path):
+    """Three pictures of different sizes, the last with the largest short side."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number, size in enumerate(((20, 30), (31, 17), (96, 80))):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{number}.png")
+    return sorted(folder.iterdir())
+
+
+def decoder(paths):
+    return Decoder(paths, resize_shorter_side, 32)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_read_is_what_was_decoded(paths, tmp_path, workers):
+    pictures = open_cache(decoder(paths), tmp_path / "deep" / "cache", workers)
+    assert len(pictures) == 3
+    assert [tuple(pictures[index].shape) for index in range(3)] == [(20, 30, 3), (31, 17, 3), (76, 64, 3)]
+    for index in range(3):
+        assert torch.equal(pictures[index], decoder(paths)[index])
+    assert [path.suffix for path in (tmp_path / "deep" / "cache").iterdir()] == [".pixels"]
+
+
+def test_pictures_are_decoded_once(paths, tmp_path, monkeypatch):
+    open_cache(decoder(paths), tmp_path, 0)
+    monkeypatch.setattr(cache, "read_picture", None)
+    again = open_cache(decoder(paths), tmp_path, 0)
+    assert torch.equal(again[1], torch.from_numpy(np.array(Image.open(paths[1]))))
+
+
+def test_a_changed_picture_is_decoded_again_even_where_size_and_time_are_the_old_ones(paths, tmp_path):
+    Image.fromarray(255 - np.array(Image.open(paths[0]))).save(tmp_path / "other.png", compress_level=0)
+    Image.fromarray(np.array(Image.open(paths[0]))).save(paths[0], compress_level=0)
+    stale = open_cache(decoder(paths), tmp_path, 0)[0]
+    content = (tmp_path / "other.png").read_bytes()
+    before = paths[0].stat()
+    assert len(content) == before.st_size
+    paths[0].write_bytes(content)
+    os.utime(paths[0], ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert torch.equal(open_cache(decoder(paths), tmp_path, 0)[0], 255 - stale)
+
+
+def test_other_sizes_splits_and_crops_are_kept_apart(paths, tmp_path):
+    makers = (
+        decoder(paths), decoder(paths[:2]), Decoder(paths, resize_shorter_side, 16),
+        Decoder(paths, center_crop, 32),
+    )  # fmt: skip
+    shapes = [[tuple(picture.shape) for picture in map(open_cache(maker, tmp_path, 0).__getitem__,
+                                                       range(len(maker)))] for maker in makers]  # fmt: skip
+    assert len(list(tmp_path.glob("*.pixels"))) == 4
+    assert [len(each) for each in shapes] == [3, 2, 3, 3] and set(shapes[3]) == {(32, 32, 3)}
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 10, None])
+def test_a_file_that_is_cut_off_is_made_anew(paths, tmp_path, damage):
+    path = open_cache(decoder(paths), tmp_path, 0).path
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100] if damage is None else damage)
+    assert open_cache(decoder(paths), tmp_path, 0).path.read_bytes() == whole
+
+
+def test_a_worker_process_gets_the_path_and_not_the_pixels(paths, tmp_path):
+    pictures = open_cache(decoder(paths), tmp_path, 0)
+    text = pickle.dumps(pictures)
+    assert len(text) < 500 and torch.equal(pickle.loads(text)[2], pictures[2])
+
+
+def _build(paths, folder, barrier):
+    barrier.wait()
+    open_cache(decoder(paths), folder, 0)
+
+
+def test_processes_that_build_it_at_once_leave_one_whole_file(paths, tmp_path):
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(4)
+    folder = tmp_path / "cache"
+    processes = [context.Process(target=_build, args=(paths, folder, barrier)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert len(list(folder.iterdir())) == 1
+    assert torch.equal(open_cache(decoder(paths), folder, 0)[2], decoder(paths)[2])
+
+
+def test_a_picture_that_cannot_be_read_leaves_no_file(paths, tmp_path):
+    paths[1].write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"cannot read the picture .*1\.png"):
+        open_cache(decoder(paths), tmp_path / "cache", 0)
+    assert not list((tmp_path / "cache").iterdir())
+    paths[1].unlink()
+    with pytest.raises(UserError, match=r"cannot read the picture .*1\.png: No such file"):
+        open_cache(decoder(paths), tmp_path / "cache", 0)
+
+
+def test_a_place_that_cannot_be_written_and_a_full_disk_say_what_to_do(paths, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write to --cache .*file"):
+        open_cache(decoder(paths), tmp_path / "file", 0)
+    usage = namedtuple("usage", "total used free")(10**6, 10**6, 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match=r"3 pictures need about .* GB there.*--cache off"):
+        open_cache(decoder(paths), tmp_path / "cache", 0)

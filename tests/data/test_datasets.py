@@ -1,0 +1,123 @@
+from collections import Counter
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+from torchvision.datasets import OxfordIIITPet
+
+from common.data import datasets
+from common.system.errors import UserError
+from tests.conftest import write_pictures
+
+
+def samples(*sizes):
+    return [
+        (Path(f"{label}_{index}.jpg"), label) for label, size in enumerate(sizes) for index in range(size)
+    ]
+
+
+def test_the_split_is_stratified_by_largest_remainder():
+    # quotas 2.0, 1.4, 0.6, 0.2 of 21 pictures, of which round(4.2) = 4 go: 2, 1, 1 and none
+    rest, part = datasets.split_stratified(samples(10, 7, 3, 1), 0.2)
+    assert Counter(label for _, label in part) == {0: 2, 1: 1, 2: 1}
+    assert sorted(rest + part) == sorted(samples(10, 7, 3, 1)) and not set(rest) & set(part)
+    assert datasets.split_stratified(samples(10, 7, 3, 1), 0.2) == (rest, part)
+
+
+def test_the_full_pet37_gives_2944_and_736():
+    rest, part = datasets.split_stratified(samples(*[100] * 30, *[96] * 5, 100, 100), 0.2)
+    assert (len(rest), len(part)) == (2944, 736)
+
+
+def test_a_class_of_one_picture_stays_in_training():
+    rest, part = datasets.split_stratified(samples(1, 1, 50), 0.9)
+    assert {label for _, label in rest} == {0, 1, 2} and {label for _, label in part} == {2}
+    assert datasets.split_stratified(samples(5, 5), 0.0) == (samples(5, 5), [])
+
+
+def test_a_folder_with_train_and_test_sets_a_part_of_train_aside(pictures):
+    splits = datasets.load_splits("folder", str(pictures), 0.25)
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (18, 6, 12)
+    assert splits.classes == ["cat", "dog", "fox"]
+    assert not {path for path, _ in splits.train} & {path for path, _ in splits.val}
+
+
+def test_val_is_the_test_split_where_there_is_no_test(pictures):
+    (pictures / "test").rename(pictures / "val")
+    splits = datasets.load_splits("folder", str(pictures), 0.25)
+    assert len(splits.val) == 6 and {path.parts[-3] for path, _ in splits.test} == {"val"}
+
+
+def test_val_beside_test_is_the_validation_split(pictures, tmp_path):
+    write_pictures(tmp_path / "more", train=1, test=2, side=41)
+    (tmp_path / "more" / "test").rename(pictures / "val")
+    splits = datasets.load_splits("folder", str(pictures), 0.25)
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (24, 6, 12)
+
+
+def test_the_fingerprint_follows_the_split_and_not_the_place(pictures, tmp_path):
+    first = datasets.load_splits("folder", str(pictures), 0.25).fingerprint
+    pictures.rename(tmp_path / "moved")
+    assert datasets.load_splits("folder", str(tmp_path / "moved"), 0.25).fingerprint == first
+    assert datasets.load_splits("folder", str(tmp_path / "moved"), 0.5).fingerprint != first
+
+
+@pytest.mark.parametrize(
+    ("breaks", "message"),
+    [
+        (lambda root: (root / "test").rename(root / "x"), r"needs train/ and test/ \(or val/\)"),
+        (lambda root: (root / "train").rename(root / "x"), "needs train/ with a folder"),
+        (lambda root: (root / "test" / "fox").rename(root / "test" / "owl"), "folders of the same names"),
+        (lambda root: [path.unlink() for path in (root / "train" / "cat").iterdir()], "cat"),
+    ],
+)
+def test_a_folder_of_another_shape_is_refused(pictures, breaks, message):
+    breaks(pictures)
+    with pytest.raises(UserError, match=message):
+        datasets.load_splits("folder", str(pictures), 0.25)
+
+
+def test_an_empty_validation_split_says_how_to_do_without(pictures):
+    with pytest.raises(UserError, match="the val split is empty; --val-fraction 0"):
+        datasets.load_splits("folder", str(pictures), 0.01)
+    assert datasets.load_splits("folder", str(pictures), 0.0).val == []
+
+
+@pytest.mark.parametrize("place", [None, ""])
+def test_a_folder_needs_its_place(place):
+    with pytest.raises(UserError, match="--dataset folder needs --data-dir"):
+        datasets.load_splits("folder", place, 0.2)
+
+
+@pytest.mark.parametrize("dataset", ["folder", "pet37", "synthetic"])
+@pytest.mark.parametrize("place", ["x" * 300, "file", "file/x"])
+def test_a_place_that_cannot_be_is_one_line(tmp_path, dataset, place):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=place):
+        datasets.load_splits(dataset, str(tmp_path / place), 0.2)
+
+
+def test_a_failed_download_names_the_file_the_folder_and_the_way_out(tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.utils.urllib.request.urlopen", offline)
+    with pytest.raises(UserError) as error:
+        datasets.load_splits("pet37", str(tmp_path), 0.2)
+    message = str(error.value)
+    assert "images.tar.gz" in message and str(tmp_path / "oxford-iiit-pet") in message
+    assert "--dataset synthetic" in message and "\n" not in message
+
+
+def test_listed_pictures_that_are_missing_are_counted(tmp_path, small_synthetic):
+    (small_synthetic / "oxford-iiit-pet" / "images").rename(tmp_path / "images")
+    (small_synthetic / "oxford-iiit-pet" / "images").mkdir()
+    with pytest.raises(UserError, match="148 of 148 trainval pictures are missing"):
+        datasets.load_splits("pet37", str(small_synthetic), 0.2)
+
+
+def test_synthetic_is_read_by_torchvisions_own_reader(small_synthetic):
+    splits = datasets.load_splits("synthetic", str(small_synthetic), 0.25)
+    reader = OxfordIIITPet(small_synthetic, split="test", download=False)
+    assert splits.classes == reader.classes and len(splits.classes) == 37
+    assert [label for _, label in splits.test] == [reader[index][1] for index in range(len(reader))]

@@ -1,0 +1,99 @@
+"""The program of docs/DEPLOY.md, run where there is neither torch nor this repository."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from common.data.loaders import eval_loader
+from common.deployment import onnx_model
+from tests.conftest import REPOSITORY
+from tests.test_onnx_file import content
+from tests.test_quantization import stages
+
+NEEDED = (
+    "numpy",
+    "PIL",
+    "onnxruntime",
+    "flatbuffers",
+    "google",
+    "packaging",
+)  # and onnxruntime's own
+CLASSIFY = REPOSITORY / "docs" / "deploy" / "classify.py"
+
+
+@pytest.fixture
+def classify(tmp_path):
+    """Runs classify.py with the packages that it says it needs, and no others."""
+    site = tmp_path / "site"
+    site.mkdir()
+    for name in NEEDED:
+        package = Path(importlib.util.find_spec(name).submodule_search_locations[0])
+        (site / name).symlink_to(package)
+        if (libraries := package.parent / f"{'pillow' if name == 'PIL' else name}.libs").exists():
+            (site / libraries.name).symlink_to(libraries)
+
+    def run(*arguments):
+        program = (
+            f"import sys, runpy; sys.path[:0] = [{str(site)!r}]; sys.argv = {list(map(str, arguments))!r}\n"
+            "try:\n    import torch\nexcept ImportError:\n    pass\nelse:\n    sys.exit('torch is here')\n"
+            f"sys.argv.insert(0, 'classify.py'); runpy.run_path({str(CLASSIFY)!r}, run_name='__main__')"
+        )
+        command = [sys.executable, "-I", "-S", "-c", program]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """An int8 ONNX file, which the program only reads, and its checkpoint."""
+    path = tmp_path_factory.mktemp("exported") / "m.onnx"
+    model, _, int8_model = stages("squeezenet1_1", "qnnpack")
+    checkpoint = content("squeezenet1_1", model, int8_model, "qnnpack")
+    with onnx_model.export(checkpoint, int8_model, path):
+        pass
+    path.chmod(0o444)
+    return path, checkpoint
+
+
+def test_it_prints_what_the_project_computes(classify, exported, tmp_path):
+    path, checkpoint = exported
+    samples = []
+    for number, size in enumerate([(90, 130), (201, 99), (73, 73)]):
+        noise = Image.effect_noise(size, 90).convert("L")
+        samples.append((tmp_path / f"p{number}.png", 0))
+        picture = Image.merge("RGB", [noise, noise.rotate(90).resize(size), noise.rotate(180)])
+        exif = Image.Exif()
+        exif[0x0112] = (1, 8, 3)[number]  # upright, on its side, upside down
+        if number == 2:
+            picture.putalpha(noise)
+        picture.save(samples[-1][0], exif=exif)
+    done = classify(path, *(sample for sample, _ in samples))
+    assert done.returncode == 0, done.stderr
+    images = next(iter(eval_loader(samples, checkpoint)))[0]
+    expected = onnx_model.OnnxModel(path)(images).softmax(1)
+    blocks = done.stdout.strip().split("\n")
+    for number, likelihoods in enumerate(expected):
+        name, *lines = blocks[6 * number : 6 * number + 6]
+        assert name == str(samples[number][0])
+        said = {line.split("%", 1)[1].strip(): float(line.split("%")[0]) / 100 for line in lines}
+        wanted = dict(zip(checkpoint["classes"], likelihoods.tolist(), strict=True))
+        assert said == pytest.approx(wanted, abs=6e-5)
+
+
+def test_a_broken_picture_is_one_line_and_the_rest_go_on(classify, exported, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    Image.new("RGB", (80, 80)).save(tmp_path / "black.png")
+    done = classify(exported[0], tmp_path / "broken.jpg", tmp_path / "black.png")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "broken.jpg" in done.stderr
+    assert "black.png" in done.stdout and done.stdout.count("%") == 5
+
+
+def test_a_file_that_is_no_model_is_one_line(classify, tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"no model")
+    done = classify(tmp_path / "m.onnx", tmp_path / "a.png")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "cannot use" in done.stderr

@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+from common.models import architectures
+from common.system.errors import UserError
+
+
+def test_an_unknown_architecture_is_answered_with_the_nearest_name():
+    with pytest.raises(UserError, match="did you mean resnet18"):
+        architectures.build("resnet_18", 3)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v2", "squeezenet1_1", "vgg11", "googlenet"])
+def test_the_classifier_is_the_layer_that_yields_the_logits(arch):
+    model = architectures.build(arch, 7).eval()
+    name, layer = architectures.classifier(model, 7)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.copy_(torch.arange(7.0) + 1)
+        assert torch.allclose(model(torch.randn(1, 3, 64, 64)), torch.arange(7.0)[None] + 1), name
+
+
+def test_the_classifier_is_the_last_layer_of_its_width():
+    assert (
+        architectures.classifier(architectures.build("resnet18", 64), 64)[0] == "fc"
+    )  # the first convolution has 64 too
+    assert architectures.classifier(architectures.build("squeezenet1_1", 256), 256)[0] == "classifier.1"
+
+
+def test_pretrained_weights_load_whatever_the_width_of_their_classifier(tmp_path):
+    source = architectures.build("squeezenet1_1", 1000)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    model = architectures.build("squeezenet1_1", 4, str(tmp_path / "weights.pth"))
+    own, given = model.state_dict(), source.state_dict()
+    assert own["classifier.1.weight"].shape[0] == 4
+    assert all(torch.equal(own[key], given[key]) for key in own if not key.startswith("classifier"))
+
+
+def test_a_classifier_of_the_same_width_is_loaded_too(tmp_path):
+    source = architectures.build("squeezenet1_1", 4)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    model = architectures.build("squeezenet1_1", 4, str(tmp_path / "weights.pth"))
+    assert torch.equal(model.classifier[1].weight, source.classifier[1].weight)
+
+
+@pytest.mark.parametrize("other", ["resnet34", "resnet50", "mobilenet_v2"])
+def test_weights_of_another_architecture_are_refused(tmp_path, other):
+    torch.save(architectures.build(other, 1000).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="does not fit resnet18"):
+        architectures.build("resnet18", 4, str(tmp_path / "weights.pth"))
+
+
+def test_weights_that_lack_a_layer_are_refused(tmp_path):
+    state = architectures.build("resnet18", 4).state_dict()
+    del state["layer3.0.conv1.weight"]
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"does not fit resnet18: layer3\.0\.conv1\.weight"):
+        architectures.build("resnet18", 4, str(tmp_path / "weights.pth"))
+
+
+def test_imagenet_weights_that_cannot_be_had_name_the_file_and_the_way_out(monkeypatch, tmp_path):
+    def offline(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"resnet18-f37072fd\.pth.*--pretrained none"):
+        architectures.build("resnet18", 4, "imagenet")
+
+
+def test_rebuild_refuses_names_of_another_architecture():
+    with pytest.raises(UserError, match="not those of resnet18"):
+        architectures.rebuild("resnet18", 3, architectures.shapes(architectures.build("squeezenet1_1", 3)))

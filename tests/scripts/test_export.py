@@ -1,0 +1,119 @@
+import importlib
+import json
+import shutil
+
+import onnx
+import pytest
+import torch
+
+from common.data import loaders
+from common.data.loaders import eval_loader
+from common.deployment import onnx_model
+from common.evaluation import int8_agreement, latency
+from common.models import checkpoint
+from tests.conftest import write_pictures
+
+
+def data_options(folder):
+    return (
+        "--dataset", "folder", "--data-dir", folder / "pictures", "--output-dir", folder / "w",
+        "--workers", 0,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with pictures of three classes, a squeezenet trained with them, and its int8 form."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_pictures(folder / "pictures")
+    training = (
+        *data_options(folder), "--cache", "off", "--batch-size", 8, "--image-size", 40, "--lr", 0.001,
+    )  # fmt: skip
+    for script, *options in (
+        ("train_teacher", "--teacher", "squeezenet1_1", "--pretrained", "none", "--epochs", 8),
+        ("train_quantization", "--weights", "squeezenet1_1", "--epochs", 0),
+    ):
+        module = importlib.import_module(script)
+        module.main(module.parse_args([str(option) for option in (*options, *training)]))
+    return folder
+
+
+@pytest.fixture
+def place(trained, tmp_path):
+    """A copy of what was trained: (folder, data options)."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    return tmp_path, data_options(tmp_path)
+
+
+def test_an_int8_checkpoint_is_exported_checked_and_compared(run, place, monkeypatch):
+    folder, data = place
+    monkeypatch.setattr(latency, "others_load", lambda: 0.0)
+    monkeypatch.setattr(latency, "MEASURED_SECONDS", 0)
+    result = run("export", "quantized_squeezenet1_1", "--output", folder / "m.onnx", *data)
+    assert result.code == 0, result.err
+    assert "12 test pictures: ONNX Runtime answers 100.00%" in result.out
+    path = checkpoint.find("quantized_squeezenet1_1", folder / "w")
+    assert (folder / "m.onnx").stat().st_size <= 1.15 * path.stat().st_size
+    said = {entry.key: entry.value for entry in onnx.load(folder / "m.onnx").metadata_props}
+    assert json.loads(said["classes"]) == ["cat", "dog", "fox"] and said["backend"] == "qnnpack"
+
+    compared = run("evaluate", "quantized_squeezenet1_1", folder / "m.onnx", "--batch-size", 2, *data)
+    assert compared.code == 0, compared.err
+    for expected in ("int8 qnnpack", "int8 ONNX Runtime", "at batch 2", "m.onnx", "1 pinned thread(s)"):
+        assert expected in compared.out
+    scores = [line.partition(": ")[2] for line in compared.out.splitlines()[:2]]
+    assert scores[0] == scores[1] and "n 12" in scores[0]
+
+
+def test_a_float_checkpoint_is_checked_with_pictures_spread_over_the_whole_split(run, place, monkeypatch):
+    folder, data = place
+    seen, right = [], eval_loader
+
+    def loader(samples, *rest, **options):
+        seen.extend(samples)
+        return right(samples, *rest, **options)
+
+    monkeypatch.setattr(loaders, "eval_loader", loader)
+    result = run("export", "squeezenet1_1", "--output", folder / "m.onnx", "--pictures", 7, *data)
+    assert result.code == 0, result.err
+    assert "7 test pictures: ONNX Runtime answers 100.00%" in result.out
+    assert len(seen) == 7 and {label for _, label in seen} == {0, 1, 2}
+
+
+def test_a_file_that_answers_otherwise_is_not_left_behind(run, place, monkeypatch):
+    folder, data = place
+    right = onnx_model.OnnxModel.forward
+    monkeypatch.setattr(onnx_model.OnnxModel, "forward", lambda self, images: -right(self, images))
+    result = run("export", "squeezenet1_1", "--output", folder / "m.onnx", *data)
+    assert result.code == 2 and "at least 99% of the answers must be the same" in result.err
+    assert [path.name for path in folder.glob("*.onnx")] == []
+
+
+def test_int8_that_answers_otherwise_than_fake_quantization_is_not_saved(run, place, monkeypatch):
+    folder, data = place
+    before = sorted((folder / "w").iterdir())
+    monkeypatch.setattr(int8_agreement, "MIN_AGREEMENT", 1.01)
+    result = run("train_quantization", "--weights", "squeezenet1_1", "--epochs", 0, "--image-size", 40, *data)
+    assert result.code == 2 and "not saved: run by qnnpack" in result.err and result.err.count("\n") == 1
+    assert sorted((folder / "w").iterdir()) == before
+
+
+def test_mistakes_end_in_one_line(run, place):
+    folder, data = place
+    for arguments, expected in (
+        (("nothing", "--output", folder / "m.onnx", *data), "no checkpoint 'nothing'"),
+        (("squeezenet1_1", "--output", folder / "no" / "m.onnx", *data), "cannot write"),
+        (("squeezenet1_1", *data), "--output"),
+    ):
+        result = run("export", *arguments)
+        assert result.code == 2 and expected in result.err and result.err.count("\n") == 1
+
+
+def test_an_engine_that_would_overflow_is_refused_when_it_is_asked_for(run, place):
+    folder, data = place
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        pytest.skip("this machine's torch has no fbgemm")
+    result = run(
+        "export", "quantized_squeezenet1_1", "--output", folder / "m.onnx", "--engine", "fbgemm", *data
+    )
+    assert result.code == 2 and "fbgemm gives wrong results" in result.err and not list(folder.glob("*.onnx"))

@@ -1,0 +1,81 @@
+import math
+import os
+
+import pytest
+import torch
+from torchvision.models import get_model
+
+from common.system import hardware
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, math.inf),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
+        ({}, math.inf),
+    ],
+)
+def test_the_quota_of_a_container_is_read_from_its_control_group(tmp_path, files, quota):
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert hardware._quota(tmp_path) == quota
+
+
+def test_the_cores_are_those_that_the_process_is_bound_to_or_its_quota_rounded_up(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    for quota, cores in ((math.inf, 16), (1.5, 2), (0.2, 1), (64.0, 16)):
+        monkeypatch.setattr(hardware, "_quota", lambda _, quota=quota: quota)
+        assert hardware.cores() == cores
+
+
+def test_threads_follow_the_cores_unless_the_user_has_said_how_many(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.setattr(hardware, "cores", lambda: before + 1)
+        monkeypatch.setenv("OMP_NUM_THREADS", str(before))
+        hardware.set_up(CPU)
+        assert torch.get_num_threads() == before
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        hardware.set_up(CPU)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("arch", "capabilities", "expected"),
+    [
+        ("resnet18", {}, torch.float32),
+        ("resnet18", {"avx512_bf16": True}, torch.bfloat16),
+        ("resnet18", {"amx_bf16": True}, torch.bfloat16),
+        ("resnext50_32x4d", {"avx512_bf16": True}, torch.bfloat16),  # grouped, not depthwise
+        ("mobilenet_v2", {"avx512_bf16": True}, torch.float32),
+    ],
+)
+def test_auto_is_bf16_where_the_machine_has_it_and_the_network_gains(
+    monkeypatch, arch, capabilities, expected
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    model = get_model(arch, weights=None)
+    assert hardware.pick_precision("auto", CPU, model) == expected
+    assert hardware.pick_precision("bf16", CPU, model) == torch.bfloat16
+    assert hardware.pick_precision("fp32", CPU, model) == torch.float32
+
+
+def test_autocast_is_on_for_bf16_alone():
+    layer, x = torch.nn.Linear(4, 2), torch.ones(1, 4)
+    for precision in (torch.bfloat16, torch.float32):
+        with hardware.autocast(CPU, precision):
+            assert layer(x).dtype == precision
+
+
+def test_the_summary_counts_the_threads(monkeypatch):
+    for count, text in ((1, "cpu, 1 thread, bfloat16"), (2, "cpu, 2 threads, bfloat16")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
+        assert hardware.summary(CPU, torch.bfloat16) == text

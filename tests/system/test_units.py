@@ -1,0 +1,61 @@
+import pytest
+
+from common.system import units
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "expected"),
+    [
+        ("macs", "300M", (300e6, False)),
+        ("macs", "1.5g", (1.5e9, False)),
+        ("macs", "5", (5, False)),
+        ("macs", "0.5K", (500, False)),
+        ("size", "2MB", (2_000_000, False)),
+        ("size", "2 MiB", (2 * 1024**2, False)),
+        ("size", " .5kb ", (500, False)),
+        ("size", "1B", (1, False)),
+        ("size", "0.5", (0.5, True)),
+        ("size", "1", (1, True)),
+        ("size", "1.5", (1.5, False)),
+        ("latency", "5ms", (5, False)),
+        ("latency", "0.005s", (5, False)),
+        ("latency", "250us", (0.25, False)),
+        ("latency", "5", (5, False)),
+        ("latency", "0.5", (0.5, True)),
+        ("latency", "0.5ms", (0.5, False)),
+    ],
+)
+def test_amounts_have_units_and_without_one_up_to_one_are_shares(kind, text, expected):
+    amount, is_share = units.parse(kind, text)
+    assert (pytest.approx(amount), is_share) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        *(("size", text) for text in ("", "MB", "nan", "inf", "3XB", "1e9", "-1", "1,5MB", "2 MB x", "0x10")),
+        *(("size", text) for text in ("0", "0.0", "0MB", "9" * 400)),
+        *(("macs", text) for text in ("5ms", "5MB")),
+        *(("latency", text) for text in ("5M", "5MB", "50%")),
+    ],
+)
+def test_what_is_no_amount_above_0_is_refused(kind, text):
+    with pytest.raises(ValueError, match=r"must be above 0|is not a number with one of"):
+        units.parse(kind, text)
+
+
+def test_a_refusal_names_the_units():
+    with pytest.raises(ValueError, match="'5MB' is not a number with one of us, ms, s, nor a share"):
+        units.parse("latency", "5MB")
+
+
+@pytest.mark.parametrize(
+    ("kind", "amount"),
+    [
+        *(("macs", amount) for amount in (1, 0.5 * 333_333_333, 123_456_789, 4.1e9)),
+        *(("size", amount) for amount in (1, 0.5, 0.3 * 44_792_831, 10**9 + 1)),
+        *(("latency", amount) for amount in (0.04, 1, 1 / 3, 12_345.678)),
+    ],
+)
+def test_the_exact_text_of_an_amount_is_read_as_that_amount_and_never_as_a_share(kind, amount):
+    assert units.parse(kind, units.format_exact(kind, amount)) == (pytest.approx(amount, rel=2e-6), False)

@@ -1,0 +1,238 @@
+"""An interrupted run goes on to the very weights of one that was not interrupted."""
+
+import csv
+import errno
+import itertools
+import math
+import random
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from common.evaluation import tables
+from common.models import checkpoint
+from common.system import files
+from common.training import loop, resume
+from tests import processes
+from tests.conftest import REPOSITORY, write_pictures
+
+SIDE = 32
+STAGES = {
+    "train_teacher": ["--teacher", "squeezenet1_1", "--pretrained", "none", "--epochs", 8],
+    "train_student": ["--teacher", "teacher", "--student", "squeezenet1_1", "--pretrained", "none", "--mixup",
+                      "--epochs", 6],
+    "train_pruning": ["--weights", "teacher", "--teacher", "teacher", "--pruning-steps", 2, "--epochs", 6,
+                      "--schedule", "step", "--optimizer", "sgd"],
+    "train_quantization": ["--weights", "teacher", "--epochs", 3],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A trained teacher's file, and the pictures that it saw."""
+    folder = tmp_path_factory.mktemp("resume")
+    pictures = write_pictures(folder / "pictures")
+    processes.run_with_kills(
+        "train_teacher", [*STAGES["train_teacher"], *where(pictures, folder)], folder / "log"
+    )
+    return checkpoint.find("teacher", folder), pictures
+
+
+def where(pictures, output):
+    return ["--dataset", "folder", "--data-dir", pictures, "--output-dir", output, "--image-size", SIDE,
+            "--batch-size", 8, "--lr", 0.001, "--seed", 3, "--val-fraction", 0.3, "--workers", 0,
+            "--cache", pictures / "cache"]  # fmt: skip
+
+
+@pytest.mark.parametrize("script", STAGES)
+def test_a_stage_that_is_killed_again_and_again_ends_with_the_same_weights(
+    teacher, tmp_path, script, pytestconfig
+):
+    path, pictures = teacher
+    options = [path if option == "teacher" else option for option in STAGES[script]]
+
+    def made(name):
+        (file,) = visible(tmp_path / name, "*.pt")
+        content = checkpoint.load(file)
+        rows = [line.rpartition(",")[0] for line in file.with_suffix(".csv").read_text().splitlines()]
+        return content["state_dict"], content["metrics"], content["lineage"][-1]["name"], rows
+
+    start = time.monotonic()
+    log = tmp_path / "log of the whole run"
+    assert processes.run_with_kills(script, [*options, *where(pictures, tmp_path / "whole")], log) == 0
+    seconds = time.monotonic() - start
+
+    kills, rng, killed, run = pytestconfig.getoption("kills"), random.Random(0), 0, 0
+    log = tmp_path / "log of the killed"
+    while killed < kills:
+        run += 1
+        output = tmp_path / str(run)
+        killed += processes.run_with_kills(
+            script, [*options, *where(pictures, output)], log, kills - killed, seconds, rng
+        )
+        assert not visible(output, "*.resume")
+        for one, other in zip(made("whole"), made(str(run)), strict=True):
+            assert equal(one, other)
+    assert "resumes" in log.read_text()
+
+
+def visible(folder, pattern):
+    """What users see: what a killed process was writing has a name that begins with a dot."""
+    return [path for path in folder.glob(pattern) if not path.name.startswith(".")]
+
+
+def equal(one, other) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    return torch.equal(one, other) if torch.is_tensor(one) else one == other
+
+
+@pytest.fixture
+def stage(run, pictures, tmp_path, monkeypatch):
+    """stage(*options, stop_at=None): trains a small teacher, which is interrupted at that step."""
+    monkeypatch.setattr(resume, "MIN_INTERVAL", 0)
+    monkeypatch.setattr(resume, "MAX_TIME_FRACTION", math.inf)
+
+    def run_stage(*options, stop_at=None, error=KeyboardInterrupt):
+        original, steps = loop._Training._step, itertools.count(1)
+
+        def step(*arguments):
+            if next(steps) == stop_at:
+                raise error
+            return original(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop._Training, "_step", step)
+            return run("train_teacher", *STAGES["train_teacher"], *where(pictures, tmp_path / "w"), *options)
+
+    return run_stage
+
+
+def states(tmp_path):
+    return visible(tmp_path / "w", "*.resume")
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_is_not_started_over_by_mistake(stage, tmp_path):
+    result = stage(stop_at=9)
+    assert result.code == 130 and result.err.endswith("interrupted; the same command with --resume goes on\n")
+    (state,) = states(tmp_path)
+    before = state.read_bytes()
+    again = stage()
+    assert again.code == 2 and "go on with --resume, or delete it" in again.err
+    assert "interrupted (epochs done: 4)" in again.err  # of 17 pictures batches of 8 make two steps
+    assert state.read_bytes() == before
+    result = stage("--resume")
+    assert result.code == 0 and f"resumes {state} (epochs done: 4)" in result.out
+    assert "epoch 4/8" not in result.out and "epoch 5/8" in result.out and not states(tmp_path)
+
+
+def test_without_anything_to_resume_a_run_starts_and_names_those_of_other_options(stage, tmp_path):
+    assert stage("--seed", 4, stop_at=5).code == 130
+    (other,) = states(tmp_path)
+    result = stage("--resume")
+    assert result.code == 0 and "nothing to resume, the run starts from the beginning" in result.out
+    assert f"note: {other} is of a run with other options" in result.out and states(tmp_path) == [other]
+
+
+def test_the_learning_rate_may_change_on_the_way_and_the_lineage_says_so(stage, tmp_path):
+    assert stage(stop_at=5).code == 130
+    result = stage("--resume", "--lr", 0.0005)
+    assert result.code == 0 and "note: the learning rate was 0.001 until here and is 0.0005" in result.out
+    (path,) = visible(tmp_path / "w", "*.pt")
+    row = checkpoint.load(path)["lineage"][-1]
+    assert row["options"]["lr"] == 0.0005 and row["changes"] == [
+        {"at": "epochs done: 2", "lr": [0.001, 0.0005]}
+    ]
+    with path.with_suffix(".csv").open() as file:
+        rates = [float(row["lr"]) for row in csv.DictReader(file)]
+    assert rates[1] > 0.00098 and rates[2] < 0.0005
+
+
+def test_what_was_saved_before_the_end_is_not_saved_twice(stage, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "write_history", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert stage().code == 130
+    (path,) = visible(tmp_path / "w", "*.pt")
+    assert len(states(tmp_path)) == 1
+    assert f"saved {path}" in stage("--resume").out
+    assert (
+        visible(tmp_path / "w", "*.pt") == [path]
+        and not states(tmp_path)
+        and path.with_suffix(".csv").exists()
+    )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda text: text[:-500], lambda text: b"", lambda text: text[:9999] + text[9:9999] + text[19989:]],
+)
+def test_a_damaged_state_is_refused_with_advice(stage, tmp_path, damage):
+    assert stage(stop_at=5).code == 130
+    (state,) = states(tmp_path)
+    state.write_bytes(damage(state.read_bytes()))
+    for options in ((), ("--resume",)):
+        result = stage(*options)
+        assert result.code == 2 and result.err.count("\n") == 1
+        assert "is damaged" in result.err and "; delete it to start from the beginning" in result.err
+
+
+def test_a_state_without_a_checksum_or_of_another_version_is_refused(stage, tmp_path):
+    assert stage(stop_at=5).code == 130
+    (state,) = states(tmp_path)
+    content = files.load_checked(state)
+    torch.save(content, state)
+    assert "it has no checksum; delete it" in stage("--resume").err
+    files.save_checked(content | {"format": 9}, state)
+    assert "is not what this version writes; delete it" in stage("--resume").err
+
+
+@pytest.mark.parametrize("place", ["resume", "checkpoint"])
+def test_a_folder_that_cannot_be_written_any_more_ends_in_one_line_with_the_state_kept(
+    stage, tmp_path, monkeypatch, place
+):
+    """At the second state, or at the checkpoint in the end; `--resume` goes on once it can be written."""
+    write, calls = files.save_checked, itertools.count(1)
+
+    def save_checked(content, path):
+        write(content, path)
+        if place == "checkpoint" or next(calls) == 2:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"common.{place}.save_checked", save_checked)
+        result = stage()
+    assert result.code == 2 and re.search(r"error: cannot write \S+: Read-only file system\n$", result.err)
+    assert len(states(tmp_path)) == 1 and len(list((tmp_path / "w").iterdir())) == 1
+    assert stage("--resume").code == 0 and not states(tmp_path)
+
+
+def test_a_full_disk_ends_in_one_line_with_the_last_state_kept(pictures, tmp_path):
+    # the limit on a file's size stands for the disk: what has been written of the state before it is real
+    command = """
+import math, resource, signal
+from common.cli import launch
+from common.training import resume
+import train_teacher
+resume.MIN_INTERVAL, resume.MAX_TIME_FRACTION = 0, math.inf
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+keep = resume.Progress.keep
+def keep_and_fill_the_disk(self, state, **options):
+    if state["epoch"] == 2:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
+    keep(self, state, **options)
+resume.Progress.keep = keep_and_fill_the_disk
+launch.run(train_teacher.main, train_teacher.parse_args)
+"""
+    arguments = [*STAGES["train_teacher"], *where(pictures, tmp_path / "w")]
+    result = subprocess.run(
+        [sys.executable, "-c", command, *map(str, arguments)], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert result.stderr.rstrip().rpartition("\n")[2].endswith(": File too large")
+    (state,) = states(tmp_path)
+    assert files.load_checked(state)["rounds"][0]["epoch"] == 1
+    assert [path.name for path in (tmp_path / "w").iterdir()] == [state.name]
