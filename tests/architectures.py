@@ -1,8 +1,8 @@
-"""Takes one torchvision network through prune, quantize, reload and export, as a user would.
+"""Takes one torchvision network through prune, quantize, reload and export, as a user does.
 
-    python -m tests.architectures resnet18 FOLDER PICTURES
+    python -m tests.architectures resnet18 FOLDER IMAGES
 
-prints one JSON object: what it came to. That a stage refuses a network is no failure of this program.
+Prints the result as one JSON object. That a stage refuses a network is no failure of this program.
 """
 
 import contextlib
@@ -20,30 +20,30 @@ from common.system.errors import UserError
 SIDE, CHANNELS_REMOVED, EPOCHS = 64, 0.25, 2
 
 
-def main(arch: str, folder: Path, pictures: Path) -> dict:
-    data = ["--dataset", "folder", "--data-dir", pictures, "--workers", 0, "--output-dir", folder]
+def main(arch: str, folder: Path, images: Path) -> dict:
+    data = ["--dataset", "folder", "--data-dir", images, "--workers", 0, "--output-dir", folder]
     training = [*data, "--cache", "off", "--image-size", SIDE, "--batch-size", 8, "--lr", 0.001]
     start = ["--model", arch, "--pretrained", "none", "--channel-ratio", CHANNELS_REMOVED]
     result = {"arch": arch}
     # hardly trained networks pass or fail these by chance
-    int8_agreement.MIN_AGREEMENT = export.AGREEMENT = 0.0
+    int8_agreement.MIN_AGREEMENT = export.MIN_AGREEMENT = 0.0
     steps = (
         ("pruned", "train_pruning", lambda: [*start, "--epochs", EPOCHS, *training]),
         ("int8", "train_quantization", lambda: ["--weights", result["pruned"], "--epochs", 1, *training]),
         ("onnx", "export", lambda: [result["int8"], "--output", folder / "model.onnx", *data]),
     )
     for name, script, arguments in steps:
-        said = io.StringIO()
+        output = io.StringIO()
         try:
-            with contextlib.redirect_stdout(said):
+            with contextlib.redirect_stdout(output):
                 module = importlib.import_module(script)
                 module.main(module.parse_args([str(argument) for argument in arguments()]))
         except UserError as error:
-            trained = "epoch 1/" in said.getvalue()
+            trained = "epoch 1/" in output.getvalue()
             return result | {"refused": str(error), "by": script, "after_training": trained}
-        result[name] = re.search(r"saved (\S+?):?\s", said.getvalue())[1]
+        result[name] = re.search(r"saved (\S+?):?\s", output.getvalue())[1]
         if name == "pruned":
-            counts = re.search(r"parameters\s+([\d,]+) => ([\d,]+)", said.getvalue()).groups()
+            counts = re.search(r"parameters\s+([\d,]+) => ([\d,]+)", output.getvalue()).groups()
             result["parameters"] = [int(count.replace(",", "")) for count in counts]
     return result | {
         "bytes": {name: Path(result[name]).stat().st_size for name in ("pruned", "int8", "onnx")}

@@ -1,4 +1,4 @@
-"""What several test files use: a small data set, and a way to run a script as a user would."""
+"""What several test files use: a small data set, and a way to run a script as a user does."""
 
 import importlib
 import random
@@ -32,14 +32,14 @@ def seeded():
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-    """No test leaves decoded pictures behind."""
+    """No test leaves decoded images behind."""
     monkeypatch.setattr(options, "CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-def write_pictures(
+def write_images(
     root: Path, classes=("cat", "dog", "fox"), train: int = 8, test: int = 4, side: int = 40
 ) -> Path:
-    """A folder data set of plain-coloured noise, one colour for each class."""
+    """A folder data set of colored noise, one color for each class."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("test", test)):
         for label, name in enumerate(classes):
@@ -53,8 +53,9 @@ def write_pictures(
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
-    return write_pictures(tmp_path / "pictures")
+def image_folder(tmp_path) -> Path:
+    """A folder data set of 3 classes with 8 training and 4 test images each."""
+    return write_images(tmp_path / "images")
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def run(capsys, monkeypatch):
 
 @pytest.fixture
 def small_synthetic(tmp_path, monkeypatch) -> Path:
-    """The synthetic data set with 4 training and 2 test pictures of each breed."""
+    """The synthetic data set with 4 training and 2 test images of each breed."""
     monkeypatch.setattr(synthetic, "IMAGES_PER_BREED", {"trainval": 4, "test": 2})
     synthetic.write(tmp_path / "synthetic")
     return tmp_path / "synthetic"

@@ -1,6 +1,6 @@
 """Runs the stages in processes of their own, which can be killed without a test dying with them.
 
-The processes are forked from a server that has imported torch and has not used it: they start in no time.
+The processes are forked from a server that has imported torch and has not used it, so they start fast.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from common.evaluation import int8_agreement
 from common.training import loop, resume
 
 CONTEXT = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
-CONTEXT.set_forkserver_preload([__name__, "torch_pruning", "common.checkpoint", "common.report"])
+CONTEXT.set_forkserver_preload([__name__, "torch_pruning", "common.stage"])
 
 
 def _run(script: str, arguments: list[str], log: Path, environment: dict[str, str]) -> None:
@@ -28,26 +28,26 @@ def _run(script: str, arguments: list[str], log: Path, environment: dict[str, st
     sys.stdout = sys.stderr = log.open("a", buffering=1)
     # a state after every step, and not a minute apart
     resume.MIN_INTERVAL, resume.MAX_TIME_FRACTION, loop.CHECK_EVERY = 0, math.inf, 1
-    int8_agreement.MIN_AGREEMENT = 0.0  # what has learned nothing has answers so close that int8 swaps some
+    int8_agreement.MIN_AGREEMENT = 0.0  # untrained networks have logits so close that int8 swaps some
     _note_steps(log.with_suffix(f".steps{environment.get('RANK', '')}"))
     module = importlib.import_module(script)
     launch.run(module.main, module.parse_args)
 
 
 def _note_steps(path: Path) -> None:
-    """Lets the training note how many pictures each step has, as [here, in all processes], a line each."""
+    """Lets the training write the number of images of each step, [here, in all processes], a line each."""
     step = loop._Training._step
 
-    def noting(self, images, labels, rate, count):
+    def noting(self, images, labels, lr, count):
         with path.open("a") as file:
             print(json.dumps([len(labels), count]), file=file)
-        return step(self, images, labels, rate, count)
+        return step(self, images, labels, lr, count)
 
     loop._Training._step = noting
 
 
 def start(script: str, arguments: list, log: Path, environment: dict[str, str] | None = None):
-    """A process that runs `script` with `arguments` and writes what it says to the end of `log`."""
+    """A process that runs `script` with `arguments` and appends its output to `log`."""
     words = [str(word) for word in arguments]
     process = CONTEXT.Process(target=_run, args=(script, words, log, environment or {}))
     process.start()
@@ -60,7 +60,7 @@ def start_two(script: str, arguments: list, log: Path) -> list:
 
 
 def meetings(size: int) -> list[dict[str, str]]:
-    """The environments in which `size` processes on this machine find each other."""
+    """The environment variables with which `size` processes on this machine find each other."""
     with contextlib.closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -81,8 +81,9 @@ def run_with_kills(
     longest: float = 0,
     rng: random.Random | None = None,
 ) -> int:
-    """Runs `script` with `--resume` until it ends by itself: how often it was killed before, at most `kills`
-    times, each time at a moment drawn from 0 to `longest` seconds after its start.
+    """Runs `script` with `--resume` until it ends by itself, and returns how often it was killed.
+
+    It is killed at most `kills` times, each at a random moment from 0 to `longest` seconds after its start.
     """
     killed = 0
     while True:

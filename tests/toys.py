@@ -1,4 +1,4 @@
-"""A network and batches so small that a training takes no time."""
+"""A network and batches that are small enough to train in milliseconds."""
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ class Listed(list):
 
 
 def separable(count: int, shift: int = 0):
-    """Batches of pictures whose class shows in one channel; `shift` turns the labels."""
+    """Batches of images whose class is the brightest channel; `shift` rotates the labels."""
     labels = torch.arange(count) % 3
     images = 0.1 * torch.randn(count, 3, 2, 2)
     images[torch.arange(count), labels] += 1
