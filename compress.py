@@ -12,7 +12,7 @@ from pathlib import Path
 import train_pruning
 import train_quantization
 import train_student
-from common.cli import launch, options
+from common.cli import launch, options, targets
 from common.cli.parser import Parser, number, shell_join
 from common.compression.target_devices import TARGET_DEVICES
 
@@ -27,7 +27,7 @@ def main(args):
     from common.budget import costs
     from common.budget.search import Candidate, Search
     from common.data import datasets, loaders
-    from common.evaluation import metrics, tables
+    from common.evaluation import metrics, results
     from common.models import architectures, checkpoint, lineage
 
     # source, images
@@ -44,7 +44,7 @@ def main(args):
     score = metrics.evaluate(checkpoint.rebuild(content), batches.of("val"), batches.test.device)
 
     # distill, prune and quantize; validation selects the winner
-    kind, text = options.pruning_target(args)
+    kind, text = targets.budget(args)
     conditions = {"image_size": args.image_size, "threads": args.threads}
     target = TARGET_DEVICES[args.target_device]
     search = Search(
@@ -65,7 +65,7 @@ def main(args):
     created["metrics"] = score.as_dict("test") | size | {"validation": created["metrics"]}
     path = checkpoint.save(created, args.output_dir, once=True)
     report += f"\n\nOn the test images, which no other candidate has seen: {score}"
-    tables.write_text(report, path.with_suffix(".md"))
+    results.write_text(report, path.with_suffix(".md"))
     print(f"\n{report}\nsaved {path}, {path.with_suffix('.md')}")
     print(f"next: python export.py {path} --output {path.stem}.onnx{options.data_arguments(args)}")
     return path
@@ -92,7 +92,7 @@ def stages(args, source):
         )  # fmt: skip
 
     def prune(path, target, precision, importance, scope, epochs):
-        kind, _ = options.pruning_target(args)
+        kind, _ = targets.budget(args)
         return run(
             train_pruning, weights=path, teacher=teacher, **{f"target_{kind}": target},
             target_precision=precision, target_device=args.target_device, threads=args.threads,
@@ -112,8 +112,8 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     group = parser.add_argument_group("compression")
     group.add_argument("--weights", required=True, metavar="CHECKPOINT", help=options.CHECKPOINT)
-    options.add_target_options(group.add_mutually_exclusive_group(required=True))
-    options.add_target_conditions(group)
+    targets.add_budget_options(group.add_mutually_exclusive_group(required=True))
+    targets.add_conditions(group)
     group.add_argument(
         "--student", nargs="+", default=[], metavar="ARCH", help="architectures to distill into first"
     )

@@ -10,7 +10,7 @@ import functools
 import textwrap
 from pathlib import Path
 
-from common.cli import launch, options
+from common.cli import launch, options, targets
 from common.cli.parser import Parser, new_file, number
 
 
@@ -64,7 +64,7 @@ def main(args):
 
 def report(args, rows, classes, conditions):
     """Prints the tables, and writes the files that were asked for."""
-    from common.evaluation import plots, tables
+    from common.evaluation import plots, results, tables
 
     print(f"\n{tables.accuracy_table(rows, tables.WIDTH)}\n\n{tables.cost_table(rows, tables.WIDTH)}")
     print(f"\n{textwrap.fill(f'{tables.EXPLANATION} {conditions}', tables.WIDTH)}")
@@ -76,8 +76,8 @@ def report(args, rows, classes, conditions):
             written.append(row.path.with_name(f"{row.path.stem}_confusion.png"))
             plots.draw_confusion(confusion.numpy(), classes, written[-1])
     for file, write in (
-        (args.json, tables.write_rows_json),
-        (args.csv, tables.write_rows_csv),
+        (args.json, results.write_rows_json),
+        (args.csv, results.write_rows_csv),
         (args.markdown, functools.partial(tables.write_markdown, conditions=conditions)),
         (args.plot, functools.partial(plots.draw_tradeoffs, note=conditions)),
     ):
@@ -100,7 +100,7 @@ def parse_args(argv=None):
         "--batch-size", type=number(int, 1), default=1, metavar="N", help="images in a run; default: 1"
     )
     group.add_argument("--threads", type=number(int, 1), default=1, metavar="N", help="default: 1")
-    options.add_engine_option(group)
+    targets.add_engine_option(group)
     group = parser.add_argument_group("results")
     group.add_argument("--json", type=new_file(".json"), metavar="FILE", help="all metrics, unrounded")
     group.add_argument("--csv", type=new_file(".csv"), metavar="FILE", help="the same as a table")

@@ -8,7 +8,7 @@ writes   the ONNX file: float, or of an int8 checkpoint int8 weights behind Dequ
 
 from pathlib import Path
 
-from common.cli import launch, options
+from common.cli import launch, options, targets
 from common.cli.parser import Parser, number
 
 MIN_AGREEMENT = 0.99  # fraction of the images for which the predictions must be the same
@@ -67,7 +67,7 @@ def parse_args(argv=None):
         metavar="N",
         help="how many images of the test split, evenly spread, to check with; default: 200",
     )
-    options.add_engine_option(group)
+    targets.add_engine_option(group)
     options.add_dataset_options(parser)
     options.add_output_dir_option(parser)
     return parser.parse_args(argv)

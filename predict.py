@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from common.cli import launch, options
+from common.cli import launch, options, targets
 from common.cli.parser import Parser, new_file, number
 
 MAX_DRAWN = 40  # images that --save has room for
@@ -71,7 +71,7 @@ def parse_args(argv=None):
         help=f"draw the images (the first {MAX_DRAWN}) with their predictions",
     )
     options.add_output_dir_option(parser)
-    options.add_engine_option(parser)
+    targets.add_engine_option(parser)
     return parser.parse_args(argv)
 
 

@@ -7,7 +7,7 @@ reads    weights/kd_resnet18_<top-1>.pt, and the images of --dataset
 writes   weights/pruned_kd_resnet18_<top-1>.pt, and its log and curves beside it
 """
 
-from common.cli import launch, options
+from common.cli import launch, options, targets
 from common.cli.parser import Parser, new_file, number
 
 
@@ -15,18 +15,20 @@ def main(args):
     # imported here, so that --help does not load torch
     from common.budget.widths import widths_for_budget
     from common.compression import pruning
+    from common.evaluation import metrics
     from common.stage import Stage
+    from common.training.loop import split_epochs
 
     # model, data
     stage = Stage("pruned", args, parent=args.weights, arch=args.model)
-    model, loss_fn = stage.model, stage.loss_fn()
+    model, loss_fn, steps = stage.model, stage.loss_fn(), args.pruning_steps
     if finished := stage.begin(model):
         return finished
     network = {"classifier": stage.classifier, "image_size": stage.image_size}
     budget = None if args.channel_ratio else stage.budget(model)
     log, history = [{"before": stage.validate(model, "before pruning")}], []
 
-    for step, epochs in stage.rounds(args.pruning_steps):
+    for step, epochs in enumerate(split_epochs(args.epochs, steps), start=1):
         # 1. rank the channels; layers that must be pruned together form a group (DepGraph)
         if args.importance == "taylor":
             pruning.accumulate_gradients(model, stage.loaders.train, stage.device)
@@ -39,12 +41,11 @@ def main(args):
         if state := stage.progress.upcoming():
             widths = pruning.widths_from_state(state["model"], groups)
         elif args.channel_ratio:
-            kept = (1 - args.channel_ratio) ** (1 / args.pruning_steps)
-            widths = pruning.widths_for_fraction(groups, 1 - kept)
+            widths = pruning.widths_for_fraction(groups, 1 - (1 - args.channel_ratio) ** (1 / steps))
         else:
-            widths = widths_for_budget(model, groups, budget.at_step(step, args.pruning_steps), **network)
+            widths = widths_for_budget(model, groups, budget.at_step(step, steps), **network)
         model = pruning.prune(model, groups, widths, **network)
-        print(f"step {step}/{args.pruning_steps}: {stage.size(model)}")
+        print(f"step {step}/{steps}: {metrics.describe_size(model, stage.image_size)}")
         log.append({"pruned": stage.validate(model, "pruned")})
 
         # 3. compute the batch-norm statistics of the smaller layers anew
@@ -56,7 +57,6 @@ def main(args):
         log[-1]["fine_tuned"] = stage.validate(model, "fine-tuned")
         history += [{"step": step} | row for row in rows]
 
-    # test, save
     return stage.save(
         model, stage.test(model), history, budget=budget, extra_metrics={"validation": log},
         next_command="train_quantization.py --weights {path.name}",
@@ -64,7 +64,7 @@ def main(args):
 
 
 def draw_sensitivity(stage, model, groups, path):
-    from common.compression import pruning
+    from common.compression import sensitivity
     from common.evaluation import metrics, plots
 
     def top1(pruned):
@@ -74,7 +74,7 @@ def draw_sensitivity(stage, model, groups, path):
         stage.loaders.of("val"),
         {"classifier": stage.classifier, "image_size": stage.image_size},
     )
-    plots.draw_sensitivity(groups, pruning.sensitivity(model, groups, top1, **network), path)
+    plots.draw_sensitivity(groups, sensitivity.measure(model, groups, top1, **network), path)
     print(f"saved {path}")
 
 
@@ -89,18 +89,18 @@ def parse_args(argv=None):
     target = group.add_mutually_exclusive_group()
     target.add_argument("--pruning-ratio", **ratio, help="fraction of the PARAMETERS to keep; default: 0.5")
     target.add_argument("--channel-ratio", **ratio, help="fraction of each layer's CHANNELS to remove")
-    options.add_target_options(target)
+    targets.add_budget_options(target)
     group.add_argument(
         "--target-precision", choices=("fp32", "int8"), default="fp32",
         help="int8: the target is for what train_quantization.py will create; default: fp32",
     )  # fmt: skip
-    options.add_target_conditions(group)
+    targets.add_conditions(group)
     group.add_argument(
-        "--importance", choices=options.IMPORTANCES, default="lamp",
+        "--importance", choices=targets.IMPORTANCES, default="lamp",
         help="what ranks the channels; taylor uses training images; default: lamp",
     )  # fmt: skip
     group.add_argument(
-        "--scope", choices=options.SCOPES,
+        "--scope", choices=targets.SCOPES,
         help="which channels compete: those of a layer, all, or those of all layers with the same structure; "
         "default: global, with --channel-ratio local",
     )  # fmt: skip
@@ -109,7 +109,9 @@ def parse_args(argv=None):
         help="draw the accuracy on validation with a fraction of one layer's channels removed",
     )  # fmt: skip
     steps = number(int, 1)
-    group.add_argument("--pruning-steps", type=steps, default=1, metavar="N", help="rounds; default: 1")
+    group.add_argument(
+        "--pruning-steps", type=steps, default=1, metavar="N", help="prune and fine-tune N times"
+    )
     options.add_teacher_options(parser, required=False)
     options.add_data_options(parser)
     options.add_training_options(parser, epochs=20, lr=5e-4)

@@ -8,13 +8,13 @@ writes   weights/quantized_pruned_kd_resnet18_<top-1>.pt, and its log and curves
 
 import functools
 
-from common.cli import launch, options
+from common.cli import launch, options, targets
 from common.cli.parser import Parser, number
 
 
 def main(args):
     # imported here, so that --help does not load torch
-    from common.compression import int8_engines, quantization
+    from common.compression import int8_engines, int8_state, quantization
     from common.compression.target_devices import TARGET_DEVICES
     from common.evaluation import int8_agreement
     from common.models import architectures
@@ -56,7 +56,7 @@ def main(args):
         model, score, history, next_command="export.py {path} --output {path.stem}.onnx",
         summary=int8_agreement.summary(args.score, scores, engine),
         extra_metrics={"engine": engine} | int8_agreement.as_metrics(scores),
-        state_dict=quantization.int8_state(converted.int8),
+        state_dict=int8_state.extract(converted.int8),
         int8={"backend": target.backend, "float_shapes": architectures.shapes(model)},
     )  # fmt: skip
 
@@ -65,7 +65,7 @@ def parse_args(argv=None):
     parser = Parser(__doc__, __file__)
     group = parser.add_argument_group("quantization")
     group.add_argument("--weights", required=True, metavar="CHECKPOINT", help=options.CHECKPOINT)
-    options.add_target_device_option(group)
+    targets.add_device_option(group)
     group.add_argument(
         "--calibration-batches",
         type=number(int, 1),
@@ -74,7 +74,7 @@ def parse_args(argv=None):
         help="batches of training images that set the first scales; with --epochs 0 (post-training "
         "quantization) the only ones; default: 16",
     )
-    options.add_engine_option(group)
+    targets.add_engine_option(group)
     options.add_teacher_options(parser, required=False)
     options.add_data_options(parser)
     options.add_training_options(parser, epochs=10, lr=5e-5)

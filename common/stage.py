@@ -4,7 +4,6 @@ A script creates one, and calls its methods in the order of its technique. The s
 """
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -12,13 +11,13 @@ from torch import nn
 
 from common.budget import costs
 from common.budget.target import Budget
-from common.cli import launch, options
+from common.cli import launch, options, targets
 from common.compression.distillation import LossFn, cross_entropy, distillation_loss_fn
 from common.compression.target_devices import TARGET_DEVICES
 from common.data import datasets
 from common.data.loaders import make_loaders
 from common.data.transforms import CPU
-from common.evaluation import metrics, tables
+from common.evaluation import metrics, results, tables
 from common.models import architectures, checkpoint, lineage
 from common.system import distributed, hardware
 from common.system.errors import UserError
@@ -121,7 +120,8 @@ class Stage:
         )  # fmt: skip
         self.test_loader = self.loaders.of(args.score)
         machine = hardware.summary(self.device, self.precision)
-        print(f"{self.arch}: {self.size(model)}; {self.splits}\n{machine}")
+        size = metrics.describe_size(model, self.image_size)
+        print(f"{self.arch}: {size}; {self.splits}\n{machine}")
         new_row = lineage.new_row(
             self.parent, self.parent_path, self.name, arch=arch, options=vars(args), machine=machine,
             split=self.splits.fingerprint, teacher_path=self.teacher_path,
@@ -143,36 +143,13 @@ class Stage:
             UserError: The model cannot be quantized, as --target-precision int8 asks for.
         """
         args = self.args
-        if (target := options.pruning_target(args)) is None:
+        if (target := targets.budget(args)) is None:
             return costs.parameter_budget(model, args.pruning_ratio or 0.5)
         return costs.make_budget(
             *target, model, self.parent, self.row,
             precision=args.target_precision, target=TARGET_DEVICES[args.target_device],
             threads=args.threads, parent_bytes=self.row["parent_bytes"],
         )  # fmt: skip
-
-    def size(self, model: nn.Module) -> str:
-        """Describes the size of a model.
-
-        Args:
-            model: A float model.
-
-        Returns:
-            Such as "1,136,437 parameters, 237,188,077 MACs".
-        """
-        size = metrics.complexity(model, self.image_size)
-        return f"{size['params']:,} parameters, {size['macs']:,} MACs"
-
-    def rounds(self, steps: int) -> Iterator[tuple[int, int]]:
-        """Divides --epochs between several steps.
-
-        Args:
-            steps: How many.
-
-        Returns:
-            (step, epochs) of each, steps from 1.
-        """
-        return enumerate(loop.split_epochs(self.args.epochs, steps), start=1)
 
     def validate(self, model: nn.Module, title: str) -> float | None:
         """Evaluates a float model on validation, and prints the result.
@@ -257,7 +234,7 @@ class Stage:
         content.setdefault("state_dict", checkpoint.float_state(model))
         child = lineage.child(self.parent, self.row, arch=self.arch, metrics=after, **content)
         path = checkpoint.save(child, args.output_dir, once=args.resume)
-        tables.write_history(history, path)
+        results.write_history(history, path)
         self.progress.finish()
         print(summary or f"{args.score}: {score}")
         if self.parent_path is not None or size["params"] != self.before["params"]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from common.budget.target import Budget
-from common.compression import int8_engines, quantization
+from common.compression import int8_engines, int8_state, quantization
 from common.compression.target_devices import TargetDevice
 from common.evaluation import latency, metrics
 from common.models import architectures, checkpoint, lineage
@@ -165,14 +165,14 @@ def _file_bytes(parent: dict, row: dict) -> Cost:
 def _int8_file_bytes(model: nn.Module, parent: dict, row: dict, target: TargetDevice) -> Cost:
     """The size follows from the shapes: one int8 model is built, and resized for each other width."""
     skeleton = quantization.skeleton(copy.deepcopy(model).cpu(), target, parent["image_size"])
-    int8_state = quantization.int8_state(skeleton)
+    state = int8_state.extract(skeleton)
 
     def cost(model: nn.Module) -> float:
         shapes = architectures.shapes(model)
         content = lineage.child(
             lineage.child(parent, row),
             json.loads(json.dumps(row)),  # a file would hold the same object only once
-            state_dict=quantization.resized_int8_state(int8_state, shapes),
+            state_dict=int8_state.resize(state, shapes),
             int8={"backend": target.backend, "float_shapes": shapes},
             metrics=PLACEHOLDERS,
         )

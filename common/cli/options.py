@@ -5,23 +5,15 @@ Imports no torch, so that `--help` prints at once.
 
 import argparse
 
-from common.cli.parser import Parser, amount, device_name, number, plain_name, shell_join
-from common.compression.target_devices import ENGINES, TARGET_DEVICES
+from common.cli.parser import Parser, device_name, number, plain_name, shell_join
 
 CACHE = "data/cache"
 ARCHITECTURE = "a classification model of torchvision"
 CHECKPOINT = "a path, a name, or the start of one"
 DATASETS = ("pet37", "synthetic", "folder")
-TARGETS = {
-    "macs": "multiply-accumulates: 0.5 for half of them, or 300M",
-    "size": "the file: 2MB, 500KB, or a fraction of the file",
-    "latency": "for one image on this machine: 5ms, or a fraction of the latency now",
-}
 OPTIMIZERS = ("adamw", "adam", "sgd")
-IMPORTANCES = ("magnitude", "taylor", "lamp", "bn-scale", "random")
 PRECISIONS = ("auto", "bf16", "fp32")
 SCHEDULES = ("cosine", "step")
-SCOPES = ("local", "global", "isomorphic")
 SPLITS = ("test", "val")
 
 
@@ -193,69 +185,6 @@ def add_stage_options(parser: Parser) -> None:
         type=plain_name,
         metavar="NAME",
         help="replaces the architecture in the file's name",
-    )
-
-
-def add_target_options(group) -> None:
-    """Adds `--target-macs`, `--target-size` and `--target-latency`.
-
-    Args:
-        group: A mutually exclusive group.
-    """
-    for kind, text in TARGETS.items():
-        group.add_argument(f"--target-{kind}", type=amount(kind), metavar="AMOUNT", help=text)
-
-
-def pruning_target(args: argparse.Namespace) -> tuple[str, str] | None:
-    """Reads the options of `add_target_options`.
-
-    Args:
-        args: The parsed command line.
-
-    Returns:
-        (kind, text) of the one that was given, for `costs.make_budget`; None for none.
-    """
-    given = {kind: getattr(args, f"target_{kind}") for kind in TARGETS}
-    return next(((kind, text) for kind, text in given.items() if text), None)
-
-
-def add_target_device_option(group) -> None:
-    """Adds `--target-device`.
-
-    Args:
-        group: A group of a parser.
-    """
-    rows = "; ".join(f"{name}: {row.processor}, {row.backend}" for name, row in TARGET_DEVICES.items())
-    group.add_argument(
-        "--target-device",
-        choices=tuple(TARGET_DEVICES),
-        default="embedded",
-        help=f"what int8 models are quantized for; {rows}; default: embedded",
-    )
-
-
-def add_target_conditions(group) -> None:
-    """Adds what a target of int8 models and of latency depends on.
-
-    Args:
-        group: A group of a parser.
-    """
-    add_target_device_option(group)
-    group.add_argument(
-        "--threads", type=number(int, 1), default=1, metavar="N", help="of --target-latency; default: 1"
-    )
-
-
-def add_engine_option(group) -> None:
-    """Adds `--engine`, for scripts that run int8 models.
-
-    Args:
-        group: A group of a parser.
-    """
-    group.add_argument(
-        "--engine",
-        choices=ENGINES,
-        help="torch's engine for int8 models; default: the fastest that is correct on this machine",
     )
 
 

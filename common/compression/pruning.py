@@ -9,7 +9,7 @@ import contextlib
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -20,11 +20,9 @@ from torch_pruning import importance as scorers
 from common.compression.distillation import cross_entropy
 from common.system import distributed, seeding
 from common.system.errors import UserError
-from common.system.terminal import progress_bar
 
 LAYERS = nn.Conv2d | nn.Linear
 ROUND_TO = 8  # widths stay multiples of this: others are slow, and some int8 kernels crash on odd ones
-FRACTIONS = (0.125, 0.25, 0.5, 0.75, 0.875)  # of a layer's channels, for which the sensitivity is measured
 GRADIENT_BATCHES = 16  # of training images, for the Taylor importance
 IMPORTANCES = {
     "magnitude": scorers.GroupMagnitudeImportance(p=2),
@@ -60,7 +58,7 @@ class Group:
         Returns:
             A multiple of 8, at least 8.
         """
-        return _rounded(float((self.quantiles > fraction).sum()))
+        return rounded(float((self.quantiles > fraction).sum()))
 
 
 def rank(
@@ -211,50 +209,19 @@ def widths_for_fraction(groups: list[Group], fraction: float) -> Widths:
     return {name: group.width(fraction) for group in groups for name in group.layers}
 
 
-def sensitivity(
-    model: nn.Module,
-    groups: list[Group],
-    score: Callable[[nn.Module], float],
-    *,
-    classifier: str,
-    image_size: int,
-) -> Tensor:
-    """Measures what each group contributes: one is pruned at a time, without training.
-
-    Args:
-        model: Not changed.
-        groups: The result of `rank` for this model.
-        score: What is measured of a pruned model, such as its accuracy.
-        classifier: Name of the layer that yields the logits.
-        image_size: Side of the images, in pixels.
-
-    Returns:
-        The scores with a fraction of `FRACTIONS` of the channels removed: float32 [groups, fractions], nan
-        where rounding to 8 removes none.
-    """
-    table = torch.full((len(groups), len(FRACTIONS)), math.nan)
-    full = _parameters(model)
-    for row, group in enumerate(progress_bar(groups, desc="sensitivity", unit="group")):
-        channels = len(group.scores)
-        for column, fraction in enumerate(FRACTIONS):
-            kept = _rounded(channels * (1 - fraction))
-            if kept < channels:
-                widths = dict.fromkeys(group.layers, kept)
-                pruned = prune(model, groups, widths, classifier=classifier, image_size=image_size)
-                if _parameters(pruned) < full:  # grouped convolutions may keep what they have
-                    table[row, column] = score(pruned)
-    return table
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def _example(model: nn.Module, image_size: int) -> Tensor:
     return torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
 
 
-def _rounded(width: float) -> int:
+def rounded(width: float) -> int:
+    """Rounds a width.
+
+    Args:
+        width: A number of channels.
+
+    Returns:
+        The nearest multiple of 8, at least 8.
+    """
     return max(1, math.floor(width / ROUND_TO + 0.5)) * ROUND_TO
 
 

@@ -1,4 +1,4 @@
-"""Quantization-aware training in FX graph mode: prepare, calibrate, freeze, convert, int8 weights as tensors.
+"""Quantization-aware training in FX graph mode: prepare, calibrate, freeze, convert.
 
 Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
 Inference", CVPR 2018. Only this module, `fake_quantization` and `deployment.qdq` import torch.ao.
@@ -51,7 +51,7 @@ def prepare(model: nn.Module, target: TargetDevice, image_size: int) -> nn.Modul
         prepared = trace(copy.deepcopy(model).cpu(), target, image_size)
     # what the tracer cannot follow: control flow, unsupported calls, assertions of the network's own
     except (TypeError, RuntimeError, AttributeError, AssertionError, ValueError) as error:
-        raise UserError(f"{name} cannot be traced for quantization: {_first_line(error)}") from None
+        raise UserError(f"{name} cannot be traced for quantization: {first_line(error)}") from None
     try:
         trial = copy.deepcopy(prepared)
         images = torch.rand(4, 3, image_size, image_size)
@@ -60,7 +60,7 @@ def prepare(model: nn.Module, target: TargetDevice, image_size: int) -> nn.Modul
             int8_model = convert(trial).int8
             in_batch, alone = int8_model(images)[:1], int8_model(images[:1])
     except (TypeError, RuntimeError, AttributeError, AssertionError, ValueError) as error:
-        raise UserError(f"{name} cannot run in int8 with {target.backend}: {_first_line(error)}") from None
+        raise UserError(f"{name} cannot run in int8 with {target.backend}: {first_line(error)}") from None
     if not torch.allclose(in_batch, alone, rtol=0.05, atol=0.05 * float(in_batch.abs().max())):
         raise UserError(
             f"{name} cannot be quantized: once traced, its prediction for an image depends on the others "
@@ -91,7 +91,7 @@ def trace(float_model: nn.Module, target: TargetDevice, image_size: int) -> nn.M
                 # at random; and it would give dropout scales of its own, which the int8 model does not apply
                 setattr(module, name, nn.Identity())
     example = torch.zeros(1, 3, image_size, image_size)
-    with _silenced():
+    with silenced():
         prepared = prepare_qat_fx(float_model.train(), qconfig_mapping(target), example)
     use_fast_layers(prepared)
     return prepared
@@ -137,7 +137,7 @@ class Converted(nn.Module):
         """
         super().__init__()
         self.fake_quant = fake_quant
-        with _silenced():
+        with silenced():
             self.int8 = convert_fx(copy.deepcopy(fake_quant))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ def _round_biases(prepared: fx.GraphModule) -> fx.GraphModule:
 
 
 def skeleton(float_model: nn.Module, target: TargetDevice, image_size: int) -> nn.Module:
-    """Builds an int8 model for `load_int8_state`, with arbitrary weights and scales.
+    """Builds an int8 model for `int8_state.load`, with arbitrary weights and scales.
 
     Args:
         float_model: The architecture and its widths; changed in place.
@@ -198,7 +198,7 @@ def skeleton(float_model: nn.Module, target: TargetDevice, image_size: int) -> n
     Returns:
         The int8 model on the CPU.
     """
-    with _silenced("must run observer before calling calculate_qparams"):
+    with silenced("must run observer before calling calculate_qparams"):
         return convert_fx(trace(float_model, target, image_size).eval())
 
 
@@ -229,108 +229,25 @@ class Recorder(fx.Interpreter):
         return value
 
 
-def int8_state(model: nn.Module) -> dict:
-    """The state dict of an int8 model in plain tensors, which any version of torch can read.
+def first_line(error: Exception) -> str:
+    """Shortens the message of an error.
 
     Args:
-        model: The int8 model.
+        error: What was raised.
 
     Returns:
-        Values by name. A quantized weight becomes {"int8": int8, "scale": float64 [] or [channels],
-        "zero_point": int64 of the same shape}; the packed weight and bias of a Linear become a list.
+        The first line of its message, or the name of its type.
     """
-    state = model.state_dict().items()
-    return {key: _to_plain(value) for key, value in state if not isinstance(value, torch.dtype)}
-
-
-def resized_int8_state(state: dict, shapes: dict[str, list[int]]) -> dict:
-    """What `int8_state` would return for a model with other widths, with zeros as weights.
-
-    Args:
-        state: The result of `int8_state`.
-        shapes: The shape of each tensor in the state dict of the float model with the other widths.
-
-    Returns:
-        A state of the same size in bytes as that of the model with the other widths.
-    """
-
-    def resized(value, shape: list[int]):
-        if isinstance(value, list):  # weight and bias of a Linear
-            return [resized(part, shape) for part in value]
-        if isinstance(value, dict):
-            scales = {key: resized(value[key], shape) for key in ("scale", "zero_point")}
-            return {"int8": value["int8"].new_zeros(shape), **scales}
-        return value.new_zeros(shape[:1]) if torch.is_tensor(value) and value.ndim else value
-
-    modules = {key: key.partition("._packed_params")[0].removesuffix(".weight") for key in state}
-    vectors = (".bias", ".running_mean", ".running_var")  # the last two of batch norms that are not fused
-    modules |= {key: key.rpartition(".")[0] for key in state if key.endswith(vectors)}
-    weights = {key: f"{module}.weight" for key, module in modules.items()}
-    return {
-        key: resized(value, shapes[weights[key]]) if weights[key] in shapes else value
-        for key, value in state.items()
-    }
-
-
-def load_int8_state(model: nn.Module, state: dict) -> None:
-    """Loads weights into an int8 model.
-
-    Args:
-        model: The result of `skeleton`; changed in place.
-        state: The result of `int8_state`.
-
-    Raises:
-        UserError: Names or types do not fit.
-    """
-    own = model.state_dict()  # its _metadata tells the modules which layout they read
-    expected = {key for key, value in own.items() if not isinstance(value, torch.dtype)}
-    try:
-        with _silenced():
-            own.update({key: _from_plain(state[key]) for key in expected | set(state)})
-            model.load_state_dict(own)
-    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"the int8 weights do not fit their architecture: {_first_line(error)}") from None
-
-
-def _to_plain(value):
-    if isinstance(value, tuple):
-        return [_to_plain(part) for part in value]
-    if value is None:  # the bias of a convolution without one
-        return None
-    if not value.is_quantized:
-        return value.detach()
-    if value.qscheme() == torch.per_tensor_affine:
-        scale, zero_point = value.q_scale(), value.q_zero_point()
-    else:
-        scale, zero_point = value.q_per_channel_scales(), value.q_per_channel_zero_points()
-    return {
-        "int8": value.int_repr(),
-        "scale": torch.as_tensor(scale, dtype=torch.float64),
-        "zero_point": torch.as_tensor(zero_point, dtype=torch.int64),
-    }
-
-
-def _from_plain(value):
-    if isinstance(value, list):
-        return tuple(_from_plain(part) for part in value)
-    if not isinstance(value, dict):
-        return value
-    integers, scale, zero_point = value["int8"], value["scale"], value["zero_point"]
-    if scale.ndim == 0:
-        real = (integers - zero_point) * scale
-        return torch.quantize_per_tensor(real.float(), scale.item(), int(zero_point), torch.qint8)
-    column = (-1, *[1] * (integers.ndim - 1))
-    real = (integers - zero_point.view(column)) * scale.view(column)
-    return torch.quantize_per_channel(real.float(), scale, zero_point, 0, torch.qint8)
-
-
-def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 @contextlib.contextmanager
-def _silenced(*more: str) -> Iterator[None]:
-    """Silences `KNOWN_WARNINGS`, and warnings that begin with one of `more`."""
+def silenced(*more: str) -> Iterator[None]:
+    """A context without the `KNOWN_WARNINGS`.
+
+    Args:
+        *more: Beginnings of other warnings to silence.
+    """
     with warnings.catch_warnings():
         for message in (*KNOWN_WARNINGS, *more):
             warnings.filterwarnings("ignore", message)

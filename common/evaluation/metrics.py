@@ -228,3 +228,20 @@ def complexity(model: nn.Module, image_size: int) -> dict[str, int]:
     finally:
         model.train(was_training)
     return {"params": count_parameters(model), "macs": int(macs)}
+
+
+def describe_size(model: nn.Module, image_size: int) -> str:
+    """Writes the size of a model for a reader.
+
+    Args:
+        model: A float model.
+        image_size: Side of the images, in pixels.
+
+    Returns:
+        Such as "1,136,437 parameters, 237,188,077 MACs".
+
+    Raises:
+        UserError: The model does not accept images of this size.
+    """
+    size = complexity(model, image_size)
+    return f"{size['params']:,} parameters, {size['macs']:,} MACs"

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from torch import Tensor
 
-from common.compression.pruning import FRACTIONS, Group
+from common.compression.pruning import Group
+from common.compression.sensitivity import FRACTIONS
 from common.evaluation.comparison import Row, pareto_front
 from common.models.schema import STAGES
 from common.system.files import atomic_write
@@ -139,7 +140,7 @@ def draw_sensitivity(groups: list[Group], table: Tensor, path: str) -> None:
 
     Args:
         groups: The groups of a network.
-        table: The top-1 of `pruning.sensitivity`, float32 [groups, fractions].
+        table: The top-1 of `sensitivity.measure`, float32 [groups, fractions].
         path: The file; its suffix gives the format.
 
     Raises:

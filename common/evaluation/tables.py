@@ -1,91 +1,19 @@
-"""How results are printed and written: before and after, tables, logs."""
+"""Tables in Markdown, and the lines `before => after`."""
 
-import csv
-import json
 from pathlib import Path
 
 import torch
 
 from common.evaluation.comparison import Row
 from common.evaluation.metrics import wilson_interval
-from common.evaluation.plots import draw_curves
+from common.evaluation.results import write_text
 from common.system import units
-from common.system.files import atomic_write
 
 WIDTH = 120  # columns of a printed table
 EXPLANATION = (
     "95 %: Wilson's interval. To parent: top-1 minus that of the file it was created from, in points, on the "
     "same images; p: McNemar's exact test of that difference. Smaller: than the file of the first ancestor."
 )
-
-
-def write_history(history: list[dict], checkpoint_path: Path) -> None:
-    """Writes the history of a training run beside its checkpoint, as CSV and as a plot; nothing for 0 epochs.
-
-    Args:
-        history: A row for each epoch, see `loop.fit`.
-        checkpoint_path: The checkpoint; the other files differ from it in their suffix.
-
-    Raises:
-        UserError: A file cannot be written.
-    """
-    if history:
-        _write_csv(history, checkpoint_path.with_suffix(".csv"))
-        draw_curves(history, checkpoint_path.with_suffix(".png"))
-
-
-def write_text(text: str, path: Path) -> None:
-    """Writes a text file.
-
-    Args:
-        text: The content, without the last line break.
-        path: The file.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
-    with atomic_write(path) as temporary:
-        temporary.write_text(f"{text}\n", encoding="utf-8")
-
-
-def _write_csv(rows: list[dict], path: Path) -> None:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def write_rows_json(rows: list[Row], path: Path) -> None:
-    """Writes a JSON list of `Row.as_dict`.
-
-    Args:
-        rows: The files of a comparison.
-        path: The file.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
-    write_text(json.dumps([row.as_dict() for row in rows], indent=2), path)
-
-
-def write_rows_csv(rows: list[Row], path: Path) -> None:
-    """Writes `Row.as_dict` as CSV, with a column for each end of the interval and each part of the latency.
-
-    Args:
-        rows: The files of a comparison.
-        path: The file.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
-    flat = []
-    for row in rows:
-        content = row.as_dict()
-        low, high = content.pop("ci95")
-        latency = {f"latency_{key}": value for key, value in content.pop("latency_ms").items()}
-        flat.append(content | {"ci95_low": low, "ci95_high": high} | latency)
-    _write_csv(flat, path)
 
 
 def write_markdown(rows: list[Row], conditions: str, path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common.compression import int8_engines, quantization, target_devices
+from common.compression import int8_engines, int8_state, quantization, target_devices
 from common.data.datasets import Splits
 from common.models import architectures, lineage, schema
 from common.system.errors import UserError
@@ -166,7 +166,7 @@ def rebuild(checkpoint: dict, engine: str | None = None) -> nn.Module:
             int8_engines.use(target, engine)
             float_model = architectures.rebuild(arch, num_classes, int8["float_shapes"])
             model = quantization.skeleton(float_model, target, checkpoint["image_size"])
-            quantization.load_int8_state(model, checkpoint["state_dict"])
+            int8_state.load(model, checkpoint["state_dict"])
             return model
         state = checkpoint["state_dict"]
         model = architectures.rebuild(

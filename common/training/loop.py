@@ -75,15 +75,10 @@ def fit(
     """
     model.to(device=device, memory_format=torch.channels_last)
     training = _Training(
-        model,
-        loss_fn,
-        optimizers.build(optimizer, model, lr, weight_decay),
+        model, loss_fn, optimizers.build(optimizer, model, lr, weight_decay),
         functools.partial(optimizers.SCHEDULES[schedule], epochs=epochs, steps=len(train_loader)),
-        device=device,
-        precision=precision,
-        seed=seed,
-        progress=progress or Progress(),
-    )
+        device=device, precision=precision, seed=seed, progress=progress or Progress(),
+    )  # fmt: skip
     state = training.state
     # what is deployed on another device is int8, without autocast
     evaluation = (device, precision) if deploy_device is None else (deploy_device, torch.float32)
@@ -186,11 +181,13 @@ class _Training:
     def train_epoch(self, loader: DeviceLoader, title: str, start: float) -> dict[str, float]:
         """Trains on the rest of the epoch; returns its first learning rate, mean loss and top-1."""
         state, epoch = self.state, self.state.epoch
-        total_epoch = self.progress.epochs_before + epoch  # each call of fit draws other random numbers
+        epoch_of_run = self.progress.epochs_before + epoch  # each call of fit draws other random numbers
         recent = torch.zeros(3, dtype=torch.float64, device=self.device)  # losses, correct, images
         with progress_bar(total=len(loader), initial=state.step, desc=title, unit="batch") as bar:
-            for images, labels in loader.at(total_epoch, state.step):
-                torch.manual_seed(seeding.derive_seed(self.seed, total_epoch, state.step, distributed.rank()))
+            for images, labels in loader.at(epoch_of_run, state.step):
+                torch.manual_seed(
+                    seeding.derive_seed(self.seed, epoch_of_run, state.step, distributed.rank())
+                )
                 lr = self.lr * self.schedule(epoch * len(loader) + state.step)
                 recent += self._step(images, labels, lr, loader.count(state.step))
                 state.step += 1

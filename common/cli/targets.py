@@ -1,0 +1,80 @@
+"""The options of budgets, target devices and engines.
+
+Imports no torch, so that `--help` prints at once.
+"""
+
+import argparse
+
+from common.cli.parser import amount, number
+from common.compression.target_devices import ENGINES, TARGET_DEVICES
+
+IMPORTANCES = ("magnitude", "taylor", "lamp", "bn-scale", "random")
+SCOPES = ("local", "global", "isomorphic")
+TARGETS = {
+    "macs": "multiply-accumulates: 0.5 for half of them, or 300M",
+    "size": "the file: 2MB, 500KB, or a fraction of the file",
+    "latency": "for one image on this machine: 5ms, or a fraction of the latency now",
+}
+
+
+def add_budget_options(group) -> None:
+    """Adds `--target-macs`, `--target-size` and `--target-latency`, of which one may be given.
+
+    Args:
+        group: A mutually exclusive group.
+    """
+    for kind, text in TARGETS.items():
+        group.add_argument(f"--target-{kind}", type=amount(kind), metavar="AMOUNT", help=text)
+
+
+def budget(args: argparse.Namespace) -> tuple[str, str] | None:
+    """Reads the options of `add_budget_options`.
+
+    Args:
+        args: The parsed command line.
+
+    Returns:
+        (kind, text) of the one that was given, for `costs.make_budget`; None for none.
+    """
+    given = {kind: getattr(args, f"target_{kind}") for kind in TARGETS}
+    return next(((kind, text) for kind, text in given.items() if text), None)
+
+
+def add_device_option(group) -> None:
+    """Adds `--target-device`.
+
+    Args:
+        group: A group of a parser.
+    """
+    rows = "; ".join(f"{name}: {row.processor}, {row.backend}" for name, row in TARGET_DEVICES.items())
+    group.add_argument(
+        "--target-device",
+        choices=tuple(TARGET_DEVICES),
+        default="embedded",
+        help=f"what int8 models are quantized for; {rows}; default: embedded",
+    )
+
+
+def add_conditions(group) -> None:
+    """Adds what a target of int8 models and of latency depends on.
+
+    Args:
+        group: A group of a parser.
+    """
+    add_device_option(group)
+    group.add_argument(
+        "--threads", type=number(int, 1), default=1, metavar="N", help="of --target-latency; default: 1"
+    )
+
+
+def add_engine_option(group) -> None:
+    """Adds `--engine`, for scripts that run int8 models.
+
+    Args:
+        group: A group of a parser.
+    """
+    group.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="torch's engine for int8 models; default: the fastest that is correct on this machine",
+    )
