@@ -1,15 +1,15 @@
-"""A budget of bytes met by compress.py, beside what else one might do to meet it.
+"""Budgets of bytes: compress.py beside other ways to meet them.
 
     python -m benchmarks.budgets --weights teacher_mobilenet_v2 --output-dir bench --pretrained . \
         --smaller squeezenet1_1 --output budgets.jsonl
 
 The budgets are 1/2, 1/4, 1/8 and 1/16 of the file of --weights. The peers:
 - ONNX Runtime's quantize_static of that file (see benchmarks.onnx_peer), and of each --smaller
-- magnitude pruning, the same share of every layer, with as many epochs of fine-tuning on the labels
+- magnitude pruning, the same fraction of every layer, with as many epochs of fine-tuning, cross-entropy only
 - each --smaller architecture, from its pretrained weights (ARCH.pth in --pretrained), with as many epochs
-compress.py may distil into the --smaller ones as well. Everything is trained on the same pictures, the epoch
-chosen on validation, and scored on the test split once. A line of JSON each goes to --output; what is there
-already is not run again. --draw makes a plot of several such files.
+compress.py may distill into the --smaller ones too. Everything is trained on the same images, the epoch is
+selected on validation, and the test split is evaluated once. Each file adds a line of JSON to --output; those
+that are there are not repeated. --draw plots several such files.
 """
 
 import json
@@ -45,7 +45,7 @@ def parse_args(argv=None):
     parser.add_argument("--epochs", type=int, default=16, help="of distillation and fine-tuning; default: 16")
     parser.add_argument("--quantization-epochs", type=int, default=4, help="of QAT; default: 4")
     parser.add_argument("--target-device", default="embedded", help="default: embedded")
-    parser.add_argument("--output", metavar="FILE.jsonl", help="continued where it is there")
+    parser.add_argument("--output", metavar="FILE.jsonl", help="continued if it exists")
     parser.add_argument("--draw", nargs="+", metavar="FILE", help="FILE.png and FILE.jsonl of each data set")
     options.add_dataset_options(parser)
     options.add_output_dir_option(parser)
@@ -65,11 +65,11 @@ def main(args):
     total = args.epochs + args.quantization_epochs
     done = {row["name"]: row for row in read(output)}
 
-    def note(name: str, method: str, make, part: int | None = None):
-        """Scores the file that `make()` gives, and writes it down."""
+    def note(name: str, method: str, create, part: int | None = None):
+        """Evaluates the file that `create()` returns, and adds it to the output."""
         if name in done:
             return
-        path = make()
+        path = create()
         opened = predictor.load(path, None, 2)
         loader = eval_loader(splits.test, opened.content, BATCH, cache=options.CACHE)
         score = metrics.evaluate(opened.model, loader, torch.device("cpu"))
@@ -86,7 +86,7 @@ def main(args):
         return script.main(script.parse_args([*map(str, words), *where]))
 
     def static(path: Path):
-        def make():
+        def create():
             content = checkpoint.load(path)
             loaders = make_loaders(splits, content, BATCH, seed=0, cache=options.CACHE)
             with tempfile.TemporaryDirectory() as temporary:
@@ -96,7 +96,7 @@ def main(args):
                 peer = statically_quantized(exported, loaders.train)
                 return peer.rename(folder / f"static_{path.stem}.onnx")
 
-        return make
+        return create
 
     note(source.name, "before", lambda: source)
     note(f"{STATIC} of {source.name}", STATIC, static(source))
@@ -146,9 +146,7 @@ def read(path: Path) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """Of each method the most accurate file that fits, per budget; p against compress.py, on the same
-    pictures.
-    """
+    """Of each method the file that fits each budget; p against compress.py, on the same images."""
     methods = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "before"))
     methods = [CHAIN, *(method for method in methods if method != CHAIN)]
     lines = [f"| method | {' | '.join(f'1/{part}' for part in PARTS)} |", "| :--- |" + " ---: |" * len(PARTS)]
@@ -175,18 +173,18 @@ def table(rows: list[dict]) -> str:
 
 def draw(path: Path, files: list[Path]) -> None:
     figure = Figure(figsize=(6.5 * len(files), 5), layout="constrained")
-    colours = {}
+    colors = {}
     for axes, file in zip(figure.subplots(1, len(files), squeeze=False)[0], files, strict=True):
         rows = read(file)
         for method in dict.fromkeys(row["method"] for row in rows):
-            colour = colours.setdefault(method, f"C{len(colours)}")
+            color = colors.setdefault(method, f"C{len(colors)}")
             own = sorted((row for row in rows if row["method"] == method), key=lambda row: row["bytes"])
             counts = [(sum(row["correct"]), len(row["correct"])) for row in own]
             top1 = [correct / n for correct, n in counts]
             ends = [metrics.wilson_interval(*count) for count in counts]
             bars = [[abs(y - end[side]) for y, end in zip(top1, ends, strict=True)] for side in (0, 1)]
             sizes = [row["bytes"] / 1e6 for row in own]
-            axes.errorbar(sizes, top1, bars, label=method, color=colour, marker="o", capsize=3)
+            axes.errorbar(sizes, top1, bars, label=method, color=color, marker="o", capsize=3)
         for part in PARTS:
             limit = rows[0]["teacher_bytes"] / part / 1e6
             axes.axvline(limit, color="grey", linestyle=":", lw=1)

@@ -1,9 +1,9 @@
-"""What the picture cache costs, and that neither time nor memory for a picture grows with the data set.
+"""What the image cache costs, and that neither the time nor the memory for an image grows with the data set.
 
     python -m benchmarks.cache
 
-Caches the synthetic data set, its pictures repeated up to each of the sizes, in a temporary folder, and reads
-one epoch of random crops. Memory is what the process holds for itself: pages of the mapped file belong to the
+Caches the synthetic data set, its images repeated up to each of the sizes, in a temporary folder, and reads
+one epoch of random crops. The memory is that of the process itself: pages of the mapped file belong to the
 system's cache.
 """
 
@@ -27,7 +27,7 @@ IMAGE_SIZE = 64
 
 def main():
     splits = datasets.load_splits("synthetic", None, val_fraction=0)
-    print("| pictures | cache | decode and write, a picture | read and crop, a picture | own memory |")
+    print("| images | cache | decode and write, per image | read and crop, per image | own memory |")
     print("| ---: | ---: | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as folder:
         for size in SIZES:
@@ -48,7 +48,7 @@ def row(splits: datasets.Splits, size: int, folder: str) -> str:
     for _ in loaders.train:
         pass
     read = time.perf_counter() - start
-    bytes_kept = sum(file.stat().st_size for file in Path(folder).glob("whole_picture-*"))
+    bytes_kept = sum(file.stat().st_size for file in Path(folder).glob("resize_shorter_side-*"))
     own = int(re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
     for file in Path(folder).iterdir():
         file.unlink()

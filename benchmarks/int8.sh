@@ -20,7 +20,7 @@ for parent in teacher_mobilenet_v2 kd_squeezenet1_1; do
     done
 done
 for target in embedded0 embedded3 server0 server3; do
-    run export.py quantized_${target}_teacher_mobilenet_v2 --output "$output/$target.onnx" --pictures 906 "${where[@]}"
+    run export.py quantized_${target}_teacher_mobilenet_v2 --output "$output/$target.onnx" --images 906 "${where[@]}"
 done
 run -m benchmarks.onnx_peer --weights teacher_mobilenet_v2 quantized_{server0,server3,embedded3}_teacher_mobilenet_v2 \
     "${where[@]}"

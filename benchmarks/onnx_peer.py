@@ -3,9 +3,8 @@
     python -m benchmarks.onnx_peer --data-dir data --weights teacher_mobilenet_v2 quantized_mobilenet_v2
 
 The first of --weights is the fp32 parent, the others int8 checkpoints of it. The peer is `quantize_static` of
-the parent's ONNX file, in QDQ form, per channel, with the calibration pictures that train_quantization.py
-uses by default. Everything is scored on the whole test split and timed in this one run; the table goes to
-standard output.
+the parent's ONNX file, in QDQ form, per channel, with the calibration images that train_quantization.py uses
+by default. Everything is evaluated on the full test split and timed in this one run; the table is printed.
 """
 
 import itertools
@@ -90,8 +89,8 @@ def main(args):
             exported = Path(folder) / f"{path.stem}.onnx"
             with onnx_model.export(content, model, exported):
                 pass
-            onnx_model = onnx_model.OnnxModel(exported, args.threads)
-            row(exported.name, "ONNX Runtime", onnx_model, exported, torch.contiguous_format)
+            exported_model = onnx_model.OnnxModel(exported, args.threads)
+            row(exported.name, "ONNX Runtime", exported_model, exported, torch.contiguous_format)
         peer = statically_quantized(Path(folder) / f"{paths[0].stem}.onnx", loaders.train)
         row(
             "quantize_static",

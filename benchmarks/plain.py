@@ -1,7 +1,7 @@
-"""The plain recipe, the baseline of `benchmarks/speed.py`: what one writes without a thought of speed.
+"""The plain recipe, the baseline of `benchmarks/speed.py`: code that is not optimized for speed.
 
-float32, NCHW, Pillow decoding and resizing every picture in every epoch in the training's own process,
-torch's default fake quantization, Adam.
+float32, NCHW, Pillow decodes and resizes every image in every epoch in the training's own process, torch's
+default fake quantization, Adam.
 """
 
 import torch
@@ -13,7 +13,7 @@ from common.compression.distillation import distillation_loss
 from common.data.images import read_image
 
 
-class Photos(Dataset):
+class DecodedImages(Dataset):
     def __init__(self, samples, transform):
         self.samples, self.transform = samples, transform
 
@@ -35,7 +35,7 @@ def loader(splits, view: dict, batch_size: int, *, training: bool) -> DataLoader
         [*geometry, transforms.ToTensor(), transforms.Normalize(view["mean"], view["std"])]
     )
     return DataLoader(
-        Photos(splits.train if training else splits.test, transform), batch_size, shuffle=training
+        DecodedImages(splits.train if training else splits.test, transform), batch_size, shuffle=training
     )
 
 
@@ -45,8 +45,8 @@ def epoch(stage: str, model, teacher, image_size: int, device):
         from torch.ao.quantization import get_default_qat_qconfig_mapping
         from torch.ao.quantization.quantize_fx import prepare_qat_fx
 
-        picture = torch.zeros(1, 3, image_size, image_size)
-        model = prepare_qat_fx(model.train(), get_default_qat_qconfig_mapping("qnnpack"), picture)
+        example = torch.zeros(1, 3, image_size, image_size)
+        model = prepare_qat_fx(model.train(), get_default_qat_qconfig_mapping("qnnpack"), example)
     model.to(device)
     if teacher is not None:
         teacher.to(device).eval()

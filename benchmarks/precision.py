@@ -1,10 +1,10 @@
-"""A training step of several networks in float32 and in bfloat16: where does `--precision auto` gain?
+"""Training steps of several networks in float32 and in bfloat16: where is `--precision auto` faster?
 
     python -m benchmarks.precision
 
-Random pictures of 224 px, batches of 32. Each measurement is a fresh process; the two precisions take turns.
+Random images of 224 px, batches of 32. Each measurement is a new process; the two precisions take turns.
 
-prints   pictures per second, the median of the repeats (least to greatest), and what auto takes here
+prints   images per second, the median of the repeats (minimum to maximum), and what auto selects here
 """
 
 import json

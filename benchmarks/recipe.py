@@ -1,12 +1,12 @@
-"""Compare training recipes by cross-validation on the training pictures alone: the test split stays unseen.
+"""Compare training recipes by cross-validation on the training images only: the test split stays unseen.
 
     python -m benchmarks.recipe --data-dir data --pretrained . --output recipe.jsonl
 
-The training pictures are dealt into three folds. Each variant is trained three times, with seed k on all
-folds but the k-th, and its last epoch scored on the k-th: every picture is scored once, by a model that has
-not seen it, and no epoch is selected. Student, pruning and quantization start from the fold's own teacher,
-which has not seen them either. --pretrained holds mobilenet_v2.pth and squeezenet1_1.pth. One line of JSON
-a run goes to --output; what is there already is not run again. The table comes from that file.
+The training images are divided into three folds. Each variant is trained three times, with seed k on all
+folds but the k-th, and its last epoch is evaluated on the k-th: every image is evaluated once, by a model
+that has not seen it, and no epoch is selected. Student, pruning and quantization start from the fold's own
+teacher, which has not seen it either. --pretrained contains mobilenet_v2.pth and squeezenet1_1.pth. Each run adds a
+line of JSON to --output; runs that are there are not repeated. The table comes from that file.
 """
 
 import copy
@@ -25,27 +25,28 @@ from common.cli import launch, options
 from common.cli.parser import Parser
 from common.compression import pruning, quantization
 from common.compression.distillation import cross_entropy, distillation_loss_fn
+from common.compression.target_devices import TARGET_DEVICES
 from common.data import datasets
 from common.data.loaders import Loaders, make_loaders
 from common.data.transforms import resized_side
 from common.evaluation import metrics
 from common.models import architectures, lineage
 from common.system import seeding
-from common.training import loop
+from common.training import loop, optimizers
 
 FOLDS, CPU = 3, torch.device("cpu")
-SIDE = 128  # pixels: a third of the time that 224 take
+SIDE = 128  # pixels: a third of the time of 224
 TEACHER, STUDENT = "mobilenet_v2", "squeezenet1_1"
 DEFAULTS = {"epochs": 6, "lr": 5e-4, "weight_decay": 0.05, "device": CPU}
 EMA_DECAY = 0.98  # a mean over about 50 steps, two epochs
 
 
 def scaled_steps(step: int, *, epochs: int, steps: int) -> float:
-    """The survey's schedule, a tenth after every 15 of 100 epochs, squeezed into `epochs`."""
+    """The survey's schedule, a tenth after every 15 of 100 epochs, scaled to `epochs`."""
     return 0.1 ** int(step / (0.15 * epochs * steps))
 
 
-loop.SCHEDULES["scaled steps"] = scaled_steps
+optimizers.SCHEDULES["scaled steps"] = scaled_steps
 
 
 def smoothed(model, images, labels):
@@ -54,19 +55,19 @@ def smoothed(model, images, labels):
 
 
 class Fold:
-    """What the runs of one fold share: its pictures, its teacher, and how a model is trained and scored."""
+    """What the runs of one fold have in common: its images, its teacher, and how a model is trained."""
 
     def __init__(self, number: int, samples, classes, args):
         self.number, self.classes, self.args = number, classes, args
         self.train = [sample for index, sample in enumerate(samples) if index % FOLDS != number]
         self.held_out = [sample for index, sample in enumerate(samples) if index % FOLDS == number]
-        self.blank = lineage.new_checkpoint(TEACHER, classes, SIDE)
+        self.view = lineage.new_checkpoint(TEACHER, classes, SIDE)
 
     def loaders(self, crop=None) -> Loaders:
         seeding.seed_everything(self.number)
         splits = datasets.Splits(self.train, [], self.held_out, self.classes)
         loaders = make_loaders(
-            splits, self.blank, 32, self.number, cache=self.args.cache, workers=self.args.workers
+            splits, self.view, 32, self.number, cache=self.args.cache, workers=self.args.workers
         )
         if crop:
             loaders.train.loader.dataset.crop.transforms[0] = crop
@@ -97,19 +98,18 @@ class Fold:
             loss = averaging
         return metrics.evaluate(self.fit(model, loss, loaders.train, **options), loaders.test, CPU)
 
-    def distil(self, alpha=0.9, mixup=False):
+    def distill(self, alpha=0.9, mixup=False):
         loss = distillation_loss_fn(self.teacher, temperature=3.0, alpha=alpha, mixup=mixup)
         seeding.seed_everything(self.number)
         return self.fine_tune(self.build(STUDENT), loss, lr=2e-4, epochs=8)
 
     def prune(self, taught: bool, recalibrate: bool):
-        parameters = metrics.count_parameters(self.teacher)
-        _, protect = architectures.classifier(self.teacher, len(self.classes))
-        limits = {"protect": protect, "image_size": SIDE}
-        groups = pruning.rank(self.teacher, "lamp", "global", **limits)
-        budget = costs.parameter_budget(round(0.5 * parameters))
-        widths = widths_for_budget(self.teacher, groups, budget, **limits)
-        model = pruning.prune(self.teacher, groups, widths, **limits)
+        classifier = architectures.classifier(self.teacher, len(self.classes))
+        network = {"classifier": classifier, "image_size": SIDE}
+        groups = pruning.rank(self.teacher, "lamp", "global", **network)
+        budget = costs.parameter_budget(self.teacher, 0.5)
+        widths = widths_for_budget(self.teacher, groups, budget, **network)
+        model = pruning.prune(self.teacher, groups, widths, **network)
         if recalibrate:
             update_bn(self.loaders().train, model)
         loss = distillation_loss_fn(self.teacher, temperature=3.0, alpha=0.9) if taught else cross_entropy
@@ -118,7 +118,7 @@ class Fold:
     def quantize(self, taught: bool):
         loaders, epochs = self.loaders(), 2
         torch.backends.quantized.engine = "qnnpack"
-        prepared = quantization.prepare(self.teacher, "qnnpack", SIDE)
+        prepared = quantization.prepare(self.teacher, TARGET_DEVICES["embedded"], SIDE)
         quantization.calibrate(prepared, loaders.train, CPU, 16)
         loss = distillation_loss_fn(self.teacher, temperature=3.0, alpha=0.9) if taught else cross_entropy
         freeze = functools.partial(quantization.freeze_late, epochs=epochs)
@@ -128,7 +128,7 @@ class Fold:
 
 
 SMALL_CROP = v2.Compose([v2.Resize(resized_side(SIDE), antialias=True), v2.RandomCrop(SIDE)])
-VARIANTS = {  # the first of each group is what the others are compared with
+VARIANTS = {  # the first of each group is the one that the others are compared with
     "teacher": {
         "AdamW, cosine, crop from 35 %": lambda fold: metrics.evaluate(
             fold.teacher, fold.loaders().test, CPU
@@ -142,9 +142,9 @@ VARIANTS = {  # the first of each group is what the others are compared with
         "EMA of the weights": lambda fold: fold.fine_tune(ema=True),
     },
     "student": {
-        "alpha 0.9": lambda fold: fold.distil(),
-        "alpha 0, the labels alone": lambda fold: fold.distil(alpha=0.0),
-        "alpha 0.9 and mixup": lambda fold: fold.distil(mixup=True),
+        "alpha 0.9": lambda fold: fold.distill(),
+        "alpha 0, cross-entropy only": lambda fold: fold.distill(alpha=0.0),
+        "alpha 0.9 and mixup": lambda fold: fold.distill(mixup=True),
     },
     "pruning": {
         "recalibrated, teacher": lambda fold: fold.prune(True, True),
@@ -161,7 +161,7 @@ VARIANTS = {  # the first of each group is what the others are compared with
 def parse_args(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("--pretrained", required=True, metavar="DIR", help="initial weights")
-    parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="continued where it is there")
+    parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="continued if it exists")
     parser.add_argument("--only", choices=VARIANTS, nargs="+", default=list(VARIANTS), help="default: all")
     options.add_cache_option(options.add_dataset_options(parser))
     return parser.parse_args(argv)
@@ -170,7 +170,7 @@ def parse_args(argv=None):
 def main(args):
     output = Path(args.output)
     splits = datasets.load_splits(args.dataset, args.data_dir, val_fraction=0)
-    # dealt by class, in an order drawn once
+    # divided by class, in a random order that is always the same
     order = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(0)).tolist()
     samples = sorted((splits.train[index] for index in order), key=lambda sample: sample[1])
     folds = [Fold(number, samples, splits.classes, args) for number in range(FOLDS)]
@@ -189,7 +189,7 @@ def main(args):
 
 
 def read(path: Path) -> dict[tuple, list[int]]:
-    """Which pictures each run answered right, by stage, variant and fold."""
+    """Which predictions of each run are correct, by stage, variant and fold."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     rows = [json.loads(line) for line in lines]
     return {(row["stage"], row["variant"], row["fold"]): row["correct"] for row in rows}
@@ -206,14 +206,14 @@ def table(done: dict[tuple, list[int]]) -> str:
             runs = [torch.tensor(done.get((stage, name, fold), [])).bool() for fold in range(FOLDS)]
             if not all(map(len, runs)):
                 continue
-            shares = torch.tensor([run.double().mean() for run in runs])
+            top1 = torch.tensor([run.double().mean() for run in runs])
             correct = torch.cat(runs)
             first = correct if first is None else first
             difference = 100 * float(correct.double().mean() - first.double().mean())
             p = metrics.mcnemar(correct, first)
             lines.append(
-                f"| {stage} | {name} | {', '.join(f'{share:.1%}' for share in shares)} "
-                f"| {correct.double().mean():.2%} | {100 * shares.std():.1f} | {difference:+.2f} "
+                f"| {stage} | {name} | {', '.join(f'{value:.1%}' for value in top1)} "
+                f"| {correct.double().mean():.2%} | {100 * top1.std():.1f} | {difference:+.2f} "
                 f"| {f'{p:.3f}' if p >= 0.0005 else '<0.001'} |"
             )
     return "\n".join(lines)

@@ -1,15 +1,15 @@
 """How much faster the stages train than the plain recipe, measured side by side.
 
-    python -m benchmarks.speed --data-dir ../shared/data
+    python -m benchmarks.speed --data-dir data
 
-The plain recipe is what the survey's repository does: float32, NCHW, every picture decoded and resized by
-Pillow in every epoch, one process, torch's own fake quantization. Each measurement is a fresh process,
-which warms up on two batches and then times one whole epoch of the training pictures (or one pass over the
-test pictures), without validation; the variants take turns. "fixed" is this project's loop fed with one
-batch, ready in memory, again and again: what is left is not the data's.
+The plain recipe is what the survey's repository does: float32, NCHW, every image decoded and resized by
+Pillow in every epoch, one process, torch's own fake quantization. Each measurement is a new process, which
+warms up on two batches and then times one epoch of the training images (or one pass over the test images),
+without validation; the variants take turns. "fixed" is this project's loop on one batch that stays in
+memory: its time does not include the data.
 
-prints   for each stage the pictures per second and the median of the ratios (least to greatest), the share of
-         the time that is the data's, what matrix multiplication alone would allow, and the peak memory in MiB
+prints   for each stage the images per second and the median of the ratios (minimum to maximum), the fraction
+         of the time that the data takes, the limit by matrix multiplication, and the peak memory in MiB
 """
 
 import copy
@@ -29,7 +29,7 @@ WARM_UP = 2  # batches
 
 
 class Fixed(list):
-    """Batches that lie ready in memory, the same in every epoch."""
+    """Batches in memory, the same in every epoch."""
 
     def at(self, epoch, first=0):
         return iter(self[first:])
@@ -79,7 +79,7 @@ def in_a_new_process(stage: str, variant: str) -> dict:
 
 def report(stage: str, results: dict[str, list[dict]]) -> None:
     rates = {
-        variant: statistics.median(row["pictures"] / row["seconds"] for row in rows)
+        variant: statistics.median(row["images"] / row["seconds"] for row in rows)
         for variant, rows in results.items()
     }
     ratios = [
@@ -88,14 +88,14 @@ def report(stage: str, results: dict[str, list[dict]]) -> None:
     ]
     first = results["ours"][0]
     limit = statistics.median(row["limit"] for row in results["ours"])
-    shares = [
+    data_fractions = [
         1 - fixed["seconds"] / ours["seconds"]
         for ours, fixed in zip(results["ours"], results.get("fixed", []), strict=False)
     ]
-    data_share = f"{statistics.median(shares):.1%}" if shares else "-"
+    data = f"{statistics.median(data_fractions):.1%}" if data_fractions else "-"
     print(
         f"| {stage} | {first['what']} | {rates['plain']:.1f} | {rates['ours']:.1f} | "
-        f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) | {data_share} | "
+        f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) | {data} | "
         f"{limit:.0f} | {rates['ours'] / limit:.0%} | "
         f"{max(row['mib'] for row in results['plain'])} / {max(row['mib'] for row in results['ours'])} |",
         flush=True,
@@ -116,18 +116,18 @@ def measure(stage: str, variant: str, args) -> dict:
     torch.manual_seed(0)
     device = launch.pick_device(args.device)
     splits = datasets.load_splits(args.dataset, args.data_dir, val_fraction=0.2)
-    blank = new_checkpoint(args.arch, splits.classes, args.image_size)
+    view = new_checkpoint(args.arch, splits.classes, args.image_size)
     model = architectures.build(args.arch, len(splits.classes), "none")
     teacher = architectures.build(args.teacher, len(splits.classes), "none") if stage == "student" else None
     if variant == "plain":
         from benchmarks import plain
 
-        loader = plain.loader(splits, blank, args.batch_size, training=stage != "validation")
+        loader = plain.loader(splits, view, args.batch_size, training=stage != "validation")
         epoch, precision = plain.epoch(stage, model, teacher, args.image_size, device), torch.float32
     else:
         hardware.set_up(device)
         loaders = make_loaders(
-            splits, blank, args.batch_size, 0, cache=args.cache, workers=args.workers, device=device
+            splits, view, args.batch_size, 0, cache=args.cache, workers=args.workers, device=device
         )
         loader = loaders.test if stage == "validation" else loaders.train
         precision = hardware.pick_precision(args.precision, device, model)
@@ -142,7 +142,7 @@ def measure(stage: str, variant: str, args) -> dict:
     seconds = time.perf_counter() - start
     return {
         "seconds": seconds,
-        "pictures": len(splits.test if stage == "validation" else splits.train),
+        "images": len(splits.test if stage == "validation" else splits.train),
         "what": f"{args.arch}, {str(precision).removeprefix('torch.')}",
         "limit": matmul_rate(device, precision) / operations(stage, model, teacher, args.image_size),
         "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -153,6 +153,7 @@ def ours(stage, model, teacher, args, device, precision):
     """A function that runs one epoch of `stage` on batches, as this project does."""
     from common.compression import quantization
     from common.compression.distillation import cross_entropy, distillation_loss_fn
+    from common.compression.target_devices import TARGET_DEVICES
     from common.evaluation import metrics
     from common.system import hardware
     from common.training import loop
@@ -168,7 +169,7 @@ def ours(stage, model, teacher, args, device, precision):
             precision=hardware.pick_precision(args.precision, device, teacher),
         )
     if stage == "quantization":
-        model = quantization.trace(copy.deepcopy(model), "qnnpack", args.image_size)
+        model = quantization.trace(copy.deepcopy(model), TARGET_DEVICES["embedded"], args.image_size)
 
     def epoch(loader):
         loop.fit(
@@ -180,7 +181,7 @@ def ours(stage, model, teacher, args, device, precision):
 
 
 def operations(stage: str, model, teacher, image_size: int) -> float:
-    """Floating-point operations for a picture: two for each multiply-accumulate, three times that with the
+    """Floating-point operations for an image: two for each multiply-accumulate, three times that with the
     backward pass.
     """
     from common.evaluation import metrics
@@ -192,7 +193,7 @@ def operations(stage: str, model, teacher, image_size: int) -> float:
 
 
 def matmul_rate(device, precision, side: int = 4096, runs: int = 5) -> float:
-    """Operations a second of a large matrix multiplication, the best of `runs`."""
+    """Operations per second of a large matrix multiplication, the best of `runs`."""
     import torch
 
     left, right = (torch.randn(side, side, device=device).to(precision) for _ in range(2))
