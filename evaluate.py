@@ -7,7 +7,9 @@ writes   decoded images into --cache; and if asked: --json, --csv, --markdown, -
 """
 
 import functools
+import tempfile
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 from common.cli import launch, options, targets
@@ -63,7 +65,7 @@ def main(args):
 
 
 def report(args, rows, classes, conditions):
-    """Prints the tables, and writes the files that were asked for."""
+    """Prints the tables, and writes the files that were asked for; the plot shows ONNX Runtime's latency."""
     from common.evaluation import plots, results, tables
 
     print(f"\n{tables.accuracy_table(rows, tables.WIDTH)}\n\n{tables.cost_table(rows, tables.WIDTH)}")
@@ -79,13 +81,40 @@ def report(args, rows, classes, conditions):
         (args.json, results.write_rows_json),
         (args.csv, results.write_rows_csv),
         (args.markdown, functools.partial(tables.write_markdown, conditions=conditions)),
-        (args.plot, functools.partial(plots.draw_tradeoffs, note=conditions)),
     ):
         if file:
             write(rows, path=Path(file))
             written.append(file)
+    if args.plot:
+        deployed = [in_onnx_runtime(row, args.batch_size) for row in rows]
+        plots.draw_tradeoffs(deployed, Path(args.plot), note=conditions)
+        written.append(args.plot)
     for file in written:
         print(f"saved {file}")
+
+
+def in_onnx_runtime(row, batch_size):
+    """The row with the latency of its ONNX file, which is what is deployed; None where it has none."""
+    from common.deployment import onnx_model
+    from common.evaluation import latency
+    from common.models import checkpoint
+    from common.system.errors import UserError
+
+    if row.path.suffix == ".onnx":
+        return row
+    content = checkpoint.load(row.path)
+    engine = f"{'int8' if content['int8'] else 'fp32'} ONNX Runtime"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        try:
+            with onnx_model.export(content, checkpoint.rebuild(content), file):
+                pass
+        except UserError as error:
+            print(f"note: no latency in ONNX Runtime: {error}")
+            return replace(row, latency=None)
+        model, side = onnx_model.OnnxModel(file, row.threads), content["image_size"]
+        timed = latency.measure(model, side, batch=batch_size, threads=row.threads)
+    return replace(row, engine=engine, latency=timed)
 
 
 def parse_args(argv=None):
@@ -114,7 +143,7 @@ def parse_args(argv=None):
         "--plot",
         type=new_file(".png", ".svg"),
         metavar="FILE",
-        help="accuracy against size, MACs, latency",
+        help="accuracy against size, MACs and the latency in ONNX Runtime",
     )
     group.add_argument(
         "--per-class",

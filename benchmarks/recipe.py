@@ -5,8 +5,8 @@
 The training images are divided into three folds. Each variant is trained three times, with seed k on all
 folds but the k-th, and its last epoch is evaluated on the k-th: every image is evaluated once, by a model
 that has not seen it, and no epoch is selected. Student, pruning and quantization start from the fold's own
-teacher, which has not seen it either. --pretrained contains mobilenet_v2.pth and squeezenet1_1.pth. Each run adds a
-line of JSON to --output; runs that are there are not repeated. The table comes from that file.
+teacher, which has not seen it either. --pretrained contains mobilenet_v2.pth and squeezenet1_1.pth. Each run
+adds a line of JSON to --output; runs that are there are not repeated. The table comes from that file.
 """
 
 import copy

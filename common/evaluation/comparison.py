@@ -18,7 +18,7 @@ class Row:
         content: That of a checkpoint, or what the metadata of an ONNX file say: see `predictor.Classifier`.
         engine: What runs it.
         score: Its score.
-        latency: Its latency.
+        latency: Its latency; None where it was not measured.
         threads: The threads with which the latency was measured.
         parent: The file that it was created from; None where it is not known.
         parent_score: The score of that file on the same images.
@@ -28,7 +28,7 @@ class Row:
     content: dict
     engine: str
     score: Score
-    latency: Latency
+    latency: Latency | None
     threads: int
     parent: Path | None = None
     parent_score: Score | None = None

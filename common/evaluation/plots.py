@@ -21,7 +21,7 @@ STAGE_COLORS = dict(zip(STAGES, COLORS, strict=False))
 COSTS: dict[str, Callable[[Row], float | None]] = {
     "file, MB": lambda row: row.file_bytes / 1e6,
     "MACs, millions": lambda row: row.content["metrics"]["macs"] and row.content["metrics"]["macs"] / 1e6,
-    "latency, ms": lambda row: row.latency.p50,
+    "latency in ONNX Runtime, ms": lambda row: row.latency and row.latency.p50,
 }
 DPI = 120
 LEGIBLE = 200  # classes: with more, a confusion matrix has neither names nor counts
