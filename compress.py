@@ -125,7 +125,7 @@ def parse_args(argv=None):
         metavar="N",
         help="of quantization-aware training, at its own learning rate; default: 10",
     )
-    options.add_teacher_options(parser, required=False)
+    options.add_teacher_options(parser, required=False, default="the checkpoint of --weights")
     options.add_data_options(parser)
     options.add_training_options(parser, epochs=20, lr=5e-4)
     parser.set_defaults(resume=True)

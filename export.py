@@ -67,7 +67,7 @@ def parse_args(argv=None):
         metavar="N",
         help="how many images of the test split, evenly spread, to check with; default: 200",
     )
-    targets.add_engine_option(group)
+    targets.add_engine_option(group, default="the one that rounds as ONNX Runtime does")
     options.add_dataset_options(parser)
     options.add_output_dir_option(parser)
     return parser.parse_args(argv)

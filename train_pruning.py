@@ -58,7 +58,7 @@ def main(args):
         history += [{"step": step} | row for row in rows]
 
     return stage.save(
-        model, stage.test(model), history, budget=budget, extra_metrics={"validation": log},
+        model, stage.test(model), history, budget=budget, extra_metrics={"validation": log, "target": None},
         next_command="train_quantization.py --weights {path.name}",
     )  # fmt: skip
 

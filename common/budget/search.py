@@ -58,7 +58,7 @@ class Stages:
 
 @dataclass(frozen=True)
 class Plan:
-    """A way from a candidate to the budget; without a `recipe` the candidate meets it without pruning."""
+    """How a candidate meets the budget: pruned from `start` by `recipe`, or without one as it is."""
 
     candidate: Candidate
     precision: str
@@ -148,9 +148,7 @@ class Search:
             self.refused.append(f"{start.recipe} in {precision}: {error}".strip())
 
     def _promising(self, start: Candidate) -> list[Plan]:
-        """The best recipe in each precision, without one that validation can tell from the best, by their
-        intervals.
-        """
+        """The best recipe in each precision; one whose interval is below that of the best is dropped."""
         best = []
         for precision in ("fp32",) if self.kind == "macs" else ("fp32", "int8"):  # MACs are the same in int8
             plans = []

@@ -216,19 +216,22 @@ def add_pretrained_option(group) -> None:
     )
 
 
-def add_teacher_options(parser: Parser, *, required: bool) -> None:
+def add_teacher_options(
+    parser: Parser, *, required: bool, default: str = "none, the loss is cross-entropy only"
+) -> None:
     """Adds `--teacher` and the settings of the distillation loss.
 
     Args:
         parser: The parser of a script.
         required: Whether there must be a teacher.
+        default: What happens without one, for the help.
     """
     group = parser.add_argument_group("distillation")
     group.add_argument(
         "--teacher",
         required=required,
         metavar="CHECKPOINT",
-        help=CHECKPOINT + ("" if required else "; default: none, the loss is cross-entropy only"),
+        help=CHECKPOINT + ("" if required else f"; default: {default}"),
     )
     group.add_argument(
         "--temperature",

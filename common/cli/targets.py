@@ -67,14 +67,13 @@ def add_conditions(group) -> None:
     )
 
 
-def add_engine_option(group) -> None:
+def add_engine_option(group, default: str = "the fastest that is correct on this machine") -> None:
     """Adds `--engine`, for scripts that run int8 models.
 
     Args:
         group: A group of a parser.
+        default: What runs them without the option, for the help.
     """
     group.add_argument(
-        "--engine",
-        choices=ENGINES,
-        help="torch's engine for int8 models; default: the fastest that is correct on this machine",
+        "--engine", choices=ENGINES, help=f"torch's engine for int8 models; default: {default}"
     )

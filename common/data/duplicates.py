@@ -31,17 +31,17 @@ def remove_duplicates(splits: list[list[Sample]]) -> list[list[Sample]]:
     for number, samples in enumerate(splits):
         kept.append([])
         for path, label in samples:
-            holder, twin = last.get(digests.get(path), (number, path))
+            holder, copy = last.get(digests.get(path), (number, path))
             if holder == number:
                 kept[-1].append((path, label))
             else:
-                removed.append((path, twin))
+                removed.append((path, copy))
     if removed:
         counted = "1 image is" if len(removed) == 1 else f"{len(removed)} images are"
-        first, twin = map(str, removed[0])
+        first, copy = map(str, removed[0])
         print(  # repr keeps a name with a line break in one line, and can be printed where the name cannot
             f"note: {counted} in more than one split and removed from training or validation, "
-            f"the first: {first!r} is the same as {twin!r}"
+            f"the first: {first!r} is the same as {copy!r}"
         )
     return kept
 

@@ -50,7 +50,7 @@ def resize_shorter_side(image: Image.Image, image_size: int) -> Image.Image:
         image_size: Side of the crops, in pixels.
 
     Returns:
-        The whole image, resized only where it is larger.
+        The full image, resized only where it is larger.
     """
     side = image_size * TRAINING_RATIO
     return image if min(image.size) <= side else F.resize(image, [side], antialias=True)

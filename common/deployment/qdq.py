@@ -35,13 +35,13 @@ def to_qdq(int8_model: fx.GraphModule, image_size: int) -> nn.Module:
     Raises:
         UserError: A layer has no form in ONNX.
     """
-    grids, twin = _grids(int8_model, image_size), copy.deepcopy(int8_model)
-    for node in list(twin.graph.nodes):
+    grids, qdq_model = _grids(int8_model, image_size), copy.deepcopy(int8_model)
+    for node in list(qdq_model.graph.nodes):
         if node.op == "call_module":
-            module = twin.get_submodule(node.target)
+            module = qdq_model.get_submodule(node.target)
             if type(module) in LAYERS:
                 input_scale = grids[node.all_input_nodes[0].name][0]
-                twin.set_submodule(node.target, LAYERS[type(module)](module, input_scale))
+                qdq_model.set_submodule(node.target, LAYERS[type(module)](module, input_scale))
             elif type(module).__module__.startswith("torch.ao."):
                 raise UserError(
                     f"{node.target}, a quantized {type(module).__name__}, cannot be written as ONNX"
@@ -54,15 +54,15 @@ def to_qdq(int8_model: fx.GraphModule, image_size: int) -> nn.Module:
             node.op, node.target, node.args, node.kwargs = "call_function", _identity, node.args[:1], {}
         if node.name in grids:
             name = f"{node.name}_qdq"
-            twin.add_module(name, QuantizeDequantize(*grids[node.name]))
-            with twin.graph.inserting_after(node):
-                pair = twin.graph.call_module(name, (node,))
+            qdq_model.add_module(name, QuantizeDequantize(*grids[node.name]))
+            with qdq_model.graph.inserting_after(node):
+                pair = qdq_model.graph.call_module(name, (node,))
             node.replace_all_uses_with(pair, delete_user_cb=lambda user, pair=pair: user is not pair)
             grids[pair.name] = grids[node.name]
-    twin.graph.eliminate_dead_code()
-    twin.delete_all_unused_submodules()
-    twin.recompile()
-    return twin
+    qdq_model.graph.eliminate_dead_code()
+    qdq_model.delete_all_unused_submodules()
+    qdq_model.recompile()
+    return qdq_model
 
 
 def _grids(int8_model: fx.GraphModule, image_size: int) -> dict[str, tuple[float, int]]:

@@ -60,7 +60,7 @@ def check(content, path: str | Path) -> None:
 
 
 def _invalid_part(content: dict, file_bytes: int) -> str:
-    """What cannot be in a checkpoint of this size, whatever its checksum says; "" for nothing."""
+    """What cannot be in a checkpoint of this size, even with a correct checksum; "" for nothing."""
 
     def numbers(values, count: int | None = None) -> bool:
         finite = all(isinstance(value, int | float) and abs(value) < 1e18 for value in values)

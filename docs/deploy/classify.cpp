@@ -1,6 +1,7 @@
-// Classify pictures with an ONNX file that export.py wrote: classify MODEL.onnx PICTURE...
-// Prints the five likeliest classes of each picture. The metadata of the file say how to prepare a picture.
-// A mistake ends in one line and exit code 2; a picture that cannot be read is one line, and the rest go on.
+// Classify images with an ONNX file that export.py wrote: classify MODEL.onnx IMAGE...
+// Prints the top 5 classes of each image. The metadata of the file describe how an image is prepared.
+// An error ends in one line and exit code 2. An image that cannot be read is one line, and the program
+// continues with the next one.
 
 #include <onnxruntime_cxx_api.h>
 
@@ -16,30 +17,30 @@
 #include <string>
 #include <vector>
 
-constexpr int THREADS = 0;  // 0: as many as there are cores
+constexpr int THREADS = 0;  // 0: one for each core
 
 int complain(const std::string& line) {
     std::fprintf(stderr, "%s\n", line.substr(0, line.find('\n')).c_str());
     return 2;
 }
 
-// The picture with `width` columns, transposed. This is Pillow's bilinear resize, which cv::resize is not: a
-// triangle of weights, as wide as the scale where the picture shrinks, in fixed point of 22 bits.
-cv::Mat resized_columns(const cv::Mat& picture, int width) {
-    cv::Mat result(width, picture.rows, CV_8UC3);
-    const double scale = double(picture.cols) / width, reach = std::max(scale, 1.0);
+// The image with `width` columns, transposed. This is Pillow's bilinear resize, not that of cv::resize: a triangle
+// of weights, as wide as the scale where the image is reduced, in fixed point of 22 bits.
+cv::Mat resized_columns(const cv::Mat& image, int width) {
+    cv::Mat result(width, image.rows, CV_8UC3);
+    const double scale = double(image.cols) / width, reach = std::max(scale, 1.0);
     for (int column = 0; column < width; column++) {
-        const double centre = (column + 0.5) * scale;
-        const int first = std::max(int(centre - reach + 0.5), 0);
-        const int count = std::min(int(centre + reach + 0.5), picture.cols) - first;
-        std::vector<double> shares;
-        for (int i = first; i < first + count; i++) shares.push_back(1 - std::abs(i - centre + 0.5) / reach);
-        const double sum = std::accumulate(shares.begin(), shares.end(), 0.0);
+        const double center = (column + 0.5) * scale;
+        const int first = std::max(int(center - reach + 0.5), 0);
+        const int count = std::min(int(center + reach + 0.5), image.cols) - first;
+        std::vector<double> parts;
+        for (int i = first; i < first + count; i++) parts.push_back(1 - std::abs(i - center + 0.5) / reach);
+        const double sum = std::accumulate(parts.begin(), parts.end(), 0.0);
         std::vector<int> weights;
-        for (double share : shares) weights.push_back(int(share / sum * (1 << 22) + 0.5));
-        for (int row = 0; row < picture.rows; row++) {
+        for (double part : parts) weights.push_back(int(part / sum * (1 << 22) + 0.5));
+        for (int row = 0; row < image.rows; row++) {
             cv::Vec3i value(1 << 21, 1 << 21, 1 << 21);
-            for (int i = 0; i < count; i++) value += cv::Vec3i(picture.at<cv::Vec3b>(row, first + i)) * weights[i];
+            for (int i = 0; i < count; i++) value += cv::Vec3i(image.at<cv::Vec3b>(row, first + i)) * weights[i];
             for (int c = 0; c < 3; c++) result.at<cv::Vec3b>(column, row)[c] = uchar(value[c] >> 22);
         }
     }
@@ -55,29 +56,29 @@ struct Model {
     nlohmann::json metadata(const char* name) const {
         Ort::AllocatorWithDefaultOptions allocator;
         const auto text = session.GetModelMetadata().LookupCustomMetadataMapAllocated(name, allocator);
-        if (!text) throw std::runtime_error("its metadata do not say the " + std::string(name));
+        if (!text) throw std::runtime_error("its metadata have no " + std::string(name));
         return nlohmann::json::parse(text.get());
     }
 
-    // float32 [3, side, side]: the middle of the picture, once its short side is `resize`; normalised.
-    std::vector<float> prepared(cv::Mat picture) const {
-        const int64_t width = picture.cols, height = picture.rows, shorter = std::min(width, height);
-        picture = resized_columns(picture, int(resize * width / shorter));
-        picture = resized_columns(picture, int(resize * height / shorter));
-        const int left = std::lrint((picture.cols - side) / 2.0), top = std::lrint((picture.rows - side) / 2.0);
+    // float32 [3, side, side]: the shorter side is resized to `resize`, the center cropped and normalized.
+    std::vector<float> prepared(cv::Mat image) const {
+        const int64_t width = image.cols, height = image.rows, shorter = std::min(width, height);
+        image = resized_columns(image, int(resize * width / shorter));
+        image = resized_columns(image, int(resize * height / shorter));
+        const int left = std::lrint((image.cols - side) / 2.0), top = std::lrint((image.rows - side) / 2.0);
         std::vector<float> values;
         for (int i = 0; i < 3 * side * side; i++) {
             const int channel = i / (side * side), row = i / side % side, column = i % side;
-            const auto& pixel = picture.at<cv::Vec3b>(top + row, left + column);  // blue, green, red
+            const auto& pixel = image.at<cv::Vec3b>(top + row, left + column);  // blue, green, red
             values.push_back((pixel[2 - channel] / 255.0f - mean[channel]) / deviation[channel]);
         }
         return values;
     }
 
     void classify(const std::string& path) {
-        const cv::Mat picture = cv::imread(path, cv::IMREAD_COLOR);
-        if (picture.empty()) throw std::runtime_error("it is missing, or no picture");
-        std::vector<float> values = prepared(picture);
+        const cv::Mat image = cv::imread(path, cv::IMREAD_COLOR);
+        if (image.empty()) throw std::runtime_error("it is missing or not an image");
+        std::vector<float> values = prepared(image);
         const int64_t shape[] = {1, 3, side, side};
         const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
         const auto images = Ort::Value::CreateTensor<float>(memory, values.data(), values.size(), shape, 4);
@@ -98,7 +99,7 @@ struct Model {
 };
 
 int main(int count, char** arguments) try {
-    if (count < 3) return complain("usage: classify MODEL.onnx PICTURE...");
+    if (count < 3) return complain("usage: classify MODEL.onnx IMAGE...");
     cv::utils::logging::setLogLevel(cv::utils::logging::LOG_LEVEL_SILENT);
     Ort::Env environment(ORT_LOGGING_LEVEL_ERROR);
     Ort::SessionOptions options;

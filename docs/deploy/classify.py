@@ -1,8 +1,8 @@
-"""Classify pictures with an ONNX file that export.py wrote: python classify.py MODEL.onnx PICTURE...
+"""Classify images with an ONNX file that export.py wrote: python classify.py MODEL.onnx IMAGE...
 
-Prints the five likeliest classes of each picture. Needs onnxruntime, numpy and pillow only: the metadata of
-the file say how to prepare a picture. A mistake ends in one line and exit code 2; a picture that cannot be
-read is one line, and the rest go on.
+Prints the top 5 classes of each image. Needs onnxruntime, numpy and pillow only: the metadata of the file
+describe how an image is prepared. An error ends in one line and exit code 2. An image that cannot be read is
+one line, and the program continues with the next one.
 """
 
 import json
@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-THREADS = 0  # 0: as many as there are cores
+THREADS = 0  # 0: one for each core
 NEEDED = "classes", "mean", "std", "resize", "image_size"
 
 
@@ -22,46 +22,46 @@ def load(path):
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     texts = session.get_modelmeta().custom_metadata_map
     if "image_size" not in texts:
-        raise ValueError("its metadata do not say the image size: export.py did not write it")
+        raise ValueError("its metadata have no image size: it was not written by export.py")
     return session, {name: json.loads(texts[name]) for name in NEEDED}
 
 
-def upright(picture):
-    """The picture in RGB, turned as its EXIF data say, transparent parts on white."""
-    picture = ImageOps.exif_transpose(picture)
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+def upright(image):
+    """The image in RGB, rotated as its EXIF data specify, transparent parts on white."""
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
-def prepare(picture, resize, image_size, mean, std):
-    """float32 [1, 3, S, S]: the middle of the picture, once its short side is `resize`; normalised."""
-    width, height = (int(resize * side / min(picture.size)) for side in picture.size)
-    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+def prepare(image, resize, image_size, mean, std):
+    """float32 [1, 3, S, S]: the shorter side is resized to `resize`, the center cropped and normalized."""
+    width, height = (int(resize * side / min(image.size)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - image_size) / 2), round((height - image_size) / 2)
-    pixels = np.asarray(picture.crop((left, top, left + image_size, top + image_size)), np.float32) / 255
+    pixels = np.asarray(image.crop((left, top, left + image_size, top + image_size)), np.float32) / 255
     return ((pixels - np.float32(mean)) / np.float32(std)).transpose(2, 0, 1)[None]
 
 
-def main(model, *pictures):
+def main(model, *paths):
     try:
         session, metadata = load(model)
     except Exception as error:  # ONNX Runtime's errors have no common class that is public
         sys.exit(complain(f"cannot use {model}: {str(error).strip().splitlines()[0]}"))
     classes, status = metadata.pop("classes"), 0
-    for path in pictures:
+    for path in paths:
         try:
-            with Image.open(path) as picture:
-                images = prepare(upright(picture), **metadata)
+            with Image.open(path) as image:
+                images = prepare(upright(image), **metadata)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            status = complain(f"cannot read the picture {path}: {error}")
+            status = complain(f"cannot read the image {path}: {error}")
             continue
         logits = session.run(["logits"], {"images": images})[0][0]
-        likelihoods = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
         print(path)
-        for index in np.argsort(-likelihoods, kind="stable")[:5]:
-            print(f"  {likelihoods[index]:7.2%}  {classes[index]}")
+        for index in np.argsort(-probabilities, kind="stable")[:5]:
+            print(f"  {probabilities[index]:7.2%}  {classes[index]}")
     return status
 
 
@@ -71,5 +71,5 @@ def complain(line):
 
 
 if __name__ == "__main__":
-    usage = "usage: python classify.py MODEL.onnx PICTURE..."
+    usage = "usage: python classify.py MODEL.onnx IMAGE..."
     sys.exit(main(*sys.argv[1:]) if sys.argv[2:] else complain(usage))
