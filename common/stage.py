@@ -189,9 +189,9 @@ class Stage:
         """Computes the batch-norm statistics anew, on one epoch of training images.
 
         Args:
-            model: Changed in place.
+            model: Moved to the device, and changed in place.
         """
-        torch.optim.swa_utils.update_bn(self.loaders.train, model, self.device)
+        torch.optim.swa_utils.update_bn(self.loaders.train, model.to(self.device), self.device)
         distributed.broadcast_buffers(model)
 
     def test(self, model: nn.Module, device: torch.device | None = None) -> metrics.Score:

@@ -21,6 +21,8 @@ from torch.nn import functional as F
 
 from common.compression.target_devices import TargetDevice
 
+SCALE_OF_ZEROS = 2**-7  # near those of other tensors: kernels bound the ratio of scales, and int32 the biases
+
 
 def qconfig_mapping(target: TargetDevice) -> QConfigMapping:
     """torch's defaults for a target device, changed so that fake quantization computes what int8 will.
@@ -38,7 +40,7 @@ def qconfig_mapping(target: TargetDevice) -> QConfigMapping:
     observer = {7: SevenBitObserver, 8: RangeObserver}[target.activation_bits]
     activation = FakeQuantizeActivation.with_args(observer=observer, quant_min=0, quant_max=255)
     weight = FakeQuantize.with_args(
-        observer=MovingAveragePerChannelMinMaxObserver if target.per_channel else MovingAverageMinMaxObserver,
+        observer=ChannelWeightObserver if target.per_channel else WeightObserver,
         qscheme=torch.per_channel_symmetric if target.per_channel else torch.per_tensor_symmetric,
         quant_min=target.weight_range[0],
         quant_max=target.weight_range[1],
@@ -93,7 +95,24 @@ class _RoundStraightThrough(torch.autograd.Function):
         return torch.ops.aten.hardtanh_backward(gradient, x, *ctx.bounds), None, None, None, None
 
 
-class RangeObserver(MovingAverageMinMaxObserver):
+class _ScaleOfZeros:
+    """Gives values that are all zero a scale of usual size: torch's, the smallest number, fits no kernel."""
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        scale, zero_point = super().calculate_qparams()
+        zeros = (self.min_val == 0) & (self.max_val == 0)
+        return torch.where(zeros, SCALE_OF_ZEROS, scale), zero_point
+
+
+class WeightObserver(_ScaleOfZeros, MovingAverageMinMaxObserver):
+    """torch's observer of a weight with one scale."""
+
+
+class ChannelWeightObserver(_ScaleOfZeros, MovingAveragePerChannelMinMaxObserver):
+    """torch's observer of a weight with a scale for each output channel."""
+
+
+class RangeObserver(_ScaleOfZeros, MovingAverageMinMaxObserver):
     """torch's moving average of the minimum and the maximum, without a copy of channels_last tensors."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -138,10 +157,13 @@ def _convolve_and_normalize(layer: ConvBn2d | ConvBnReLU2d, images: Tensor) -> T
 
     The weight is multiplied by the scale of the batch norm, fake-quantized as it will be in int8, and divided
     by that scale again. torch divides the output of the convolution; since convolution is linear, the weight
-    can be divided instead, which is small.
+    can be divided instead, which is small. Where the scale is 0, the batch norm multiplies by 0: the weight
+    stays in float there, so that the channel can learn.
     """
     scale = (layer.bn.weight / torch.sqrt(layer.bn.running_var + layer.bn.eps)).view(-1, 1, 1, 1)
-    weight = layer.weight_fake_quant(layer.weight * scale) / scale
+    zero = scale == 0
+    quantized = layer.weight_fake_quant(layer.weight * scale) / scale.masked_fill(zero, 1)
+    weight = torch.where(zero, layer.weight, quantized)
     output = layer.bn(
         F.conv2d(images, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
     )

@@ -114,8 +114,8 @@ class DeviceLoader:
         self.loader.batch_sampler.epoch, self.loader.batch_sampler.first = epoch, first
         for images, labels in self.loader:
             # as uint8: four times fewer bytes are copied to the device than as floats
-            images = self.normalize(images.to(self.device, non_blocking=True))
-            yield images, labels.to(self.device, non_blocking=True)
+            images = self.normalize(hardware.copy_to(images, self.device))
+            yield images, hardware.copy_to(labels, self.device)
 
     def count(self, batch: int) -> int:
         """The size of a batch.

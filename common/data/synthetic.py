@@ -70,7 +70,11 @@ def write(root: str | Path) -> None:
                     )
                     rows.append(f"{name} {label + 1} {1 + label % 2} 1\n")
             (folder / "annotations" / f"{split}.txt").write_text("".join(rows))
-        os.replace(folder, target)
+        try:
+            os.replace(folder, target)
+        except OSError:
+            if not target.is_dir():  # else another run was faster: its images are the same
+                raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

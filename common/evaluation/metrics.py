@@ -3,12 +3,11 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fractions import Fraction
 
 import torch
-import torch_pruning
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from common.system import distributed, hardware
 from common.system.errors import UserError
@@ -141,7 +140,7 @@ def evaluate(
     none = torch.empty(0, dtype=torch.int64)  # a process may have no image
     all_labels, predictions, correct5, loss_sum = [none], [none], 0, 0.0
     for images, labels in batches:
-        images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        images = hardware.copy_to(images, device).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode(), hardware.autocast(device, precision):
             logits = model(images)
         logits, labels = logits.float().cpu(), labels.cpu()
@@ -187,8 +186,10 @@ def mcnemar(one: Tensor, other: Tensor) -> float:
         The two-sided p-value.
     """
     won, lost = int((one & ~other).sum()), int((other & ~one).sum())
-    tail = sum(math.comb(won + lost, k) for k in range(min(won, lost) + 1))
-    return min(1.0, float(Fraction(2 * tail, 2 ** (won + lost))))
+    n, k = won + lost, torch.arange(min(won, lost) + 1, dtype=torch.float64)
+    # log of the binomial coefficients over 2^n: the numbers themselves have too many digits
+    log_terms = math.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1) - n * math.log(2)
+    return min(1.0, 2 * float(torch.logsumexp(log_terms, 0).exp()))
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -206,8 +207,11 @@ def count_parameters(model: nn.Module) -> int:
 def complexity(model: nn.Module, image_size: int) -> dict[str, int]:
     """Counts parameters and multiply-accumulates.
 
+    MACs are those of convolutions, linear layers and attention, as in the tables of papers and of torchvision;
+    normalization, activations and pooling do not count. The model runs without data, on torch's meta device.
+
     Args:
-        model: A float model.
+        model: A float model; not changed.
         image_size: Side of the images, in pixels.
 
     Returns:
@@ -217,17 +221,19 @@ def complexity(model: nn.Module, image_size: int) -> dict[str, int]:
         UserError: The model does not accept images of this size.
     """
     was_training = model.training
-    example = torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    shapes = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+    example = torch.zeros(1, 3, image_size, image_size, device="meta")
     try:
-        with torch.no_grad():
-            macs, _ = torch_pruning.utils.count_ops_and_params(model.eval(), example)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            torch.func.functional_call(model.eval(), shapes, (example,))
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         name = type(model).__name__
         raise UserError(f"{name} does not accept images of {image_size} pixels: {reason}") from None
     finally:
         model.train(was_training)
-    return {"params": count_parameters(model), "macs": int(macs)}
+    return {"params": count_parameters(model), "macs": counter.get_total_flops() // 2}
 
 
 def describe_size(model: nn.Module, image_size: int) -> str:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 CGROUP = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -82,6 +82,22 @@ def _keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):  # other libraries have none
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
+
+
+def copy_to(values: Tensor, device: torch.device) -> Tensor:
+    """Copies a tensor to a device, asynchronously only to an accelerator.
+
+    A non-blocking copy to the CPU returns before the values have arrived: whatever reads them next without
+    waiting for the accelerator reads memory that is not filled yet.
+
+    Args:
+        values: On any device.
+        device: Where they are needed.
+
+    Returns:
+        The tensor on `device`.
+    """
+    return values.to(device, non_blocking=device.type != "cpu")
 
 
 def pick_precision(choice: str, device: torch.device, model: nn.Module) -> torch.dtype:

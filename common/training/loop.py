@@ -209,8 +209,8 @@ class _Training:
 
     def _step(self, images: Tensor, labels: Tensor, lr: float, count: int) -> Tensor:
         """One step on this process's part of `count` images: float64 [3], losses, correct, images."""
-        images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-        labels = labels.to(self.device, non_blocking=True)
+        images = hardware.copy_to(images, self.device).contiguous(memory_format=torch.channels_last)
+        labels = hardware.copy_to(labels, self.device)
         with hardware.autocast(self.device, self.precision):
             loss, logits = self.loss_fn(self.parallel, images, labels)
         self.optimizer.zero_grad(set_to_none=True)
