@@ -26,7 +26,7 @@ def main(args):
     # imported here, so that --help does not load torch
     from common.budget import costs
     from common.budget.search import Candidate, Search
-    from common.data import datasets, loaders
+    from common.data import cache, datasets, loaders
     from common.evaluation import metrics, results
     from common.models import architectures, checkpoint, lineage
 
@@ -36,7 +36,9 @@ def main(args):
         architectures.check(arch)
     launch.start(args.output_dir, args.device, args.seed)
     path, content = checkpoint.open_parent(args.weights, args.output_dir, args.image_size)
-    splits = datasets.load_splits(args.dataset, args.data_dir, args.val_fraction)
+    splits = datasets.load_splits(
+        args.dataset, args.data_dir, args.val_fraction, index_dir=cache.folder_of(args.cache)
+    )
     lineage.check_fits(content, splits)
     batches = loaders.make_loaders(
         splits, content, args.batch_size, args.seed, cache=args.cache, workers=args.workers

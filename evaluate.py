@@ -26,7 +26,7 @@ def main(args):
 
     paths = [predictor.find(name, args.output_dir) for name in args.models]
     paths = paths or checkpoint.list_checkpoints(args.output_dir)
-    splits = datasets.load_splits(args.dataset, args.data_dir, val_fraction=0)
+    splits = datasets.load_test_split(args.dataset, args.data_dir)
 
     def score(opened):
         lineage.check_classes(opened.content, splits.classes)

@@ -30,7 +30,7 @@ def main(args):
     if content["int8"] and not engine:
         engine = int8_engines.reference_engine(target_devices.by_backend(content["int8"]["backend"]))
     model = checkpoint.rebuild(content, engine).eval()
-    splits = datasets.load_splits(args.dataset, args.data_dir, val_fraction=0)
+    splits = datasets.load_test_split(args.dataset, args.data_dir)
     lineage.check_classes(content, splits.classes)
     count = min(args.images, len(splits.test))
     spread = [splits.test[index * len(splits.test) // count] for index in range(count)]

@@ -14,13 +14,14 @@ from common.budget.target import Budget
 from common.cli import launch, options, targets
 from common.compression.distillation import LossFn, cross_entropy, distillation_loss_fn
 from common.compression.target_devices import TARGET_DEVICES
-from common.data import datasets
+from common.data import cache, datasets
 from common.data.loaders import make_loaders
 from common.data.transforms import CPU
 from common.evaluation import metrics, results, tables
 from common.models import architectures, checkpoint, lineage
 from common.system import distributed, hardware
 from common.system.errors import UserError
+from common.system.terminal import progress_bar
 from common.training import loop, resume
 
 
@@ -59,7 +60,9 @@ class Stage:
         if parent is not None:
             self.parent_path, self.parent = checkpoint.open_parent(parent, args.output_dir, args.image_size)
             self.model = checkpoint.rebuild(self.parent)
-        self.splits = datasets.load_splits(args.dataset, args.data_dir, args.val_fraction)
+        self.splits = datasets.load_splits(
+            args.dataset, args.data_dir, args.val_fraction, index_dir=cache.folder_of(args.cache)
+        )
         self.num_classes = len(self.splits.classes)
         if parent is not None:
             lineage.check_fits(self.parent, self.splits)
@@ -114,6 +117,7 @@ class Stage:
         """
         args, self.arch, self.precision = self.args, arch or self.parent["arch"], self.precision_for(model)
         self.before = self.parent["metrics"] | metrics.complexity(self.model, self.image_size)
+        self.test_images = {"images": self.splits.fingerprint_of(args.score), "image_size": self.image_size}
         self.loaders = make_loaders(
             self.splits, self.parent, args.batch_size, args.seed,
             cache=args.cache, workers=args.workers, device=self.device,
@@ -128,6 +132,8 @@ class Stage:
         )  # fmt: skip
         self.progress = resume.open_run(args.output_dir, new_row | row, resume=args.resume)
         self.row = distributed.broadcast(self.progress.row)
+        if self.row["machine"] != machine and not self.progress.finished:
+            print(f"note: the run began with {self.row['machine']}; the rest has another precision or speed")
         return self.progress.finished
 
     def budget(self, model: nn.Module) -> Budget:
@@ -191,7 +197,8 @@ class Stage:
         Args:
             model: Moved to the device, and changed in place.
         """
-        torch.optim.swa_utils.update_bn(self.loaders.train, model.to(self.device), self.device)
+        batches = progress_bar(self.loaders.train, desc="batch norm", unit="batch")
+        torch.optim.swa_utils.update_bn(batches, model.to(self.device), self.device)
         distributed.broadcast_buffers(model)
 
     def test(self, model: nn.Module, device: torch.device | None = None) -> metrics.Score:
@@ -204,7 +211,8 @@ class Stage:
         Returns:
             The score.
         """
-        return metrics.evaluate(model, self.test_loader, device or self.device)
+        with hardware.full_float32():
+            return metrics.evaluate(model, self.test_loader, device or self.device, title="test")
 
     def save(
         self, model: nn.Module, score: metrics.Score, history: list[dict], *, next_command: str,
@@ -228,7 +236,7 @@ class Stage:
         if not distributed.is_main_process():
             return None
         args, size = self.args, metrics.complexity(model, self.image_size)
-        after = score.as_dict(args.score) | size | (extra_metrics or {})
+        after = score.as_dict(args.score) | self.test_images | size | (extra_metrics or {})
         if budget:
             after["target"] = budget.achieved(model)
         content.setdefault("state_dict", checkpoint.float_state(model))

@@ -132,7 +132,12 @@ class Search:
 
     def _students(self) -> Iterator[Candidate]:
         for arch in self.students:
-            yield self._tried(f"distill into {arch}", self.stages.distill(arch))
+            try:
+                student = self._tried(f"distill into {arch}", self.stages.distill(arch))
+            except UserError as error:
+                self.refused.append(f"distill into {arch}: {error}")
+                continue
+            yield student
 
     def _tried(self, recipe: str, path: Path) -> Candidate:
         metrics = checkpoint.load(path)["metrics"]

@@ -18,6 +18,11 @@ from common.system.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+BROKEN_PIPE = 141  # the exit code of a program that SIGPIPE has ended
+OUT_OF_MEMORY = (
+    "the device has not enough memory; try a smaller --batch-size or --image-size, or --device cpu"
+)
+
 
 def start(output_dir: str, device: str, seed: int) -> "torch.device":
     """Seeds all random numbers, sets up the device, and checks that the output folder can be written.
@@ -101,7 +106,8 @@ def pick_device(name: str) -> "torch.device":
 def run(main: Callable, parse_args: Callable) -> None:
     """Runs a script and exits; stages also run in several processes.
 
-    A `UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
+    A `UserError`, or a device without enough memory, becomes one line on stderr and exit code 2, Ctrl-C exit
+    code 130, a closed pipe exit code 141 without a message.
 
     Args:
         main: main(args) returns the exit code; any other value is exit code 0.
@@ -117,14 +123,19 @@ def run(main: Callable, parse_args: Callable) -> None:
         if resumable := "resume" in args:
             # read when torch is imported: threads that wait in a loop take the cores from a second run
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        if resumable and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            status = _run_as_one_of_several(main, args)
-        else:
-            status = main(args)
-    except UserError as error:
+        status = _run_escaped(main, args, resumable)
+    except BrokenPipeError:
+        # the reader of a pipe, such as head, has ended: what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE)
+    except (UserError, RuntimeError) as error:
+        if not (isinstance(error, UserError) or _is_out_of_memory(error)):
+            raise
         # a loader's worker passes its error on as the text of a traceback: the message follows the name
         message = " ".join(str(error).rpartition("UserError: ")[2].split())
-        print(f"{program}: error: {message}", file=sys.stderr)
+        if _is_out_of_memory(error):
+            message = f"{OUT_OF_MEMORY}{'; the same command with --resume continues' if resumable else ''}"
+        print(f"{program}: error: {_escape(message)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         hint = (
@@ -135,6 +146,27 @@ def run(main: Callable, parse_args: Callable) -> None:
         print(f"\n{program}: interrupted; {hint}", file=sys.stderr)
         sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _run_escaped(main: Callable, args, stage: bool):
+    """Runs `main`, in one process or as one of several; what it prints has no control characters."""
+    from common.system.terminal import escaped_output
+
+    with escaped_output():
+        several = stage and int(os.environ.get("WORLD_SIZE", 1)) > 1
+        status = _run_as_one_of_several(main, args) if several else main(args)
+        sys.stdout.flush()  # here, and not when Python ends, a closed pipe can be told
+    return status
+
+
+def _escape(message: str) -> str:
+    from common.system.terminal import escape
+
+    return escape(message)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return type(error).__name__ == "OutOfMemoryError"  # torch's, without importing it
 
 
 def _run_as_one_of_several(main: Callable, args):

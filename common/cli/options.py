@@ -7,7 +7,6 @@ import argparse
 
 from common.cli.parser import Parser, device_name, number, plain_name, shell_join
 
-CACHE = "data/cache"
 ARCHITECTURE = "a classification model of torchvision"
 CHECKPOINT = "a path, a name, or the start of one"
 DATASETS = ("pet37", "synthetic", "folder")
@@ -52,9 +51,10 @@ def add_cache_option(group) -> None:
     group.add_argument(
         "--cache",
         type=lambda text: None if text == "off" else text,
-        default=CACHE,
+        default="auto",
         metavar="DIR|off",
-        help=f"folder of decoded images; off: decode them in every epoch; default: {CACHE}",
+        help="folder of decoded images; off: decode them in every epoch; default: data/cache, or off where "
+        "it would take over half of the free disk",
     )
 
 

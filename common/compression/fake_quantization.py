@@ -38,8 +38,8 @@ def qconfig_mapping(target: TargetDevice) -> QConfigMapping:
         What `prepare_qat_fx` needs.
     """
     observer = {7: SevenBitObserver, 8: RangeObserver}[target.activation_bits]
-    activation = FakeQuantizeActivation.with_args(observer=observer, quant_min=0, quant_max=255)
-    weight = FakeQuantize.with_args(
+    activation = FakeQuantizeValues.with_args(observer=observer, quant_min=0, quant_max=255)
+    weight = FakeQuantizeValues.with_args(
         observer=ChannelWeightObserver if target.per_channel else WeightObserver,
         qscheme=torch.per_channel_symmetric if target.per_channel else torch.per_tensor_symmetric,
         quant_min=target.weight_range[0],
@@ -53,8 +53,39 @@ def qconfig_mapping(target: TargetDevice) -> QConfigMapping:
     return mapping
 
 
-class FakeQuantizeActivation(FakeQuantize):
-    """torch's fake quantization with one scale per tensor; on a CPU its gradient takes less time."""
+class FakeQuantizeValues(FakeQuantize):
+    """torch's fake quantization, with the same results in less time.
+
+    torch's forward pass reads from the device whether it observes and quantizes: on CUDA it waits for that in
+    each layer. Here the answers are attributes. And on a CPU the gradient of activations takes one pass.
+    """
+
+    def __init__(self, **settings):
+        """Starts with both switched on.
+
+        Args:
+            **settings: Those of torch's class.
+        """
+        super().__init__(**settings)
+        self.observes = self.quantizes = True
+
+    def enable_observer(self, enabled: bool = True) -> None:
+        """Switches the observer on or off.
+
+        Args:
+            enabled: Whether it is on.
+        """
+        super().enable_observer(enabled)
+        self.observes = enabled
+
+    def enable_fake_quant(self, enabled: bool = True) -> None:
+        """Switches the quantization on or off.
+
+        Args:
+            enabled: Whether it is on.
+        """
+        super().enable_fake_quant(enabled)
+        self.quantizes = enabled
 
     def forward(self, x: Tensor) -> Tensor:
         """Observes the range of the values, and quantizes and dequantizes them.
@@ -63,16 +94,24 @@ class FakeQuantizeActivation(FakeQuantize):
             x: float [...].
 
         Returns:
-            float [...], the values that uint8 can represent.
+            float [...], values that 8 bits can represent.
         """
-        if x.device.type != "cpu" or not self.fake_quant_enabled[0]:
-            return super().forward(x)
-        if self.observer_enabled[0]:
+        if self.observes:
             self.activation_post_process(x.detach())
             scale, zero_point = self.calculate_qparams()
+            if self.scale.shape != scale.shape:  # one for each channel, and the first values
+                self.scale.resize_(scale.shape)
+                self.zero_point.resize_(zero_point.shape)
             self.scale.copy_(scale)
             self.zero_point.copy_(zero_point)
-        return _RoundStraightThrough.apply(x, self.scale, self.zero_point, self.quant_min, self.quant_max)
+        if not self.quantizes:
+            return x
+        grid = (self.quant_min, self.quant_max)
+        if self.is_per_channel:
+            return torch.fake_quantize_per_channel_affine(x, self.scale, self.zero_point, self.ch_axis, *grid)
+        if self.dtype == torch.quint8 and x.device.type == "cpu":
+            return _RoundStraightThrough.apply(x, self.scale, self.zero_point, *grid)
+        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, *grid)
 
 
 class _RoundStraightThrough(torch.autograd.Function):

@@ -20,6 +20,7 @@ from torch_pruning import importance as scorers
 from common.compression.distillation import cross_entropy
 from common.system import distributed, seeding
 from common.system.errors import UserError
+from common.system.terminal import progress_bar
 
 LAYERS = nn.Conv2d | nn.Linear
 ROUND_TO = 8  # widths stay multiples of this: others are slow, and some int8 kernels crash on odd ones
@@ -137,7 +138,8 @@ def accumulate_gradients(model: nn.Module, batches: Iterable, device: torch.devi
         device: Where the model runs.
     """
     model.to(device).eval().zero_grad()
-    for images, labels in itertools.islice(batches, GRADIENT_BATCHES):
+    some = itertools.islice(batches, GRADIENT_BATCHES)
+    for images, labels in progress_bar(some, total=GRADIENT_BATCHES, desc="gradients", unit="batch"):
         cross_entropy(model, images.to(device), labels.to(device))[0].backward()
     for parameter in model.parameters():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

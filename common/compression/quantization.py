@@ -20,6 +20,7 @@ from torchvision.ops import StochasticDepth
 from common.compression.fake_quantization import qconfig_mapping, use_fast_layers
 from common.compression.target_devices import TargetDevice
 from common.system.errors import UserError
+from common.system.terminal import progress_bar
 
 FREEZE_AT = 2 / 3  # fraction of the epochs after which observers and batch norm are frozen
 KNOWN_WARNINGS = (  # torch is pinned, and each call would print them again
@@ -108,7 +109,8 @@ def calibrate(prepared: nn.Module, batches: Iterable, device: torch.device, coun
         count: How many batches are used.
     """
     prepared.eval()
-    for images, _ in itertools.islice(batches, count):
+    some = itertools.islice(batches, count)
+    for images, _ in progress_bar(some, total=count, desc="calibration", unit="batch"):
         prepared(images.to(device))
 
 

@@ -17,6 +17,9 @@ from common.system.errors import UserError
 from common.system.files import atomic_write, remove_stale_files
 from common.system.terminal import progress_bar
 
+AUTO, DEFAULT_DIR = "auto", "data/cache"  # "auto": DEFAULT_DIR, unless the cache would be too large for it
+AUTO_FRACTION = 0.5  # of the free disk that it may take
+SAMPLE = 64  # images from which the size of all is estimated
 LAYOUT = 1  # of the files; in their names
 FINGERPRINT_BYTES = 32
 
@@ -94,40 +97,71 @@ class PixelCache(Dataset):
         return torch.from_numpy(pixels.reshape(height, width, 3).copy())
 
 
-def open_cache(decoder: Decoder, folder: str | Path, workers: int) -> PixelCache:
+def folder_of(cache: str | Path | None) -> Path | None:
+    """The folder that --cache names.
+
+    Args:
+        cache: A folder, "auto", or None for no cache.
+
+    Returns:
+        The folder, or None.
+    """
+    return cache and Path(DEFAULT_DIR if cache == AUTO else cache)
+
+
+def open_cache(decoder: Decoder, cache: str | Path, workers: int) -> Dataset:
     """Opens the cache of decoded images, and builds it first where it is missing or stale.
 
     The file is written completely and then renamed, so that two runs may build it at the same time.
 
     Args:
         decoder: The images.
-        folder: Where cache files are kept.
+        cache: Folder of cache files; with "auto" there is no cache where it would take more than half of the
+            free disk.
         workers: Processes that decode.
 
     Returns:
-        The items of `decoder`.
+        The items of `decoder`; itself where there is no cache.
 
     Raises:
         UserError: An image cannot be read, or the file cannot be written.
     """
-    path, fingerprint = Path(folder) / f"{decoder.name}.pixels", decoder.fingerprint()
+    path, fingerprint = folder_of(cache) / f"{decoder.name}.pixels", decoder.fingerprint()
     with distributed.main_process_first():
-        if _stored_fingerprint(path) != fingerprint:
+        if _stored_fingerprint(path) != fingerprint and _fits(decoder, path.parent, cache == AUTO):
             _build(decoder, path, fingerprint, workers)
-    return PixelCache(path, len(decoder))
+    return PixelCache(path, len(decoder)) if _stored_fingerprint(path) == fingerprint else decoder
+
+
+def _fits(decoder: Decoder, folder: Path, automatic: bool) -> bool:
+    """Whether there is room for the cache; says how large it will be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_stale_files(folder)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise UserError(f"cannot write to --cache {folder}: {error.strerror}") from None
+    count, sampled = len(decoder), min(SAMPLE, len(decoder))
+    needed = count / sampled * sum(decoder[index * count // sampled].numel() for index in range(sampled))
+    size = f"{count:,} images need about {needed / 1e9:.2f} GB in {folder}"
+    if automatic and needed > AUTO_FRACTION * free:
+        print(
+            f"note: no cache: {size}, over {AUTO_FRACTION:.0%} of the {free / 1e9:.2f} GB that are free; "
+            "they are decoded in every epoch; --cache DIR names another disk"
+        )
+        return False
+    if needed > free:
+        raise UserError(
+            f"--cache {folder}: {size}, and {free / 1e9:.2f} GB are free; --cache off decodes them in every "
+            "epoch instead"
+        )
+    print(f"cache: {size}", flush=True)
+    return True
 
 
 def _build(decoder: Decoder, path: Path, fingerprint: bytes, workers: int) -> None:
     folder = path.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_stale_files(folder)
-        needed, free = len(decoder) * decoder[0].numel(), shutil.disk_usage(folder).free
-        if needed > free:
-            raise UserError(
-                f"--cache {folder}: {len(decoder)} images need about {needed / 1e9:.1f} GB there, and "
-                f"{free / 1e9:.1f} GB are free; --cache off decodes them in every epoch instead"
-            )
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             _write(decoder, file, workers)
             file.write(fingerprint)

@@ -3,13 +3,13 @@
 import hashlib
 import os
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from torchvision.datasets import OxfordIIITPet
 
-from common.data import duplicates, synthetic
+from common.data import content, duplicates, synthetic
 from common.data.duplicates import Sample
 from common.data.images import find_images
 from common.system import distributed
@@ -21,35 +21,68 @@ SPLIT_SEED = 0  # not --seed: every stage of a chain must use the same images fo
 
 @dataclass(frozen=True)
 class Splits:
-    """The images of training, validation and test, and the class names in the order of the labels."""
+    """The images of training, validation and test, and the class names in the order of the labels.
+
+    Attributes:
+        train: (path, label) of the training images; `val` and `test` likewise.
+        classes: The class names.
+        digests: The content of the images, see `content.digests`.
+    """
 
     train: list[Sample]
     val: list[Sample]
     test: list[Sample]
     classes: list[str]
+    digests: dict[Path, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the class names and the file names and labels of the three splits, 16 hex digits."""
-        digest = hashlib.sha256("\n".join(self.classes).encode("utf-8", "surrogateescape"))
-        for name in ("train", "val", "test"):
-            digest.update(name.encode())
-            for path, label in sorted((path.name, label) for path, label in getattr(self, name)):
-                digest.update(f"{path}\0{label}\n".encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()[:16]
+        """SHA-256 over the class names and the names, labels and contents of the images, 16 hex digits.
+
+        Two data sets with the same fingerprint have the same images in the same splits, in whichever folder.
+        """
+        return self._hash(("train", "val", "test"), self.digests)
+
+    @property
+    def old_fingerprint(self) -> str:
+        """What checkpoints of earlier versions have in place of the fingerprint: without the contents."""
+        return self._hash(("train", "val", "test"), {})
+
+    def fingerprint_of(self, split: str) -> str:
+        """The fingerprint of one split.
+
+        Args:
+            split: "train", "val" or "test".
+
+        Returns:
+            16 hex digits.
+        """
+        return self._hash((split,), self.digests)
+
+    def _hash(self, splits: tuple[str, ...], digests: dict[Path, bytes]) -> str:
+        value = hashlib.sha256("\n".join(self.classes).encode("utf-8", "surrogateescape"))
+        for name in splits:
+            value.update(name.encode())
+            images = getattr(self, name)
+            for file, label, digest in sorted((p.name, label, digests.get(p, b"")) for p, label in images):
+                value.update(f"{file}\0{label}\n".encode("utf-8", "surrogateescape") + digest)
+        return value.hexdigest()[:16]
 
     def __str__(self) -> str:
         counts = f"{len(self.train)} training, {len(self.val)} validation and {len(self.test)} test images"
         return f"{counts} of {len(self.classes)} classes"
 
 
-def load_splits(dataset: str, data_dir: str | None, val_fraction: float) -> Splits:
+def load_splits(
+    dataset: str, data_dir: str | None, val_fraction: float, *, index_dir: str | Path | None = None
+) -> Splits:
     """Lists the images of a data set and splits the training part into training and validation.
 
     Args:
         dataset: "pet37" (downloaded on first use), "synthetic" (generated on first use) or "folder".
         data_dir: Its folder; None for the default.
         val_fraction: Fraction of the training images that become the validation split, from 0 to below 1.
+        index_dir: Folder of the index of their contents, see `content.digests`; None for no index.
 
     Returns:
         The three splits.
@@ -57,19 +90,46 @@ def load_splits(dataset: str, data_dir: str | None, val_fraction: float) -> Spli
     Raises:
         UserError: The data set is missing and cannot be created, or a split is empty.
     """
+    root = _find_root(dataset, data_dir)
+    if dataset == "folder":
+        splits = _read_folder(root, val_fraction)
+    else:
+        trainval, classes = _read_pet37(root, "trainval")
+        test, test_classes = _read_pet37(root, "test")
+        if classes != test_classes:
+            raise UserError(f"{root}: trainval.txt and test.txt do not name the same classes")
+        splits = Splits(*split_stratified(trainval, val_fraction), test, classes)
+    return _checked(splits, root, val_fraction, index_dir)
+
+
+def load_test_split(dataset: str, data_dir: str | None) -> Splits:
+    """Lists the test images of a data set, which may lack its training images.
+
+    Args:
+        dataset: See `load_splits`.
+        data_dir: Its folder; None for the default.
+
+    Returns:
+        Splits without training and validation images.
+
+    Raises:
+        UserError: The data set is missing and cannot be created.
+    """
+    root = _find_root(dataset, data_dir)
+    if dataset != "folder":
+        return Splits([], [], *_read_pet37(root, "test"))
+    return Splits([], [], *_read_classes(root, "test" if os.path.isdir(root / "test") else "val"))
+
+
+def _find_root(dataset: str, data_dir: str | None) -> Path:
+    """The folder of the data set, which is created first where that is possible."""
     if not data_dir and dataset not in DEFAULT_DIRS:
         raise UserError(f"--dataset {dataset} needs --data-dir")
     root = Path(data_dir or DEFAULT_DIRS[dataset])
-    if dataset == "folder":
-        return _read_folder(root, val_fraction)
-    with distributed.main_process_first():
-        _create(dataset, root)
-    trainval, classes = _read_pet37(root, "trainval")
-    test, test_classes = _read_pet37(root, "test")
-    if classes != test_classes:
-        raise UserError(f"{root}: trainval.txt and test.txt do not name the same classes")
-    train, val = split_stratified(trainval, val_fraction)
-    return _checked(Splits(train, val, test, classes), root, val_fraction)
+    if dataset != "folder":
+        with distributed.main_process_first():
+            _create(dataset, root)
+    return root
 
 
 def _create(dataset: str, root: Path) -> None:
@@ -122,7 +182,7 @@ def _read_folder(root: Path, val_fraction: float) -> Splits:
         raise UserError(f"{root}: train/ and test/ (or val/) do not hold folders of the same names")
     if not val:
         train, val = split_stratified(train, val_fraction)
-    return _checked(Splits(train, val, test, classes), root, val_fraction)
+    return Splits(train, val, test, classes)
 
 
 def _read_classes(root: Path, name: str) -> tuple[list[Sample], list[str]]:
@@ -143,10 +203,13 @@ def _read_classes(root: Path, name: str) -> tuple[list[Sample], list[str]]:
     return [(file, label) for label, files in enumerate(images) for file in files], classes
 
 
-def _checked(splits: Splits, root: Path, val_fraction: float) -> Splits:
+def _checked(splits: Splits, root: Path, val_fraction: float, index_dir: str | Path | None) -> Splits:
     """`splits` without duplicates. Raises UserError where a split is then empty, or there is one class."""
-    parts = duplicates.remove_duplicates([splits.train, splits.val, splits.test])
-    splits = Splits(*parts, splits.classes)
+    parts = [splits.train, splits.val, splits.test]
+    place = hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]
+    index = Path(index_dir, f"{place}.digests") if index_dir else None
+    digests = content.digests([path for samples in parts for path, _ in samples], index)
+    splits = Splits(*duplicates.remove_duplicates(parts, digests), splits.classes, digests)
     for name, needed in (("train", True), ("val", val_fraction > 0), ("test", True)):
         if needed and not getattr(splits, name):
             advice = "; --val-fraction 0 trains without one" if name == "val" else ""

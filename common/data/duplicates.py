@@ -1,7 +1,6 @@
 """Images that are in more than one split, found by their content."""
 
 import hashlib
-from collections import defaultdict
 from pathlib import Path
 
 from common.system.errors import UserError
@@ -9,13 +8,14 @@ from common.system.errors import UserError
 Sample = tuple[Path, int]  # an image file and its label
 
 
-def remove_duplicates(splits: list[list[Sample]]) -> list[list[Sample]]:
+def remove_duplicates(splits: list[list[Sample]], digests: dict[Path, bytes]) -> list[list[Sample]]:
     """Removes from each split the images that a later split contains too, byte for byte.
 
-    Prints how many were removed. Only files of the same size are read.
+    Prints how many were removed. Only files with the digest of a file in another split are read.
 
     Args:
         splits: (path, label) of the images of each split, the test split last.
+        digests: The result of `content.digests` for all images.
 
     Returns:
         The splits without these images.
@@ -23,15 +23,15 @@ def remove_duplicates(splits: list[list[Sample]]) -> list[list[Sample]]:
     Raises:
         UserError: A file is missing or cannot be read.
     """
-    digests = _digests(splits)
+    contents = _contents(splits, digests)
     last = {}  # of each content: the last split that contains it, and the file there
     for number, samples in enumerate(splits):
-        last |= {digests[path]: (number, path) for path, _ in samples if path in digests}
+        last |= {contents[path]: (number, path) for path, _ in samples if path in contents}
     removed, kept = [], []
     for number, samples in enumerate(splits):
         kept.append([])
         for path, label in samples:
-            holder, copy = last.get(digests.get(path), (number, path))
+            holder, copy = last.get(contents.get(path), (number, path))
             if holder == number:
                 kept[-1].append((path, label))
             else:
@@ -46,19 +46,21 @@ def remove_duplicates(splits: list[list[Sample]]) -> list[list[Sample]]:
     return kept
 
 
-def _digests(splits: list[list[Sample]]) -> dict[Path, bytes]:
-    """SHA-256 of the images whose size in bytes is that of an image in another split."""
-    by_size = defaultdict(dict)
+def _contents(splits: list[list[Sample]], digests: dict[Path, bytes]) -> dict[Path, bytes]:
+    """SHA-256 over all bytes of the images whose digest is that of an image in another split."""
+    first, shared = {}, set()  # of each digest: the first split that contains it; those in several splits
+    for number, samples in enumerate(splits):
+        for path, _ in samples:
+            if first.setdefault(digests[path], number) != number:
+                shared.add(digests[path])
+    if not shared:
+        return {}
     try:
-        for number, samples in enumerate(splits):
-            for path, _ in samples:
-                by_size[path.stat().st_size].setdefault(path, set()).add(number)
-        same_size = [paths for paths in by_size.values() if len(set().union(*paths.values())) > 1]
-        return {path: _digest(path) for paths in same_size for path in paths}
+        return {path: _sha256(path) for samples in splits for path, _ in samples if digests[path] in shared}
     except OSError as error:
         raise UserError(f"cannot read the image {error.filename}: {error.strerror}") from None
 
 
-def _digest(path: Path) -> bytes:
+def _sha256(path: Path) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()

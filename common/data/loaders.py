@@ -173,7 +173,7 @@ def make_loaders(
         checkpoint: Its `image_size`, `mean` and `std` are used.
         batch_size: Images of a batch, in all processes together.
         seed: Of the order and the crops of training.
-        cache: Folder of the decoded images; None decodes them in every epoch.
+        cache: Folder of the decoded images; None decodes them in every epoch; see `cache.open_cache`.
         workers: Processes that decode and crop; None for a number that fits the machine.
         device: Where the batches are put.
 
@@ -222,18 +222,21 @@ def eval_loader(samples: list[Sample], checkpoint: dict, batch_size: int = 32, *
 def _loader(
     samples, checkpoint, sampler, resize, crop, *, cache=None, workers=None, device=CPU
 ) -> DeviceLoader:
-    images = Decoder([path for path, _ in samples], resize, checkpoint["image_size"])
-    automatic = min(hardware.cores(), MAX_WORKERS)
+    training = sampler.seed is not None
+    images = decoder = Decoder([path for path, _ in samples], resize, checkpoint["image_size"])
+    # the processes of this machine share its cores; evaluation, which runs between epochs, gets half of them
+    automatic = min(max(1, hardware.cores() // distributed.local_world_size()), MAX_WORKERS)
     if cache is not None:
-        images = open_cache(images, cache, automatic if workers is None else workers)
+        images = open_cache(decoder, cache, automatic if workers is None else workers)
     if workers is None:
         # to crop a cached image takes so little that on a CPU the cores are better left to the training
-        workers = 0 if cache is not None and device.type == "cpu" else automatic
+        workers = 0 if images is not decoder and device.type == "cpu" else automatic
+        workers = workers if training else -(-workers // 2)
     loader = DataLoader(
         CroppedImages(images, [label for _, label in samples], crop, sampler.seed or 0),
         batch_sampler=sampler,
         num_workers=workers,
-        persistent_workers=workers > 0,
+        persistent_workers=workers > 0 and training,
         pin_memory=device.type == "cuda",
         collate_fn=_identity,
         generator=torch.Generator(),  # a DataLoader draws a number for its workers, which none of them needs

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common.system import distributed, hardware
 from common.system.errors import UserError
+from common.system.terminal import progress_bar
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     device: torch.device,
     precision: torch.dtype = torch.float32,
+    title: str = "evaluation",
 ) -> Score:
     """Evaluates a model.
 
@@ -131,6 +133,7 @@ def evaluate(
         batches: (images float32 [N, 3, S, S], labels int64 [N]).
         device: Where the model runs.
         precision: With torch.bfloat16 the layers compute under autocast.
+        title: What the progress bar says.
 
     Returns:
         The score.
@@ -139,7 +142,7 @@ def evaluate(
     model.to(device, memory_format=torch.channels_last).eval()
     none = torch.empty(0, dtype=torch.int64)  # a process may have no image
     all_labels, predictions, correct5, loss_sum = [none], [none], 0, 0.0
-    for images, labels in batches:
+    for images, labels in progress_bar(batches, desc=title, unit="batch"):
         images = hardware.copy_to(images, device).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode(), hardware.autocast(device, precision):
             logits = model(images)
@@ -207,8 +210,9 @@ def count_parameters(model: nn.Module) -> int:
 def complexity(model: nn.Module, image_size: int) -> dict[str, int]:
     """Counts parameters and multiply-accumulates.
 
-    MACs are those of convolutions, linear layers and attention, as in the tables of papers and of torchvision;
-    normalization, activations and pooling do not count. The model runs without data, on torch's meta device.
+    MACs are those of convolutions, linear layers and attention, as in the tables of papers and of
+    torchvision; normalization, activations and pooling do not count. The model runs without data, on torch's
+    meta device.
 
     Args:
         model: A float model; not changed.

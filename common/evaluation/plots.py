@@ -1,12 +1,15 @@
 """Plots: training curves, accuracy against cost, sensitivity, confusion matrices, labeled images."""
 
+import functools
 import math
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from matplotlib import font_manager, ft2font
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from torch import Tensor
 
@@ -24,18 +27,39 @@ COSTS: dict[str, Callable[[Row], float | None]] = {
     "latency in ONNX Runtime, ms": lambda row: row.latency and row.latency.p50,
 }
 DPI = 120
+FONTS_OF_OTHER_SCRIPTS = {
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "Noto Sans Arabic", "Noto Sans Devanagari"),
+    *("Arial Unicode MS", "Droid Sans Fallback", "WenQuanYi Zen Hei", "Unifont", "FreeSans"),
+}
 LEGIBLE = 200  # classes: with more, a confusion matrix has neither names nor counts
 
 
 def _save(figure: Figure, path: Path) -> None:
     """Saves in the format of the suffix; raises UserError where the file cannot be written."""
+    for text in figure.findobj(Text):
+        text.set_fontfamily(_fonts())
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=DPI)
 
 
+@functools.cache
+def _fonts() -> list[str]:
+    """matplotlib's own font, then those of other scripts that are installed."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return ["DejaVu Sans", *sorted(installed & FONTS_OF_OTHER_SCRIPTS)]
+
+
+@functools.cache
+def _characters() -> frozenset[int]:
+    """The characters that these fonts can draw."""
+    files = (font_manager.findfont(name) for name in _fonts())
+    return frozenset().union(*(ft2font.FT2Font(file).get_charmap() for file in files))
+
+
 def _escaped(name: str) -> str:
-    """The name of a file or class: dollars start no formula, and bytes that are no text are escaped."""
-    return name.encode(errors="backslashreplace").decode().replace("$", r"\$")
+    """The name of a file or class: dollars start no formula; what no font can draw is escaped."""
+    text = name.encode(errors="backslashreplace").decode().replace("$", r"\$")
+    return "".join(char if char == "\n" or ord(char) in _characters() else ascii(char)[1:-1] for char in text)
 
 
 def draw_curves(history: list[dict], path: Path) -> None:

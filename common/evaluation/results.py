@@ -43,7 +43,12 @@ def _write_csv(rows: list[dict], path: Path) -> None:
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: _literal(value) for key, value in row.items()} for row in rows)
+
+
+def _literal(value):
+    """A text that a spreadsheet would run as a formula gets an apostrophe, which shows it as it is."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
 
 
 def write_rows_json(rows: list[Row], path: Path) -> None:

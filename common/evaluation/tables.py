@@ -42,7 +42,7 @@ def before_after(before: dict, before_path: Path | None, after: dict, after_path
     """Compares a checkpoint with the one that it was created from.
 
     Args:
-        before: The metrics of the first; it may lack a top-1, or have that of another split.
+        before: The metrics of the first; its top-1 is left out where it is missing, or of other images.
         before_path: Its file, if there is one.
         after: The metrics of the second.
         after_path: Its file.
@@ -50,7 +50,9 @@ def before_after(before: dict, before_path: Path | None, after: dict, after_path
     Returns:
         A line for each: top-1, parameters, MACs, bytes, and the target of pruning.
     """
-    comparable = "top1" in before and before.get("split", "test") == after["split"]
+    # checkpoints of earlier versions name no images: then their number has to be enough
+    keys = ("split", "image_size", "images" if "images" in before else "n")
+    comparable = "top1" in before and all(before.get(key, "test") == after[key] for key in keys)
     rows = [
         ("top-1", f"{before['top1']:.2%}" if comparable else "-", f"{after['top1']:.2%}"),
         (
@@ -175,7 +177,7 @@ def markdown(rows: list[tuple[str, ...]], *, left: int = 1, width: int | None = 
     Returns:
         Markdown.
     """
-    header, *body = rows
+    header, *body = [tuple(cell.replace("|", r"\|") for cell in row) for row in rows]
     lines = [header, (*[":---"] * left, *["---:"] * (len(header) - left)), *body]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     if width is not None:

@@ -11,6 +11,7 @@ file checksum (see `files.checksum`; format 1 has none)
 
 import itertools
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from common.system.errors import UserError
 from common.system.files import CHECKSUM, atomic_write, checksum, load_checked, load_tensors, save_checked
 
 CANDIDATES = "candidates"  # the folder, beside the checkpoints, of what compress.py creates
+SCRIPTS = Path(__file__).parents[2]
 FILE_NAME = re.compile(r"(?P<name>.+)_(?P<top1>[01]\.\d{4})(-\d+)?\.pt")
 
 
@@ -32,7 +34,7 @@ def find(reference: str, folder: str | Path) -> Path:
     Args:
         reference: A path, the name of a file in `folder`, or the start of one; the prefix "teacher_" and the
             suffix ".pt" can be omitted.
-        folder: Where checkpoints are kept.
+        folder: Where checkpoints are kept; it is looked up beside the scripts too.
 
     Returns:
         The file; of several matches the most accurate, of equal ones the newest.
@@ -45,20 +47,25 @@ def find(reference: str, folder: str | Path) -> Path:
             return Path(reference)
     except (OSError, ValueError):
         pass  # a name that no file can have is looked up like any other, to list what there is
-    files = _files_in(folder)
     wanted = (reference, f"teacher_{reference}")
     tests = (
         lambda path: path.name in wanted or path.stem in wanted,
         lambda path: FILE_NAME.fullmatch(path.name)["name"] in wanted,
         lambda path: path.name.startswith(wanted),
     )
-    for test in tests:
-        if matches := [path for path in files if test(path)]:
-            return max(
+    for place, test in itertools.product(_places(folder), tests):
+        if matches := [path for path in _files_in(place) if test(path)]:
+            best = max(
                 matches, key=lambda path: (FILE_NAME.fullmatch(path.name)["top1"], path.stat().st_mtime)
             )
-    names = ", ".join(sorted(path.name for path in files)) or "no checkpoint yet"
-    raise UserError(f"no checkpoint {reference!r}; in {folder} there is: {names}")
+            if test is tests[-1]:
+                print(f"note: {reference!r} is not a full name; {best.name} begins with it", file=sys.stderr)
+            return best
+    there = [
+        f"in {place.absolute()}: {', '.join(sorted(path.name for path in _files_in(place))) or 'none yet'}"
+        for place in _places(folder)
+    ]
+    raise UserError(f"no checkpoint {reference!r}; there is {'; '.join(there)}")
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
@@ -73,14 +80,20 @@ def list_checkpoints(folder: str | Path) -> list[Path]:
     Raises:
         UserError: There is none.
     """
-    files = _files_in(folder)
-    if not files:
-        raise UserError(f"there is no checkpoint in {folder}")
-    return sorted(files, key=lambda path: path.stat().st_mtime)
+    for place in _places(folder):
+        if files := _files_in(place):
+            return sorted(files, key=lambda path: path.stat().st_mtime)
+    raise UserError(f"there is no checkpoint in {' or '.join(str(p.absolute()) for p in _places(folder))}")
 
 
-def _files_in(folder: str | Path) -> list[Path]:
-    return [path for path in Path(folder).glob("*.pt") if FILE_NAME.fullmatch(path.name)]
+def _files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*.pt") if FILE_NAME.fullmatch(path.name)]
+
+
+def _places(folder: str | Path) -> list[Path]:
+    """Where a folder is looked up: from the current folder, and beside the scripts."""
+    places = {place.resolve(): place for place in (Path(folder), SCRIPTS / folder)}
+    return list(places.values())
 
 
 def load(path: str | Path) -> dict:
@@ -118,10 +131,10 @@ def open_parent(reference: str, folder: str, image_size: int | None = None) -> t
     parent = load(path)
     if parent["int8"] is not None:
         raise UserError(f"{path} is an int8 model, the end of a chain: this needs a float checkpoint")
-    metrics = parent["metrics"]
+    metrics = {"image_size": parent["image_size"]} | parent["metrics"]
     accuracy = f"{metrics.get('split', 'test')} top-1 {metrics['top1']:.2%}"
     print(f"{path}: {parent['stage']} {parent['arch']}, {accuracy}")
-    return path, parent | {"image_size": image_size or parent["image_size"]}
+    return path, parent | {"metrics": metrics, "image_size": image_size or parent["image_size"]}
 
 
 def open_teacher(reference: str, folder: str, student: dict, splits: Splits) -> tuple[Path, nn.Module]:

@@ -94,7 +94,8 @@ def check_fits(checkpoint: dict, splits: Splits) -> None:
         UserError: The classes differ, or their order does.
     """
     check_classes(checkpoint, splits.classes)
-    if checkpoint["lineage"] and checkpoint["lineage"][-1]["split"] != splits.fingerprint:
+    same = (splits.fingerprint, splits.old_fingerprint)
+    if checkpoint["lineage"] and checkpoint["lineage"][-1]["split"] not in same:
         print(
             f"note: {checkpoint['name']} was trained on other images or another split; "
             "its training images may be among the validation images here"
@@ -138,6 +139,7 @@ def new_row(
         "parent_bytes": parent_path and parent_path.stat().st_size,
         "teacher": teacher_path and teacher_path.name,
         "teacher_sha256": teacher_path and sha256(teacher_path),
+        "pretrained_sha256": _sha256_of_pretrained(options, parent_path),
         "versions": {
             "python": platform.python_version(),
             "torch": str(torch.__version__),
@@ -145,6 +147,13 @@ def new_row(
             "torch-pruning": str(torch_pruning.__version__),
         },
     }
+
+
+def _sha256_of_pretrained(options: dict, parent_path: Path | None) -> str | None:
+    """The SHA-256 of the initial weights, where they are a file that is used."""
+    path = Path(options.get("pretrained", ""))
+    used = parent_path is None or "student" in options
+    return sha256(path) if used and path.is_file() else None
 
 
 def child(parent: dict, row: dict, **content) -> dict:

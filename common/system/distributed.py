@@ -73,14 +73,22 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
+def local_world_size() -> int:
+    """How many processes there are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if distributed.is_initialized() else 1
+
+
 @contextlib.contextmanager
 def main_process_first() -> Iterator[None]:
-    """A context that one process of each machine runs first; the others find what it has created."""
-    # a sum is known when all have come; a broadcast, when the main process has
-    if local_rank():
-        all_reduce(torch.zeros(1))
+    """A context that the main process runs first, then one process of each other machine, then the rest.
+
+    So what one creates is found by all that share its disk, and created once on each other disk.
+    """
+    turn = 0 if is_main_process() else 2 if local_rank() else 1
+    for _ in range(turn):
+        all_reduce(torch.zeros(1))  # a sum is known when all have come
     yield
-    if not local_rank():
+    for _ in range(turn, 2):
         all_reduce(torch.zeros(1))
 
 

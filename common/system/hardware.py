@@ -1,9 +1,11 @@
 """What the machine offers a training run: its cores, its memory, and the precision that is fast on it."""
 
+import contextlib
 import ctypes
 import math
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -82,6 +84,19 @@ def _keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):  # other libraries have none
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """A context in which float32 layers compute in float32 on CUDA too, not in TF32."""
+    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = tf32
 
 
 def copy_to(values: Tensor, device: torch.device) -> Tensor:

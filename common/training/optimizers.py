@@ -8,6 +8,7 @@ from torch import nn
 
 WARMUP = 0.05  # fraction of the steps in which the learning rate rises
 STEP_EPOCHS, STEP_FACTOR = 15, 0.1  # of the schedule "step"
+DECAYED = ("weight", "in_proj_weight")  # names of parameters; the second is that of attention
 OPTIMIZERS = {
     "adamw": torch.optim.AdamW,
     "adam": torch.optim.Adam,
@@ -16,7 +17,9 @@ OPTIMIZERS = {
 
 
 def build(name: str, model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Builds an optimizer, with weight decay on the weights of layers, not on biases and norms (vectors).
+    """Builds an optimizer, with weight decay only on the weights of convolutions, linear layers, attention.
+
+    Biases, norms, ConvNeXt's layer scale, class tokens, position embeddings and bias tables have none.
 
     Args:
         name: "adamw", "adam" (weight decay in the gradient) or "sgd" (Nesterov momentum 0.9).
@@ -27,10 +30,13 @@ def build(name: str, model: nn.Module, lr: float, weight_decay: float) -> torch.
     Returns:
         The optimizer.
     """
-    parameters = list(model.parameters())
+    decayed, others = [], []
+    for name, parameter in model.named_parameters():
+        is_weight = parameter.ndim > 1 and name.rpartition(".")[2] in DECAYED
+        (decayed if is_weight else others).append(parameter)
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     return OPTIMIZERS[name](groups, lr=lr)
 

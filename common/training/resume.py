@@ -142,8 +142,15 @@ def run_key(row: dict) -> dict:
     Returns:
         The parts of the row that count; two runs with the same key have the same result.
     """
-    key = {name: row.get(name) for name in ("stage", "name", "split", "parent_sha256", "teacher_sha256")}
-    key["options"] = {name: value for name, value in row["options"].items() if name not in IGNORED_OPTIONS}
+    hashes = ("parent_sha256", "teacher_sha256", "pretrained_sha256")
+    key = {name: row.get(name) for name in ("stage", "name", "split", *hashes)}
+    ignored = set(IGNORED_OPTIONS)
+    # a file counts by its content: two spellings of its path are the same run
+    if row.get("parent_sha256"):
+        ignored |= {"weights", "teacher"}
+    if row.get("pretrained_sha256"):
+        ignored.add("pretrained")
+    key["options"] = {name: value for name, value in row["options"].items() if name not in ignored}
     return key
 
 
