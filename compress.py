@@ -56,6 +56,7 @@ def main(args):
         ),
         cost=functools.partial(costs.checkpoint_cost, kind, **conditions),
         students=args.student, epochs=args.epochs,
+        limits=Path(args.output_dir, checkpoint.CANDIDATES, "limits.json"),
     )  # fmt: skip
     winner = search.run()
     report = search.report(winner)
@@ -63,8 +64,9 @@ def main(args):
     # test the winner only, save
     created = checkpoint.load(winner.path)
     score = metrics.evaluate(checkpoint.rebuild(created), batches.test, batches.test.device)
-    size = {key: created["metrics"][key] for key in ("params", "macs")}
-    created["metrics"] = score.as_dict("test") | size | {"validation": created["metrics"]}
+    kept = {key: created["metrics"][key] for key in ("params", "macs", "image_size")}
+    kept |= {"images": splits.fingerprint_of("test"), "validation": created["metrics"]}
+    created["metrics"] = score.as_dict("test") | kept
     path = checkpoint.save(created, args.output_dir, once=True)
     report += f"\n\nOn the test images, which no other candidate has seen: {score}"
     results.write_text(report, path.with_suffix(".md"))

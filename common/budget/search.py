@@ -6,13 +6,14 @@ AISTATS 2016).
 """
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.budget.target import Budget
-from common.evaluation import tables
-from common.models import checkpoint
+from common.evaluation import results, tables
+from common.models import checkpoint, lineage
 from common.system import units
 from common.system.errors import UserError
 
@@ -83,6 +84,7 @@ class Search:
         cost: Callable[[Path], float],
         students: list[str],
         epochs: int,
+        limits: Path,
     ):
         """Reads the budget.
 
@@ -95,13 +97,14 @@ class Search:
             cost: (path) -> what a finished checkpoint costs.
             students: Architectures to distill into.
             epochs: Of pruning.
+            limits: A JSON file that keeps the limits that were measured: a second search has the same one.
 
         Raises:
             UserError: The source meets the budget already.
         """
         self.source, self.kind, self.stages, self.budget, self.cost = source, kind, stages, budget, cost
         self.students, self.epochs = students, epochs
-        self.limit = budget(source.path, text, "fp32").limit
+        self.limit = _remembered(budget(source.path, text, "fp32"), source.path, text, limits)
         self.target = units.format_exact(kind, self.limit)
         self.tried: list[Candidate] = []
         self.refused: list[str] = []
@@ -219,3 +222,19 @@ class Search:
             f"The winner has the highest top-1 on validation, {winner.top1:.2%}{ahead}."
         )
         return f"{tables.markdown(rows, left=2)}\n\n{reason}"
+
+
+def _remembered(budget: Budget, path: Path, text: str, limits: Path) -> float:
+    """The limit of the first search for this budget: a measurement is a little different each time."""
+    if budget.exact or not units.parse(budget.kind, text)[1]:
+        return budget.limit
+    try:
+        known = json.loads(limits.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    key = f"{lineage.sha256(path)} {budget.kind} {float(text)} {budget.conditions}"
+    if not isinstance(known.get(key), float):
+        known[key] = budget.limit
+        limits.parent.mkdir(parents=True, exist_ok=True)
+        results.write_text(json.dumps(known, indent=2), limits)
+    return known[key]
