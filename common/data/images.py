@@ -96,8 +96,8 @@ def find_images(path: str | Path) -> list[Path]:
                 continue
             seen.add((status.st_dev, status.st_ino))
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            visible = (Path(folder, name) for name in sorted(files) if not name.startswith("."))
-            found += [file for file in visible if file.suffix.lower() in suffixes()]
+            base, visible = Path(folder), (name for name in sorted(files) if not name.startswith("."))
+            found += [base / name for name in visible if os.path.splitext(name)[1].lower() in suffixes()]
     except OSError as error:
         raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from None
     return found
