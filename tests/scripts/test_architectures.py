@@ -24,7 +24,7 @@ ARCHITECTURES = (
 # test_quantization.py (efficientnet), test_qdq.py (densenet, convnext); the slowest is the first, since two
 # run at a time
 EACH_TIME = (
-    "regnet_y_400mf", "mobilenet_v3_small", "mnasnet1_0", "mobilenet_v2", "resnet18", "shufflenet_v2_x1_0",
+    "regnet_y_400mf", "mobilenet_v3_small", "mobilenet_v2", "resnet18", "shufflenet_v2_x1_0",
 )  # fmt: skip
 DOCUMENT = REPOSITORY / "docs" / "ARCHITECTURES.md"
 TEXT = """# Architectures

@@ -48,12 +48,21 @@ def stage(run, options, tmp_path, monkeypatch):
 
 
 def test_the_chain_from_teacher_to_int8(stage, run, options, tmp_path):
-    out, teacher = stage("train_teacher", "--teacher", "resnet18", "--pretrained", "none", "--image-size", 48)
+    out, teacher = stage(
+        "train_teacher", "--teacher", "resnet18", "--pretrained", "none", "--image-size", 48, epochs=1
+    )
     assert re.fullmatch(r"teacher_resnet18_[01]\.\d{4}\.pt", teacher.name)
     assert f"next: python train_student.py --teacher {teacher.name}" in out
 
     out, student = stage(
-        "train_student", "--teacher", teacher.name[8:], "--student", "mobilenet_v2", "--pretrained", "none"
+        "train_student",
+        "--teacher",
+        teacher.name[8:],
+        "--student",
+        "mobilenet_v2",
+        "--pretrained",
+        "none",
+        epochs=1,
     )
     assert student.name.startswith("kd_mobilenet_v2_") and " => " in out
 
