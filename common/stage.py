@@ -72,6 +72,7 @@ class Stage:
             self.model = architectures.build(arch, self.num_classes, args.pretrained)
         self.image_size = self.parent["image_size"]
         self.classifier = architectures.classifier(self.model, self.num_classes)
+        self.before = self.parent["metrics"] | metrics.complexity(self.model, self.image_size)
 
     def loss_fn(self) -> LossFn:
         """Cross-entropy, or with --teacher the distillation loss; to be called before `begin`.
@@ -116,7 +117,6 @@ class Stage:
             UserError: An image cannot be read, or the state of an interrupted run does not fit.
         """
         args, self.arch, self.precision = self.args, arch or self.parent["arch"], self.precision_for(model)
-        self.before = self.parent["metrics"] | metrics.complexity(self.model, self.image_size)
         self.test_images = {"images": self.splits.fingerprint_of(args.score), "image_size": self.image_size}
         self.loaders = make_loaders(
             self.splits, self.parent, args.batch_size, args.seed,

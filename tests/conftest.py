@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 def pytest_addoption(parser):
     parser.addoption("--write-docs", action="store_true", help="write docs/ARCHITECTURES.md")
-    parser.addoption("--kills", type=int, default=10, help="how often each stage is killed; default: 10")
+    parser.addoption("--kills", type=int, default=5, help="how often each stage is killed; default: 5")
 
 
 @pytest.fixture(autouse=True)

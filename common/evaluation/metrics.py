@@ -1,5 +1,6 @@
 """What is measured of a model: accuracy with its interval, parameters, multiply-accumulates."""
 
+import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -224,19 +225,15 @@ def complexity(model: nn.Module, image_size: int) -> dict[str, int]:
     Raises:
         UserError: The model does not accept images of this size.
     """
-    was_training = model.training
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    shapes = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+    shapes = copy.deepcopy(model).to("meta").eval()
     example = torch.zeros(1, 3, image_size, image_size, device="meta")
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            torch.func.functional_call(model.eval(), shapes, (example,))
+            shapes(example)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         name = type(model).__name__
         raise UserError(f"{name} does not accept images of {image_size} pixels: {reason}") from None
-    finally:
-        model.train(was_training)
     return {"params": count_parameters(model), "macs": counter.get_total_flops() // 2}
 
 

@@ -7,26 +7,26 @@ from torch.nn import functional as F
 
 from common.compression.distillation import cross_entropy, distillation_loss, distillation_loss_fn
 
-# teacher / T = (ln 3, 0), so its soft answer is (3/4, 1/4); the student's is (1/2, 1/2)
+# teacher / T = (ln 3, 0), so its soft prediction is (3/4, 1/4); that of the student is (1/2, 1/2)
 TEACHER = torch.tensor([[2 * math.log(3), 0.0]])
 LABEL = torch.tensor([0])
 
 
-def test_loss_equals_the_value_worked_by_hand():
+def test_the_loss_equals_the_value_computed_by_hand():
     student = torch.zeros(1, 2)
     divergence = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     expected = 0.9 * 2**2 * divergence + 0.1 * math.log(2)
     assert distillation_loss(student, TEACHER, LABEL, 2.0, 0.9).item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_gradient_equals_the_value_worked_by_hand():
+def test_the_gradient_equals_the_value_computed_by_hand():
     # alpha * T * (soft student - soft teacher) + (1 - alpha) * (student - one-hot)
     student = torch.zeros(1, 2, requires_grad=True)
     distillation_loss(student, TEACHER, LABEL, 2.0, 0.9).backward()
     assert torch.allclose(student.grad, torch.tensor([[-0.5, 0.5]]), atol=1e-6)
 
 
-def test_gradient_agrees_with_finite_differences():
+def test_the_gradient_agrees_with_finite_differences():
     student = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
     teacher, labels = torch.randn(4, 5, dtype=torch.float64), torch.tensor([0, 1, 4, 2])
     assert torch.autograd.gradcheck(
@@ -45,13 +45,13 @@ def test_the_loss_is_a_mean_over_the_batch():
     )
 
 
-def test_the_teachers_logits_are_a_constant():
+def test_no_gradient_flows_into_the_logits_of_the_teacher():
     student, teacher = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
     distillation_loss(student, teacher, torch.tensor([0, 1]), 3.0, 0.9).backward()
     assert teacher.grad is None and student.grad.abs().sum() > 0
 
 
-def test_without_a_teachers_share_the_loss_is_cross_entropy():
+def test_with_alpha_0_the_loss_is_cross_entropy():
     student, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
     loss = distillation_loss(student, torch.randn(6, 3), labels, 3.0, 0.0)
     assert torch.allclose(loss, F.cross_entropy(student, labels))
@@ -59,7 +59,7 @@ def test_without_a_teachers_share_the_loss_is_cross_entropy():
     assert torch.allclose(cross_entropy(model, student, labels)[0], loss)
 
 
-def test_the_teacher_is_in_eval_mode_gets_no_gradient_and_sees_the_students_pictures():
+def test_the_teacher_is_in_eval_mode_gets_no_gradient_and_sees_the_same_images_as_the_student():
     seen, gradients = [], []
 
     class Recorder(nn.Module):
@@ -73,9 +73,9 @@ def test_the_teacher_is_in_eval_mode_gets_no_gradient_and_sees_the_students_pict
             return self.layer(images)
 
     teacher, student = Recorder(), Recorder()
-    loss_function = distillation_loss_fn(teacher, temperature=3.0, alpha=0.9)
+    loss_fn = distillation_loss_fn(teacher, temperature=3.0, alpha=0.9)
     statistics = teacher.layer[1].running_mean.clone()
-    loss, logits = loss_function(student, torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))
+    loss, logits = loss_fn(student, torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))
     loss.backward()
     assert not teacher.training and student.training
     assert all(parameter.grad is None for parameter in teacher.parameters())
@@ -85,35 +85,35 @@ def test_the_teacher_is_in_eval_mode_gets_no_gradient_and_sees_the_students_pict
     assert logits.shape == (5, 3)
 
 
-def test_mixup_shows_both_the_same_blend_and_blends_the_labels(monkeypatch):
-    share, order = 0.25, torch.tensor([1, 2, 0])
-    monkeypatch.setattr(torch, "rand", lambda size: torch.tensor(share))
+def test_mixup_mixes_the_images_of_both_models_and_the_labels(monkeypatch):
+    weight, order = 0.25, torch.tensor([1, 2, 0])
+    monkeypatch.setattr(torch, "rand", lambda size: torch.tensor(weight))
     monkeypatch.setattr(torch, "randperm", lambda count, device: order)
     teacher, student = nn.Linear(4, 3), nn.Linear(4, 3)
     images, labels = torch.randn(3, 4), torch.tensor([0, 1, 2])
     loss, logits = distillation_loss_fn(teacher, temperature=3.0, alpha=0.6, mixup=True)(
         student, images, labels
     )
-    blend = 0.25 * images + 0.75 * images[[1, 2, 0]]
-    assert torch.allclose(logits, student(blend))
-    shares = 0.25 * F.one_hot(labels, 3) + 0.75 * F.one_hot(labels[[1, 2, 0]], 3)
-    soft = F.softmax(teacher(blend) / 3, dim=1)
-    divergence = (soft * (soft.log() - F.log_softmax(student(blend) / 3, dim=1))).sum(1).mean()
-    labelled = -(shares * F.log_softmax(student(blend), dim=1)).sum(1).mean()
-    assert loss.item() == pytest.approx((0.6 * 9 * divergence + 0.4 * labelled).item(), abs=1e-5)
+    mixed = 0.25 * images + 0.75 * images[[1, 2, 0]]
+    assert torch.allclose(logits, student(mixed))
+    targets = 0.25 * F.one_hot(labels, 3) + 0.75 * F.one_hot(labels[[1, 2, 0]], 3)
+    soft = F.softmax(teacher(mixed) / 3, dim=1)
+    divergence = (soft * (soft.log() - F.log_softmax(student(mixed) / 3, dim=1))).sum(1).mean()
+    cross_entropies = -(targets * F.log_softmax(student(mixed), dim=1)).sum(1).mean()
+    assert loss.item() == pytest.approx((0.6 * 9 * divergence + 0.4 * cross_entropies).item(), abs=1e-5)
 
 
-def test_the_teacher_computes_in_its_own_precision_and_the_student_in_its_own():
+def test_teacher_and_student_each_compute_in_their_own_precision():
     seen = []
 
     class Watched(nn.Linear):
         def forward(self, images):
-            answer = super().forward(images)
-            seen.append((answer.dtype, torch.is_inference_mode_enabled()))
-            return answer
+            logits = super().forward(images)
+            seen.append((logits.dtype, torch.is_inference_mode_enabled()))
+            return logits
 
-    loss_function = distillation_loss_fn(Watched(4, 3), temperature=3.0, alpha=0.9, precision=torch.bfloat16)
-    loss, logits = loss_function(Watched(4, 3), torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))
+    loss_fn = distillation_loss_fn(Watched(4, 3), temperature=3.0, alpha=0.9, precision=torch.bfloat16)
+    loss, logits = loss_fn(Watched(4, 3), torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))
     loss.backward()
     assert seen == [(torch.bfloat16, True), (torch.float32, False)]
     assert loss.dtype == logits.dtype == torch.float32

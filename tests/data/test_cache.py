@@ -17,8 +17,8 @@ from common.system.errors import UserError
 
 @pytest.fixture
 def paths(tmp_path):
-    """Three pictures of different sizes, the last with the largest short side."""
-    folder = tmp_path / "pictures"
+    """Three images of different sizes, the last one with the longest shorter side."""
+    folder = tmp_path / "images"
     folder.mkdir()
     rng = np.random.default_rng(0)
     for number, size in enumerate(((20, 30), (31, 17), (96, 80))):
@@ -31,23 +31,23 @@ def decoder(paths):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_what_is_read_is_what_was_decoded(paths, tmp_path, workers):
-    pictures = open_cache(decoder(paths), tmp_path / "deep" / "cache", workers)
-    assert len(pictures) == 3
-    assert [tuple(pictures[index].shape) for index in range(3)] == [(20, 30, 3), (31, 17, 3), (76, 64, 3)]
+def test_the_cache_contains_what_was_decoded(paths, tmp_path, workers):
+    images = open_cache(decoder(paths), tmp_path / "deep" / "cache", workers)
+    assert len(images) == 3
+    assert [tuple(images[index].shape) for index in range(3)] == [(20, 30, 3), (31, 17, 3), (76, 64, 3)]
     for index in range(3):
-        assert torch.equal(pictures[index], decoder(paths)[index])
+        assert torch.equal(images[index], decoder(paths)[index])
     assert [path.suffix for path in (tmp_path / "deep" / "cache").iterdir()] == [".pixels"]
 
 
-def test_pictures_are_decoded_once(paths, tmp_path, monkeypatch):
+def test_images_are_decoded_once(paths, tmp_path, monkeypatch):
     open_cache(decoder(paths), tmp_path, 0)
-    monkeypatch.setattr(cache, "read_picture", None)
+    monkeypatch.setattr(cache, "read_image", None)
     again = open_cache(decoder(paths), tmp_path, 0)
     assert torch.equal(again[1], torch.from_numpy(np.array(Image.open(paths[1]))))
 
 
-def test_a_changed_picture_is_decoded_again_even_where_size_and_time_are_the_old_ones(paths, tmp_path):
+def test_a_changed_image_is_decoded_again_even_if_size_and_time_are_the_same(paths, tmp_path):
     Image.fromarray(255 - np.array(Image.open(paths[0]))).save(tmp_path / "other.png", compress_level=0)
     Image.fromarray(np.array(Image.open(paths[0]))).save(paths[0], compress_level=0)
     stale = open_cache(decoder(paths), tmp_path, 0)[0]
@@ -59,29 +59,29 @@ def test_a_changed_picture_is_decoded_again_even_where_size_and_time_are_the_old
     assert torch.equal(open_cache(decoder(paths), tmp_path, 0)[0], 255 - stale)
 
 
-def test_other_sizes_splits_and_crops_are_kept_apart(paths, tmp_path):
-    makers = (
+def test_other_sizes_splits_and_crops_have_other_files(paths, tmp_path):
+    decoders = (
         decoder(paths), decoder(paths[:2]), Decoder(paths, resize_shorter_side, 16),
         Decoder(paths, center_crop, 32),
     )  # fmt: skip
-    shapes = [[tuple(picture.shape) for picture in map(open_cache(maker, tmp_path, 0).__getitem__,
-                                                       range(len(maker)))] for maker in makers]  # fmt: skip
+    caches = [open_cache(each, tmp_path, 0) for each in decoders]
+    shapes = [[tuple(cache[index].shape) for index in range(len(cache))] for cache in caches]
     assert len(list(tmp_path.glob("*.pixels"))) == 4
     assert [len(each) for each in shapes] == [3, 2, 3, 3] and set(shapes[3]) == {(32, 32, 3)}
 
 
 @pytest.mark.parametrize("damage", [b"", b"x" * 10, None])
-def test_a_file_that_is_cut_off_is_made_anew(paths, tmp_path, damage):
+def test_a_truncated_file_is_built_again(paths, tmp_path, damage):
     path = open_cache(decoder(paths), tmp_path, 0).path
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-100] if damage is None else damage)
-    assert open_cache(decoder(paths), tmp_path, 0).path.read_bytes() == whole
+    content = path.read_bytes()
+    path.write_bytes(content[:-100] if damage is None else damage)
+    assert open_cache(decoder(paths), tmp_path, 0).path.read_bytes() == content
 
 
 def test_a_worker_process_gets_the_path_and_not_the_pixels(paths, tmp_path):
-    pictures = open_cache(decoder(paths), tmp_path, 0)
-    text = pickle.dumps(pictures)
-    assert len(text) < 500 and torch.equal(pickle.loads(text)[2], pictures[2])
+    images = open_cache(decoder(paths), tmp_path, 0)
+    pickled = pickle.dumps(images)
+    assert len(pickled) < 500 and torch.equal(pickle.loads(pickled)[2], images[2])
 
 
 def _build(paths, folder, barrier):
@@ -89,7 +89,7 @@ def _build(paths, folder, barrier):
     open_cache(decoder(paths), folder, 0)
 
 
-def test_processes_that_build_it_at_once_leave_one_whole_file(paths, tmp_path):
+def test_processes_that_build_it_at_the_same_time_leave_one_complete_file(paths, tmp_path):
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(4)
     folder = tmp_path / "cache"
@@ -103,21 +103,21 @@ def test_processes_that_build_it_at_once_leave_one_whole_file(paths, tmp_path):
     assert torch.equal(open_cache(decoder(paths), folder, 0)[2], decoder(paths)[2])
 
 
-def test_a_picture_that_cannot_be_read_leaves_no_file(paths, tmp_path):
-    paths[1].write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"cannot read the picture .*1\.png"):
+def test_an_image_that_cannot_be_read_leaves_no_file(paths, tmp_path):
+    paths[1].write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"cannot read the image .*1\.png"):
         open_cache(decoder(paths), tmp_path / "cache", 0)
     assert not list((tmp_path / "cache").iterdir())
     paths[1].unlink()
-    with pytest.raises(UserError, match=r"cannot read the picture .*1\.png: No such file"):
+    with pytest.raises(UserError, match=r"cannot read the image .*1\.png: No such file"):
         open_cache(decoder(paths), tmp_path / "cache", 0)
 
 
-def test_a_place_that_cannot_be_written_and_a_full_disk_say_what_to_do(paths, tmp_path, monkeypatch):
+def test_an_unwritable_folder_and_a_full_disk_are_errors_with_advice(paths, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write to --cache .*file"):
         open_cache(decoder(paths), tmp_path / "file", 0)
     usage = namedtuple("usage", "total used free")(10**6, 10**6, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match=r"3 pictures need about .* GB there.*--cache off"):
+    with pytest.raises(UserError, match=r"3 images need about .* GB there.*--cache off"):
         open_cache(decoder(paths), tmp_path / "cache", 0)

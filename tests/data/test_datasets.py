@@ -7,7 +7,7 @@ from torchvision.datasets import OxfordIIITPet
 
 from common.data import datasets
 from common.system.errors import UserError
-from tests.conftest import write_pictures
+from tests.conftest import write_images
 
 
 def samples(*sizes):
@@ -17,7 +17,7 @@ def samples(*sizes):
 
 
 def test_the_split_is_stratified_by_largest_remainder():
-    # quotas 2.0, 1.4, 0.6, 0.2 of 21 pictures, of which round(4.2) = 4 go: 2, 1, 1 and none
+    # quotas 2.0, 1.4, 0.6, 0.2 of 21 images, of which round(4.2) = 4 are taken: 2, 1, 1 and 0
     rest, part = datasets.split_stratified(samples(10, 7, 3, 1), 0.2)
     assert Counter(label for _, label in part) == {0: 2, 1: 1, 2: 1}
     assert sorted(rest + part) == sorted(samples(10, 7, 3, 1)) and not set(rest) & set(part)
@@ -29,35 +29,36 @@ def test_the_full_pet37_gives_2944_and_736():
     assert (len(rest), len(part)) == (2944, 736)
 
 
-def test_a_class_of_one_picture_stays_in_training():
+def test_the_only_image_of_a_class_stays_in_training():
     rest, part = datasets.split_stratified(samples(1, 1, 50), 0.9)
     assert {label for _, label in rest} == {0, 1, 2} and {label for _, label in part} == {2}
     assert datasets.split_stratified(samples(5, 5), 0.0) == (samples(5, 5), [])
 
 
-def test_a_folder_with_train_and_test_sets_a_part_of_train_aside(pictures):
-    splits = datasets.load_splits("folder", str(pictures), 0.25)
+def test_a_part_of_train_becomes_the_validation_split(image_folder):
+    splits = datasets.load_splits("folder", str(image_folder), 0.25)
     assert (len(splits.train), len(splits.val), len(splits.test)) == (18, 6, 12)
     assert splits.classes == ["cat", "dog", "fox"]
+    assert str(splits) == "18 training, 6 validation and 12 test images of 3 classes"
     assert not {path for path, _ in splits.train} & {path for path, _ in splits.val}
 
 
-def test_val_is_the_test_split_where_there_is_no_test(pictures):
-    (pictures / "test").rename(pictures / "val")
-    splits = datasets.load_splits("folder", str(pictures), 0.25)
+def test_without_test_val_is_the_test_split(image_folder):
+    (image_folder / "test").rename(image_folder / "val")
+    splits = datasets.load_splits("folder", str(image_folder), 0.25)
     assert len(splits.val) == 6 and {path.parts[-3] for path, _ in splits.test} == {"val"}
 
 
-def test_val_beside_test_is_the_validation_split(pictures, tmp_path):
-    write_pictures(tmp_path / "more", train=1, test=2, side=41)
-    (tmp_path / "more" / "test").rename(pictures / "val")
-    splits = datasets.load_splits("folder", str(pictures), 0.25)
+def test_beside_test_val_is_the_validation_split(image_folder, tmp_path):
+    write_images(tmp_path / "more", train=1, test=2, side=41)
+    (tmp_path / "more" / "test").rename(image_folder / "val")
+    splits = datasets.load_splits("folder", str(image_folder), 0.25)
     assert (len(splits.train), len(splits.val), len(splits.test)) == (24, 6, 12)
 
 
-def test_the_fingerprint_follows_the_split_and_not_the_place(pictures, tmp_path):
-    first = datasets.load_splits("folder", str(pictures), 0.25).fingerprint
-    pictures.rename(tmp_path / "moved")
+def test_the_fingerprint_depends_on_the_split_and_not_on_the_folder(image_folder, tmp_path):
+    first = datasets.load_splits("folder", str(image_folder), 0.25).fingerprint
+    image_folder.rename(tmp_path / "moved")
     assert datasets.load_splits("folder", str(tmp_path / "moved"), 0.25).fingerprint == first
     assert datasets.load_splits("folder", str(tmp_path / "moved"), 0.5).fingerprint != first
 
@@ -71,33 +72,33 @@ def test_the_fingerprint_follows_the_split_and_not_the_place(pictures, tmp_path)
         (lambda root: [path.unlink() for path in (root / "train" / "cat").iterdir()], "cat"),
     ],
 )
-def test_a_folder_of_another_shape_is_refused(pictures, breaks, message):
-    breaks(pictures)
+def test_a_folder_with_another_structure_is_refused(image_folder, breaks, message):
+    breaks(image_folder)
     with pytest.raises(UserError, match=message):
-        datasets.load_splits("folder", str(pictures), 0.25)
+        datasets.load_splits("folder", str(image_folder), 0.25)
 
 
-def test_an_empty_validation_split_says_how_to_do_without(pictures):
+def test_an_empty_validation_split_is_an_error_with_advice(image_folder):
     with pytest.raises(UserError, match="the val split is empty; --val-fraction 0"):
-        datasets.load_splits("folder", str(pictures), 0.01)
-    assert datasets.load_splits("folder", str(pictures), 0.0).val == []
+        datasets.load_splits("folder", str(image_folder), 0.01)
+    assert datasets.load_splits("folder", str(image_folder), 0.0).val == []
 
 
-@pytest.mark.parametrize("place", [None, ""])
-def test_a_folder_needs_its_place(place):
+@pytest.mark.parametrize("data_dir", [None, ""])
+def test_dataset_folder_needs_data_dir(data_dir):
     with pytest.raises(UserError, match="--dataset folder needs --data-dir"):
-        datasets.load_splits("folder", place, 0.2)
+        datasets.load_splits("folder", data_dir, 0.2)
 
 
 @pytest.mark.parametrize("dataset", ["folder", "pet37", "synthetic"])
-@pytest.mark.parametrize("place", ["x" * 300, "file", "file/x"])
-def test_a_place_that_cannot_be_is_one_line(tmp_path, dataset, place):
+@pytest.mark.parametrize("name", ["x" * 300, "file", "file/x"])
+def test_an_impossible_folder_is_one_line(tmp_path, dataset, name):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=place):
-        datasets.load_splits(dataset, str(tmp_path / place), 0.2)
+    with pytest.raises(UserError, match=name):
+        datasets.load_splits(dataset, str(tmp_path / name), 0.2)
 
 
-def test_a_failed_download_names_the_file_the_folder_and_the_way_out(tmp_path, monkeypatch):
+def test_a_failed_download_names_the_file_the_folder_and_the_alternative(tmp_path, monkeypatch):
     def offline(*_, **__):
         raise URLError("no route to host")
 
@@ -109,14 +110,14 @@ def test_a_failed_download_names_the_file_the_folder_and_the_way_out(tmp_path, m
     assert "--dataset synthetic" in message and "\n" not in message
 
 
-def test_listed_pictures_that_are_missing_are_counted(tmp_path, small_synthetic):
+def test_missing_images_are_counted(tmp_path, small_synthetic):
     (small_synthetic / "oxford-iiit-pet" / "images").rename(tmp_path / "images")
     (small_synthetic / "oxford-iiit-pet" / "images").mkdir()
-    with pytest.raises(UserError, match="148 of 148 trainval pictures are missing"):
+    with pytest.raises(UserError, match="148 of 148 trainval images are missing"):
         datasets.load_splits("pet37", str(small_synthetic), 0.2)
 
 
-def test_synthetic_is_read_by_torchvisions_own_reader(small_synthetic):
+def test_synthetic_images_can_be_read_by_torchvision(small_synthetic):
     splits = datasets.load_splits("synthetic", str(small_synthetic), 0.25)
     reader = OxfordIIITPet(small_synthetic, split="test", download=False)
     assert splits.classes == reader.classes and len(splits.classes) == 37

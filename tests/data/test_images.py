@@ -1,4 +1,4 @@
-"""A picture is read as it is meant, or refused in one line, whatever its file holds; and nothing is run."""
+"""Every file is read as an image or refused in one line, whatever it contains; no other program is run."""
 
 import io
 import random
@@ -13,46 +13,46 @@ from PIL import EpsImagePlugin, Image
 from common.data.images import find_images, read_image
 from common.system.errors import UserError
 
-SEED, MUTATED = 0, 50  # of each file in `whole_files`
+SEED, MUTATED = 0, 50  # of each file of `valid_files`
 
 
-def encoded(picture: Image.Image, form: str, **options) -> bytes:
+def encoded(image: Image.Image, form: str, **options) -> bytes:
     file = io.BytesIO()
-    picture.save(file, form, **options)
+    image.save(file, form, **options)
     return file.getvalue()
 
 
-def whole_files() -> list[bytes]:
-    """A small picture in seven formats."""
+def valid_files() -> list[bytes]:
+    """A small image in seven formats."""
     pixels = np.random.default_rng(SEED).integers(0, 256, (24, 32, 3)).astype(np.uint8)
     pixels[4:12] = 200
-    picture, exif = Image.fromarray(pixels), Image.Exif()
+    image, exif = Image.fromarray(pixels), Image.Exif()
     exif[0x0112] = 6
     return [
-        encoded(picture, "JPEG", exif=exif),
-        encoded(picture.convert("RGBA"), "PNG"),
-        encoded(picture, "GIF", save_all=True, append_images=[picture.rotate(90)]),
-        encoded(picture, "WEBP", exif=exif),
-        encoded(picture, "TIFF", compression="tiff_lzw"),
-        encoded(picture, "BMP"),
-        encoded(picture, "PPM"),
+        encoded(image, "JPEG", exif=exif),
+        encoded(image.convert("RGBA"), "PNG"),
+        encoded(image, "GIF", save_all=True, append_images=[image.rotate(90)]),
+        encoded(image, "WEBP", exif=exif),
+        encoded(image, "TIFF", compression="tiff_lzw"),
+        encoded(image, "BMP"),
+        encoded(image, "PPM"),
     ]
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:
-    """`content` with flipped bits, cut off, with bytes put in or taken out, or with a block of zeros.
+    """`content` with flipped bits, truncated, with bytes inserted or removed, or with a block of zeros.
 
-    Half of the places are among the first 80 bytes, where headers are.
+    At least half of the damage is in the first 80 bytes, where the header is.
     """
 
-    def place() -> int:
+    def position() -> int:
         return rng.randrange(rng.choice((80, len(content))))
 
-    changed, start, length = bytearray(content), place(), rng.randint(1, 40)
+    changed, start, length = bytearray(content), position(), rng.randint(1, 40)
     match rng.randrange(5):
         case 0:
             for _ in range(rng.choice((1, 8, 40))):
-                changed[place()] ^= 1 << rng.randrange(8)
+                changed[position()] ^= 1 << rng.randrange(8)
         case 1:
             del changed[start:]
         case 2:
@@ -64,11 +64,11 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow's, of damaged EXIF data
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of damaged EXIF data
 def test_damaged_files_are_read_or_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**5)  # a changed size may ask for gigabytes
     rng, path, read, refused = random.Random(SEED), tmp_path / "damaged.jpg", 0, 0
-    for content in whole_files():
+    for content in valid_files():
         path.write_bytes(content)
         assert read_image(path).size in ((32, 24), (24, 32))
         for _ in range(MUTATED):
@@ -77,7 +77,7 @@ def test_damaged_files_are_read_or_refused(tmp_path, monkeypatch):
                 assert read_image(path).mode == "RGB"
                 read += 1
             except UserError as error:
-                assert str(error).startswith(f"cannot read the picture {path}: ")
+                assert str(error).startswith(f"cannot read the image {path}: ")
                 refused += 1
     assert read + refused == 7 * MUTATED and read > 50 and refused > 50
 
@@ -98,28 +98,34 @@ def test_any_error_of_a_decoder_is_one_line(tmp_path, monkeypatch, error):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "it is of no known format"),
-        (b"no picture but text", "it is of no known format"),
+        (b"", "its format is unknown"),
+        (b"not an image but text", "its format is unknown"),
         (encoded(Image.new("RGB", (64, 64)), "PNG")[:60], "truncated"),
-        (encoded(Image.new("L", (101, 1)), "PNG"), "it is 101 x 1 pixels, one side over 100 times the other"),
-        (encoded(Image.new("L", (1, 101)), "PNG"), "it is 1 x 101 pixels, one side over 100 times the other"),
+        (
+            encoded(Image.new("L", (101, 1)), "PNG"),
+            "it has 101 x 1 pixels, one side over 100 times the other",
+        ),
+        (
+            encoded(Image.new("L", (1, 101)), "PNG"),
+            "it has 1 x 101 pixels, one side over 100 times the other",
+        ),
         (None, "Is a directory"),
     ],
 )
-def test_what_is_no_picture_is_refused_with_the_reason(tmp_path, content, message):
+def test_other_files_are_refused_with_the_reason(tmp_path, content, message):
     path = tmp_path / "x.jpg"
     path.mkdir() if content is None else path.write_bytes(content)
-    with pytest.raises(UserError, match=f"cannot read the picture {path}: .*{message}"):
+    with pytest.raises(UserError, match=f"cannot read the image {path}: .*{message}"):
         read_image(path)
 
 
-def test_a_name_that_no_file_can_have_is_one_line():
+def test_an_impossible_file_name_is_one_line():
     assert find_images("x" * 300) == [Path("x" * 300)]
     with pytest.raises(UserError, match="xxx: File name too long"):
         read_image("x" * 300)
 
 
-def test_a_picture_of_gigabytes_is_refused_by_its_header(tmp_path):
+def test_an_image_of_gigabytes_is_refused_by_its_header(tmp_path):
     bomb = bytearray(encoded(Image.new("RGB", (1, 1)), "PNG"))
     bomb[16:24] = struct.pack(">II", 60_000, 60_000)
     bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
@@ -129,28 +135,28 @@ def test_a_picture_of_gigabytes_is_refused_by_its_header(tmp_path):
 
 
 def iptc(content: bytes) -> bytes:
-    """An IPTC file, one pixel wide and high, around another file."""
+    """An IPTC file of one pixel with another file inside."""
 
     def field(record: int, number: int, value: bytes) -> bytes:
         return struct.pack(">BBBH", 0x1C, record, number, len(value)) + value
 
-    # layers and component, width, height, compression (JPEG); then the content, its length in two bytes more
+    # layers and component, width, height, compression (JPEG); then the content, its length in two more bytes
     head = field(3, 60, b"\1\0") + field(3, 20, b"\1") + field(3, 30, b"\1") + field(3, 120, b"\5")
     return head + struct.pack(">BBBBBH", 0x1C, 8, 10, 128 + 2, 0, len(content)) + content
 
 
 @pytest.mark.parametrize("name", ["x.eps", "x.jpg", "x.iim"])
-def test_no_file_is_handed_to_another_program(tmp_path, monkeypatch, name):
+def test_no_file_is_passed_to_another_program(tmp_path, monkeypatch, name):
     run = []
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: run.append("Ghostscript"))
     postscript = encoded(Image.new("RGB", (1, 1)), "EPS")
     (tmp_path / name).write_bytes(iptc(postscript) if name == "x.iim" else postscript)
-    with pytest.raises(UserError, match=f"{name}: it is of no known format"):
+    with pytest.raises(UserError, match=f"{name}: its format is unknown"):
         read_image(tmp_path / name)
     assert run == []
 
 
-def test_only_files_that_can_be_read_count_as_pictures(tmp_path):
+def test_only_files_with_the_suffix_of_a_readable_format_are_found(tmp_path):
     for name in (
         "a.JPG",
         "b.mpo",
@@ -169,7 +175,7 @@ def test_only_files_that_can_be_read_count_as_pictures(tmp_path):
 
 
 SIXTEEN_BITS = Image.fromarray(np.array([[0, 257, 128 * 257, 65535]], np.uint16))
-HALF_BLACK = Image.new("LA", (1, 1), (0, 51))  # a fifth black, on white: 4/5 of 255
+FAINT_BLACK = Image.new("LA", (1, 1), (0, 51))  # a fifth opaque: on white 4/5 of 255
 HOLE = Image.new("P", (2, 1))
 HOLE.putpalette([255, 0, 0, 0, 255, 0])
 HOLE.putpixel((1, 0), 1)
@@ -184,7 +190,7 @@ RED, BLUE = Image.new("RGB", (1, 1), "red"), Image.new("RGB", (1, 1), "blue")
         (encoded(SIXTEEN_BITS, "TIFF"), [(v, v, v) for v in (0, 1, 128, 255)]),
         (encoded(SIXTEEN_BITS, "PPM"), [(v, v, v) for v in (0, 1, 128, 255)]),
         (encoded(Image.new("L", (1, 1), 77), "PNG"), [(77, 77, 77)]),
-        (encoded(HALF_BLACK, "PNG"), [(204, 204, 204)]),
+        (encoded(FAINT_BLACK, "PNG"), [(204, 204, 204)]),
         (encoded(Image.new("1", (1, 1), 1), "PNG"), [(255, 255, 255)]),
         (encoded(HOLE, "PNG", transparency=1), [(255, 0, 0), (255, 255, 255)]),
         (encoded(Image.new("CMYK", (8, 8), (0, 0, 0, 255)), "JPEG"), [(0, 0, 0)] * 64),
@@ -192,8 +198,8 @@ RED, BLUE = Image.new("RGB", (1, 1), "red"), Image.new("RGB", (1, 1), "blue")
         (encoded(RED, "GIF", save_all=True, append_images=[BLUE]), [(255, 0, 0)]),
     ],
 )
-def test_every_kind_of_picture_is_read_as_it_is_meant(tmp_path, content, expected):
-    path = tmp_path / "whatever_its_name.jpg"
+def test_every_kind_of_image_becomes_rgb(tmp_path, content, expected):
+    path = tmp_path / "any_name.jpg"
     path.write_bytes(content)
-    picture = read_image(path)
-    assert picture.mode == "RGB" and list(picture.get_flattened_data()) == expected
+    image = read_image(path)
+    assert image.mode == "RGB" and list(image.get_flattened_data()) == expected

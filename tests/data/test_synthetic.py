@@ -6,13 +6,13 @@ from common.data import synthetic
 from common.data.datasets import load_splits
 
 
-def test_there_are_37_different_breeds_of_which_most_differ_in_coat_or_pattern():
+def test_there_are_37_breeds_and_most_differ_in_coat_or_pattern():
     breeds = synthetic.breeds()
     assert len(set(breeds)) == 37
     assert len({(coat, pattern) for coat, pattern, _ in breeds}) == 30
 
 
-def test_a_picture_is_the_same_every_time_and_another_one_differs():
+def test_an_image_depends_only_on_its_breed_and_its_seed():
     breed = synthetic.breeds()[5]
     first, again, other = (
         np.asarray(synthetic.draw(breed, np.random.default_rng(seed))) for seed in (1, 1, 2)
@@ -21,7 +21,7 @@ def test_a_picture_is_the_same_every_time_and_another_one_differs():
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
-def test_the_data_set_is_written_once_and_whole(tmp_path, monkeypatch):
+def test_the_data_set_is_written_once_and_completely(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "IMAGES_PER_BREED", {"trainval": 1, "test": 1})
     synthetic.write(tmp_path)
     folder = tmp_path / "oxford-iiit-pet"
@@ -42,8 +42,8 @@ def test_the_data_set_is_written_once_and_whole(tmp_path, monkeypatch):
 
 
 def test_a_linear_classifier_on_pixels_learns_little(tmp_path, monkeypatch):
-    # ridge regression on 24 x 24 pixels, at the best of four strengths on test itself; 28 % are right of the
-    # whole set, which takes longer, and 24 % of this part, or 39 % if no more than the backgrounds were plain
+    # ridge regression on 24 x 24 pixels, with the best of four strengths on test itself: 24 % of the
+    # predictions are correct; on the full data set, which takes longer, 28 %; with plain backgrounds 39 %
     monkeypatch.setattr(synthetic, "IMAGES_PER_BREED", {"trainval": 20, "test": 10})
     synthetic.write(tmp_path)
     splits = load_splits("pet37", str(tmp_path), 0.0)

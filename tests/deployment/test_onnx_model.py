@@ -7,64 +7,59 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from common.compression import quantization
 from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from common.deployment import onnx_model, predictor
-from common.models import architectures, checkpoint, lineage
+from common.models import checkpoint
 from common.system.errors import UserError
-from tests.test_quantization import CLASSES, SIDE, awake, quantized
+from tests.compression.networks import (
+    CLASSES,
+    EMBEDDED,
+    SERVER,
+    SIDE,
+    each_target,
+    quantized,
+    random_network,
+)
+from tests.deployment.contents import content_of
 
 
-def content(arch, model, int8_model=None, backend=None):
-    state = checkpoint.float_state(model) if int8_model is None else quantization.int8_state(int8_model)
-    int8 = {"backend": backend, "float_shapes": architectures.shapes(model)} if backend else None
-    return {
-        **lineage.new_checkpoint(arch, [*"abcd", "Ägyptische Mau"], SIDE),
-        "stage": "quantized" if backend else "teacher",
-        "state_dict": state,
-        "int8": int8,
-        "metrics": {"top1": 0.5, "ci95": [0.4, 0.6], "n": 10, "params": 1, "macs": 1},
-    }
-
-
-@pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
+@each_target
 @pytest.mark.parametrize("arch", ["resnet18", "squeezenet1_1"])
-def test_an_int8_model_answers_the_same_in_onnx_runtime(arch, backend, tmp_path):
-    model = awake(arch)
-    _, int8_model = quantized(model, backend)
-    whole = content(arch, model, int8_model, backend)
+def test_an_int8_model_has_the_same_logits_in_onnx_runtime(arch, target, tmp_path):
+    model = random_network(arch)
+    _, int8_model = quantized(model, target)
+    content = content_of(arch, model, int8_model, target)
     path = tmp_path / "model.onnx"
-    with onnx_model.export(whole, int8_model, path) as onnx_model:
+    with onnx_model.export(content, int8_model, path) as exported:
         images = torch.randn(5, 3, SIDE, SIDE)
-        wanted, given = int8_model(images), onnx_model(images)
-        alone = torch.cat([onnx_model(image[None]) for image in images])  # the batch is free
-    # of a network with random weights, a value that is rounded the other way grows from layer to layer
-    assert (given - wanted).norm() < 0.25 * wanted.norm()
-    assert torch.equal(alone, given)
-    assert path.stat().st_size < 1.15 * checkpoint.save(whole, tmp_path).stat().st_size
+        expected, actual = int8_model(images), exported(images)
+        alone = torch.cat([exported(image[None]) for image in images])  # batches may have any size
+    # with random weights a value that is rounded to the other neighbor changes more in each layer
+    assert (actual - expected).norm() < 0.25 * expected.norm()
+    assert torch.equal(alone, actual)
+    assert path.stat().st_size < 1.15 * checkpoint.save(content, tmp_path).stat().st_size
     weights = [tensor for tensor in onnx.load(path).graph.initializer if len(tensor.dims) in (2, 4)]
     assert len(weights) > 20 and {tensor.data_type for tensor in weights} == {TensorProto.INT8}
 
 
 def test_int8_arithmetic_is_the_same_to_the_last_bit(tmp_path):
-    # without sums long enough to be rounded otherwise by another kernel: one layer of each kind
+    # one layer of each kind: no sums that are so long that another kernel rounds them differently
     model = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Flatten(),
         torch.nn.Linear(8 * 15 * 15, CLASSES),
     )  # fmt: skip
-    _, int8_model = quantized(model, "qnnpack")
-    with onnx_model.export(
-        content("resnet18", model, int8_model, "qnnpack"), int8_model, tmp_path / "m.onnx"
-    ) as m:
+    _, int8_model = quantized(model, EMBEDDED)
+    content = content_of("resnet18", model, int8_model, EMBEDDED)
+    with onnx_model.export(content, int8_model, tmp_path / "m.onnx") as exported:
         images = torch.randn(64, 3, SIDE, SIDE)
-        wanted, given = int8_model(images), m(images)
-    step = torch.unique(wanted).diff().min()
-    assert (given == wanted).double().mean() > 0.99 and (given - wanted).abs().max() < 1.5 * step
+        expected, actual = int8_model(images), exported(images)
+    step = torch.unique(expected).diff().min()
+    assert (actual == expected).double().mean() > 0.99 and (actual - expected).abs().max() < 1.5 * step
 
 
-@pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
-def test_a_bias_that_int32_cannot_hold_at_its_weights_scale_is_kept(backend, tmp_path):
-    # a channel whose batch norm is next to nothing: its weights' scale times the input's is about 1e-9
+@each_target
+def test_a_bias_that_is_too_large_for_int32_at_the_scale_of_its_weights_is_kept(target, tmp_path):
+    # a channel with weights near 0: the scale of the weights times that of the input is about 1e-9
     model = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
         torch.nn.Linear(8, CLASSES),
@@ -72,45 +67,45 @@ def test_a_bias_that_int32_cannot_hold_at_its_weights_scale_is_kept(backend, tmp
     with torch.no_grad():
         model[0].weight[0] *= 1e-9
         model[0].bias[0] = 60
-    _, int8_model = quantized(model, backend)
-    checkpoint = content("resnet18", model, int8_model, backend)
-    with onnx_model.export(checkpoint, int8_model, tmp_path / "m.onnx") as onnx_model:
+    _, int8_model = quantized(model, target)
+    content = content_of("resnet18", model, int8_model, target)
+    with onnx_model.export(content, int8_model, tmp_path / "m.onnx") as exported:
         images = torch.randn(4, 3, SIDE, SIDE)
-        given, wanted = onnx_model(images), int8_model(images)
-    assert wanted.abs().max() > 5 and (given - wanted).abs().max() < 0.02 * wanted.abs().max()
+        actual, expected = exported(images), int8_model(images)
+    assert expected.abs().max() > 5 and (actual - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 def test_a_float_model_is_written_as_float(tmp_path):
-    model = awake("mobilenet_v2").eval()
+    model = random_network("mobilenet_v2").eval()
     path = tmp_path / "model.onnx"
-    with onnx_model.export(content("mobilenet_v2", model), model, path) as onnx_model:
+    with onnx_model.export(content_of("mobilenet_v2", model), model, path) as exported:
         images = torch.randn(3, 3, SIDE, SIDE)
-        assert torch.allclose(onnx_model(images), model(images), rtol=1e-3, atol=1e-4)
+        assert torch.allclose(exported(images), model(images), rtol=1e-3, atol=1e-4)
     assert "QuantizeLinear" not in {node.op_type for node in onnx.load(path).graph.node}
 
 
-def test_the_file_says_how_a_picture_is_prepared(tmp_path):
-    model = awake("squeezenet1_1").eval()
+def test_the_metadata_describe_how_an_image_is_prepared(tmp_path):
+    model = random_network("squeezenet1_1").eval()
     path = tmp_path / "model.onnx"
-    with onnx_model.export(content("squeezenet1_1", model), model, path):
+    with onnx_model.export(content_of("squeezenet1_1", model), model, path):
         pass
-    said = onnx_model.OnnxModel(path).metadata
-    assert said["classes"] == '["a", "b", "c", "d", "Ägyptische Mau"]'
-    assert said["mean"] == str(IMAGENET_MEAN) and said["std"] == str(IMAGENET_STD)
-    assert (said["image_size"], said["resize"], said["backend"]) == ("64", "73", "")
+    texts = onnx_model.OnnxModel(path).metadata
+    assert texts["classes"] == '["a", "b", "c", "d", "Ägyptische Mau"]'
+    assert texts["mean"] == str(IMAGENET_MEAN) and texts["std"] == str(IMAGENET_STD)
+    assert (texts["image_size"], texts["resize"], texts["backend"]) == ("64", "73", "")
 
 
-def test_a_failed_check_leaves_nothing(tmp_path):
-    model = awake("squeezenet1_1").eval()
+def test_a_failed_check_leaves_no_file(tmp_path):
+    model = random_network("squeezenet1_1").eval()
     with (
         pytest.raises(UserError, match="differs"),
-        onnx_model.export(content("squeezenet1_1", model), model, tmp_path / "model.onnx"),
+        onnx_model.export(content_of("squeezenet1_1", model), model, tmp_path / "model.onnx"),
     ):
         raise UserError("it differs")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_of_others_are_refused_in_one_line(tmp_path):
+def test_files_that_export_did_not_write_are_refused(tmp_path):
     (tmp_path / "noise.onnx").write_bytes(bytes(range(256)))
     with pytest.raises(UserError, match="not an ONNX file that ONNX Runtime can run"):
         onnx_model.OnnxModel(tmp_path / "noise.onnx")
@@ -126,33 +121,34 @@ def test_files_of_others_are_refused_in_one_line(tmp_path):
         onnx_model.OnnxModel(tmp_path / "b.onnx")
 
 
-def test_exporting_leaves_the_model_alone(tmp_path):
-    _, int8_model = quantized(awake("squeezenet1_1"), "fbgemm")
+def test_exporting_does_not_change_the_model(tmp_path):
+    model = random_network("squeezenet1_1")
+    _, int8_model = quantized(model, SERVER)
     images = torch.randn(2, 3, SIDE, SIDE)
     before = copy.deepcopy(int8_model)(images)
-    with onnx_model.export(content("squeezenet1_1", awake("squeezenet1_1"), int8_model, "fbgemm"), int8_model,
-                           tmp_path / "m.onnx"):  # fmt: skip
+    content = content_of("squeezenet1_1", model, int8_model, SERVER)
+    with onnx_model.export(content, int8_model, tmp_path / "m.onnx"):
         pass
     assert torch.equal(int8_model(images), before)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """An ONNX file of a few layers, which takes pictures of 16 pixels and knows five classes."""
+    """An ONNX file of a few layers, for images of 16 pixels and five classes."""
     path = tmp_path_factory.mktemp("small") / "small.onnx"
     model = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3, stride=2), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
         torch.nn.MaxPool2d(2), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
         torch.nn.Linear(4, CLASSES),
     ).eval()  # fmt: skip
-    with onnx_model.export(content("resnet18", model) | {"image_size": 16}, model, path):
+    with onnx_model.export(content_of("resnet18", model) | {"image_size": 16}, model, path):
         pass
     return path
 
 
 @pytest.fixture
 def refused(small, tmp_path, capfd):
-    """refused(change): the reason for which the file is refused that `change` made of the small one."""
+    """refused(change): the reason for which the small file is refused once `change` has changed it."""
 
     def refuse(change) -> str:
         proto, path = onnx.load(small), tmp_path / "changed.onnx"
@@ -160,7 +156,7 @@ def refused(small, tmp_path, capfd):
         onnx.save(proto, path)
         with pytest.raises(UserError) as error:
             predictor.load(path, None, 1)
-        assert capfd.readouterr() == ("", "")  # ONNX Runtime adds nothing of its own
+        assert capfd.readouterr() == ("", "")  # ONNX Runtime prints nothing itself
         return str(error.value).removeprefix(f"{path} ")
 
     return refuse
@@ -183,12 +179,12 @@ def test_the_small_file_is_read_as_it_was_written(small):
         ("classes", "[" * 100_000, "was not written by export.py: in its metadata, maximum recursion"),
         ("classes", '"abcde"', 'in its metadata, classes cannot be "abcde"'),
         ("classes", "[1, 2, 3, 4, 5]", "in its metadata, classes cannot be [1, 2, 3, 4, 5]"),
-        ("classes", '["a", "b"]', "does not answer with 2 finite numbers, one for each class"),
+        ("classes", '["a", "b"]', "does not return 2 finite logits, one for each class"),
         ("image_size", str(10**9), "in its metadata, image_size cannot be 1000000000"),
         ("image_size", "7", "image_size cannot be 7"),
         ("image_size", "16.0", "image_size cannot be 16.0"),
         ("image_size", "9" * 5000, "was not written by export.py: in its metadata, Exceeds the limit"),
-        ("image_size", "32", "takes pictures of [3, 16, 16], not of [3, 32, 32] as it says"),
+        ("image_size", "32", "takes images of [3, 16, 16], not [3, 32, 32] as in its metadata"),
         ("mean", "[0.5, 0.5]", "mean cannot be [0.5, 0.5]"),
         ("mean", "[NaN, 0.5, 0.5]", "mean cannot be [NaN, 0.5, 0.5]"),
         ("mean", "0.5", "mean cannot be 0.5"),
@@ -199,21 +195,21 @@ def test_the_small_file_is_read_as_it_was_written(small):
         ("macs", "-1", "macs cannot be -1"),
     ],
 )
-def test_metadata_of_another_kind_are_refused(refused, key, text, message):
+def test_invalid_metadata_are_refused(refused, key, text, message):
     def change(proto):
-        said = {entry.key: entry.value for entry in proto.metadata_props}
-        del proto.metadata_props[:], said[key]
-        onnx.helper.set_model_props(proto, said if text is None else said | {key: text})
+        texts = {entry.key: entry.value for entry in proto.metadata_props}
+        del proto.metadata_props[:], texts[key]
+        onnx.helper.set_model_props(proto, texts if text is None else texts | {key: text})
 
     assert message in refused(change)
 
 
 def rename_input(proto):
-    proto.graph.input[0].name = proto.graph.node[0].input[0] = "pictures"
+    proto.graph.input[0].name = proto.graph.node[0].input[0] = "pixels"
 
 
 def rename_output(proto):
-    proto.graph.output[0].name = proto.graph.node[-1].output[0] = "answers"
+    proto.graph.output[0].name = proto.graph.node[-1].output[0] = "outputs"
 
 
 def spoil_weights(proto):
@@ -231,15 +227,15 @@ def fail_when_run(proto):
     [
         (rename_input, "is not an ONNX file that ONNX Runtime can run: Required inputs"),
         (rename_output, "is not an ONNX file that ONNX Runtime can run: .*Invalid output name:logits"),
-        (spoil_weights, "does not answer with 5 finite numbers"),
+        (spoil_weights, "does not return 5 finite logits"),
         (fail_when_run, "is not an ONNX file that ONNX Runtime can run: .*MaxPool"),
     ],
 )
-def test_a_network_of_another_kind_is_refused(refused, change, message):
+def test_an_invalid_network_is_refused(refused, change, message):
     assert re.match(message, refused(change))
 
 
-def test_pictures_that_a_file_cannot_take_are_one_line(small):
+def test_images_that_a_file_does_not_accept_are_one_line(small):
     with pytest.raises(
         UserError, match=r"small\.onnx is not an ONNX file that ONNX Runtime can run: .*Got: 8"
     ):
@@ -258,20 +254,20 @@ def test_a_name_that_is_no_text_is_one_line(small, tmp_path, capfd, name, damage
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_is_no_onnx_file_is_one_line(run, tmp_path, small):
+def test_a_file_that_is_no_onnx_file_is_one_line(run, tmp_path, small):
     (tmp_path / "folder.onnx").mkdir()
     (tmp_path / "empty.onnx").touch()
     (tmp_path / "half.onnx").write_bytes(small.read_bytes()[: small.stat().st_size // 2])
     for name in ("folder", "empty", "half", "missing"):
-        result = run("predict", tmp_path / f"{name}.onnx", tmp_path / "picture.jpg")
+        result = run("predict", tmp_path / f"{name}.onnx", tmp_path / "image.jpg")
         assert result.code == 2 and result.out == "" and result.err.count("\n") == 1, result.err
         assert f"{name}.onnx" in result.err
 
 
-def test_a_damaged_file_answers_or_is_refused(small, tmp_path, capfd):
-    rng, whole, path, read = random.Random(0), small.read_bytes(), tmp_path / "damaged.onnx", 0
+def test_a_damaged_file_runs_or_is_refused(small, tmp_path, capfd):
+    rng, original, path, read = random.Random(0), small.read_bytes(), tmp_path / "damaged.onnx", 0
     for number in range(200):
-        content, start = bytearray(whole), rng.randrange(len(whole))
+        content, start = bytearray(original), rng.randrange(len(original))
         match number % 5:
             case 0:
                 content[start] ^= 1 << rng.randrange(8)
@@ -294,8 +290,10 @@ def test_a_damaged_file_answers_or_is_refused(small, tmp_path, capfd):
     assert 20 < read < 180 and capfd.readouterr() == ("", "")
 
 
-def test_a_class_whose_name_is_no_text_survives():
-    whole = content("squeezenet1_1", awake("squeezenet1_1")) | {"classes": ["caf\udce9", "ネコ"]}
-    said = onnx_model.metadata(whole)
-    onnx.helper.set_model_props(onnx.ModelProto(), said)  # UTF-8 alone may stand there
-    assert onnx_model._values(said)["classes"] == ["caf\udce9", "ネコ"]
+def test_a_class_name_that_is_no_text_is_read_as_it_was_written():
+    content = content_of("squeezenet1_1", random_network("squeezenet1_1")) | {
+        "classes": ["caf\udce9", "ネコ"]
+    }
+    texts = onnx_model.metadata(content)
+    onnx.helper.set_model_props(onnx.ModelProto(), texts)  # where only UTF-8 is allowed
+    assert onnx_model._parse(texts)["classes"] == ["caf\udce9", "ネコ"]

@@ -1,4 +1,4 @@
-"""The program of docs/DEPLOY.md, run where there is neither torch nor this repository."""
+"""The program of docs/DEPLOY.md, run without torch and without this repository."""
 
 import importlib.util
 import subprocess
@@ -10,9 +10,9 @@ from PIL import Image
 
 from common.data.loaders import eval_loader
 from common.deployment import onnx_model
+from tests.compression.networks import EMBEDDED, float_fake_quant_int8
 from tests.conftest import REPOSITORY
-from tests.test_onnx_file import content
-from tests.test_quantization import stages
+from tests.deployment.contents import content_of
 
 NEEDED = (
     "numpy",
@@ -21,13 +21,13 @@ NEEDED = (
     "flatbuffers",
     "google",
     "packaging",
-)  # and onnxruntime's own
+)  # the last three by onnxruntime
 CLASSIFY = REPOSITORY / "docs" / "deploy" / "classify.py"
 
 
 @pytest.fixture
 def classify(tmp_path):
-    """Runs classify.py with the packages that it says it needs, and no others."""
+    """classify(*arguments): runs classify.py with only the packages that it needs."""
     site = tmp_path / "site"
     site.mkdir()
     for name in NEEDED:
@@ -50,43 +50,43 @@ def classify(tmp_path):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """An int8 ONNX file, which the program only reads, and its checkpoint."""
+    """An int8 ONNX file, which the program only reads, and the content of its checkpoint."""
     path = tmp_path_factory.mktemp("exported") / "m.onnx"
-    model, _, int8_model = stages("squeezenet1_1", "qnnpack")
-    checkpoint = content("squeezenet1_1", model, int8_model, "qnnpack")
-    with onnx_model.export(checkpoint, int8_model, path):
+    model, _, int8_model = float_fake_quant_int8("squeezenet1_1", EMBEDDED)
+    content = content_of("squeezenet1_1", model, int8_model, EMBEDDED)
+    with onnx_model.export(content, int8_model, path):
         pass
     path.chmod(0o444)
-    return path, checkpoint
+    return path, content
 
 
-def test_it_prints_what_the_project_computes(classify, exported, tmp_path):
-    path, checkpoint = exported
+def test_it_prints_the_probabilities_that_the_project_computes(classify, exported, tmp_path):
+    path, content = exported
     samples = []
     for number, size in enumerate([(90, 130), (201, 99), (73, 73)]):
         noise = Image.effect_noise(size, 90).convert("L")
         samples.append((tmp_path / f"p{number}.png", 0))
-        picture = Image.merge("RGB", [noise, noise.rotate(90).resize(size), noise.rotate(180)])
+        image = Image.merge("RGB", [noise, noise.rotate(90).resize(size), noise.rotate(180)])
         exif = Image.Exif()
-        exif[0x0112] = (1, 8, 3)[number]  # upright, on its side, upside down
+        exif[0x0112] = (1, 8, 3)[number]  # upright, rotated by a quarter, upside down
         if number == 2:
-            picture.putalpha(noise)
-        picture.save(samples[-1][0], exif=exif)
+            image.putalpha(noise)
+        image.save(samples[-1][0], exif=exif)
     done = classify(path, *(sample for sample, _ in samples))
     assert done.returncode == 0, done.stderr
-    images = next(iter(eval_loader(samples, checkpoint)))[0]
+    images = next(iter(eval_loader(samples, content)))[0]
     expected = onnx_model.OnnxModel(path)(images).softmax(1)
     blocks = done.stdout.strip().split("\n")
-    for number, likelihoods in enumerate(expected):
+    for number, probabilities in enumerate(expected):
         name, *lines = blocks[6 * number : 6 * number + 6]
         assert name == str(samples[number][0])
-        said = {line.split("%", 1)[1].strip(): float(line.split("%")[0]) / 100 for line in lines}
-        wanted = dict(zip(checkpoint["classes"], likelihoods.tolist(), strict=True))
-        assert said == pytest.approx(wanted, abs=6e-5)
+        printed = {line.split("%", 1)[1].strip(): float(line.split("%")[0]) / 100 for line in lines}
+        correct = dict(zip(content["classes"], probabilities.tolist(), strict=True))
+        assert printed == pytest.approx(correct, abs=6e-5)
 
 
-def test_a_broken_picture_is_one_line_and_the_rest_go_on(classify, exported, tmp_path):
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+def test_a_broken_image_is_one_line_and_the_others_are_classified(classify, exported, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
     Image.new("RGB", (80, 80)).save(tmp_path / "black.png")
     done = classify(exported[0], tmp_path / "broken.jpg", tmp_path / "black.png")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "broken.jpg" in done.stderr

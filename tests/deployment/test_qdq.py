@@ -3,8 +3,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.deployment import onnx_model, qdq
-from tests.test_onnx_file import content
-from tests.test_quantization import CLASSES, SIDE, quantized
+from tests.compression.networks import CLASSES, EMBEDDED, SIDE, quantized
+from tests.deployment.contents import content_of
 
 
 class EveryLayer(nn.Module):
@@ -31,16 +31,17 @@ class EveryLayer(nn.Module):
         return self.classifier(self.linear_relu(values))
 
 
-def test_every_quantized_layer_and_operation_answers_the_same_in_onnx_runtime(tmp_path):
+def test_every_quantized_layer_and_operation_computes_the_same_in_onnx_runtime(tmp_path):
     model = EveryLayer()
     torch.optim.swa_utils.update_bn([torch.randn(64, 3, SIDE, SIDE)], model)
-    _, int8_model = quantized(model, "qnnpack")
-    # but for quantized.cat: this torch gives quantized values to torch.cat
+    _, int8_model = quantized(model, EMBEDDED)
+    # except quantized.cat: this version of torch gives quantized values to torch.cat
     assert set(qdq.LAYERS) <= {type(module) for module in int8_model.modules()}
     assert set(qdq.FUNCTIONS) - {node.target for node in int8_model.graph.nodes} == {torch.ops.quantized.cat}
-    whole = content("densenet121", model, int8_model, "qnnpack")
-    with onnx_model.export(whole, int8_model, tmp_path / "m.onnx") as onnx_model:
+    content = content_of("densenet121", model, int8_model, EMBEDDED)
+    with onnx_model.export(content, int8_model, tmp_path / "m.onnx") as exported:
         images = torch.randn(64, 3, SIDE, SIDE)
-        wanted, given = int8_model(images), onnx_model(images)
-    # a value that lies halfway between two integers can be rounded otherwise
-    assert (given - wanted).norm() < 0.03 * wanted.norm() and (given == wanted).double().mean() > 0.8
+        expected, actual = int8_model(images), exported(images)
+    # a value that lies halfway between two integers can be rounded differently
+    assert (actual - expected).norm() < 0.03 * expected.norm()
+    assert (actual == expected).double().mean() > 0.8

@@ -1,10 +1,8 @@
 import pytest
-import torch
 
-from common.evaluation.comparison import Row, find_parent, pareto_front
-from common.evaluation.latency import Latency
-from common.evaluation.metrics import Score
-from common.models import lineage
+from common.evaluation.comparison import find_parent, pareto_front
+from common.models import checkpoint, lineage
+from tests.evaluation.rows import row_of, score_of
 
 KEYS = (
     "name path stage arch image_size n top1 top5 ci95 parent delta_top1 mcnemar_p params macs bytes "
@@ -12,50 +10,40 @@ KEYS = (
 )
 
 
-def scored(*right: bool) -> Score:
-    return Score(torch.zeros(len(right), dtype=torch.long), 1 - torch.tensor(right).long(), len(right), 1.0)
-
-
-def row(path, lineage=(), score=None, **options) -> Row:
-    content = {"name": "kd_x", "stage": "kd", "arch": "x", "image_size": 32, "lineage": list(lineage)}
-    content["metrics"] = {"params": 2_000_000, "macs": 3_000_000}
-    return Row(path, content, "fp32 torch", score or scored(True, False), Latency(2.0, 3.0, 1), 1, **options)
-
-
 def test_a_row_is_compared_with_its_parent(tmp_path):
     (tmp_path / "kd.pt").write_bytes(bytes(100))
-    child = row(
+    child = row_of(
         tmp_path / "kd.pt",
         [{"parent": None}, {"parent": "teacher.pt", "parent_bytes": 800}, {"parent": "b", "parent_bytes": 9}],
-        scored(True, False, False, False),
+        score_of(True, False, False, False),
         parent=tmp_path / "teacher.pt",
-        parent_score=scored(True, True, True, False),
+        parent_score=score_of(True, True, True, False),
     )
-    figures = child.as_dict()
-    assert list(figures) == KEYS.split()
-    assert figures["delta_top1"] == -0.5 and figures["mcnemar_p"] == 0.5 and figures["parent"] == "teacher.pt"
-    assert figures["latency_ms"] == {
+    values = child.as_dict()
+    assert list(values) == KEYS.split()
+    assert values["delta_top1"] == -0.5 and values["mcnemar_p"] == 0.5 and values["parent"] == "teacher.pt"
+    assert values["latency_ms"] == {
         "p50": 2.0,
         "p95": 3.0,
         "batch": 1,
         "threads": 1,
         "engine": "fp32 torch",
     }
-    assert child.compression == 8  # against the first ancestor, not the parent
+    assert child.compression == 8  # compared with the first ancestor, not with the parent
 
 
-def test_without_a_parent_nothing_is_made_up(tmp_path):
+def test_without_a_parent_the_difference_is_not_known(tmp_path):
     (tmp_path / "t.pt").write_bytes(bytes(100))
-    alone = row(tmp_path / "t.pt", [{"parent": None}])
+    alone = row_of(tmp_path / "t.pt", [{"parent": None}])
     assert alone.as_dict()["delta_top1"] is None and alone.as_dict()["mcnemar_p"] is None
     assert alone.compression == 1.0
     (tmp_path / "m.onnx").write_bytes(bytes(10))
-    assert row(tmp_path / "m.onnx").compression is None
-    # files of before sizes were kept
-    assert row(tmp_path / "t.pt", [{"parent": None}, {"parent": "a.pt"}]).compression is None
+    assert row_of(tmp_path / "m.onnx").compression is None
+    # files that were created before sizes were stored
+    assert row_of(tmp_path / "t.pt", [{"parent": None}, {"parent": "a.pt"}]).compression is None
 
 
-def test_the_parent_is_known_by_its_content_and_not_by_its_name(tmp_path):
+def test_the_parent_is_found_by_its_content_and_not_by_its_name(tmp_path):
     parent, renamed, other = (tmp_path / name for name in ("parent.pt", "renamed.pt", "child.pt"))
     parent.write_bytes(b"the parent")
     content = {"lineage": [{"parent": "parent.pt", "parent_sha256": lineage.sha256(parent)}]}
@@ -63,10 +51,18 @@ def test_the_parent_is_known_by_its_content_and_not_by_its_name(tmp_path):
     parent.rename(renamed)
     assert find_parent(other, content, []) is None
     assert find_parent(other, content, [renamed]) == renamed
-    parent.write_bytes(b"another of that name")
+    parent.write_bytes(b"another file of that name")
     assert find_parent(other, content, []) is None
     assert find_parent(other, {"lineage": [{"parent": None}]}, [parent]) is None
     assert find_parent(other, {"lineage": []}, [parent]) is None
+
+
+def test_the_parent_is_found_among_the_candidates_too(tmp_path):
+    parent = tmp_path / checkpoint.CANDIDATES / "parent.pt"
+    parent.parent.mkdir()
+    parent.write_bytes(b"the parent")
+    content = {"lineage": [{"parent": "parent.pt", "parent_sha256": lineage.sha256(parent)}]}
+    assert find_parent(tmp_path / "child.pt", content, []) == parent
 
 
 @pytest.mark.parametrize(

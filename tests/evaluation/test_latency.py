@@ -1,5 +1,6 @@
 import os
 
+import pytest
 import torch
 from torch import nn
 
@@ -7,7 +8,7 @@ from common.evaluation import latency
 
 
 class Counting(nn.Module):
-    """Counts its runs and what it saw."""
+    """Counts its runs, and notes what they were given."""
 
     def __init__(self):
         super().__init__()
@@ -22,7 +23,7 @@ class Counting(nn.Module):
         return images.sum()
 
 
-def test_latency_is_per_picture_after_warm_up_with_the_threads_asked_for(monkeypatch):
+def test_latency_is_for_one_image_after_warm_up_with_the_given_threads(monkeypatch):
     clock = iter(range(10**6))
     monkeypatch.setattr(latency.time, "perf_counter", lambda: 0.008 * next(clock))  # each run takes 8 ms
     model, threads = Counting(), torch.get_num_threads()
@@ -41,14 +42,14 @@ def test_p95_is_above_the_median_where_runs_differ(monkeypatch):
 
 def test_the_affinity_is_restored(monkeypatch):
     if not hasattr(os, "sched_getaffinity"):
-        return
+        pytest.skip("this system has no affinity")
     monkeypatch.setattr(latency, "_times", lambda *_: [0.001])
     before = os.sched_getaffinity(0)
     latency.measure(Counting(), 8, batch=1, threads=1)
     assert os.sched_getaffinity(0) == before
 
 
-def test_the_load_of_others_is_counted_in_cores(monkeypatch):
+def test_the_load_of_other_programs_is_counted_in_cores(monkeypatch):
     busy = iter([100.0, 103.0])
     monkeypatch.setattr(latency, "_busy_seconds", lambda: next(busy))
     clock = iter([0.0, 2.0])
@@ -61,5 +62,5 @@ def test_the_conditions_warn_of_a_busy_machine():
     assert "nothing else was running" in latency.conditions(1, 1, [0.0, 0.05])
     assert "WARNING: other programs kept up to 1.2 cores busy" in latency.conditions(1, 1, [0.0, 1.2])
     assert "not known here" in latency.conditions(1, 1, [None])
-    said = latency.conditions(2, 8, [0.0])
-    assert latency.instruction_set() in said and "2 pinned" in said and "at batch 8" in said
+    text = latency.conditions(2, 8, [0.0])
+    assert latency.instruction_set() in text and "2 pinned" in text and "at batch 8" in text

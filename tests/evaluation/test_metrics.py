@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 
 
 class Fixed(nn.Module):
-    """Answers with the logits it is given: the first picture's pixel numbers the row."""
+    """Returns given logits: the first pixel of an image is the number of their row."""
 
     def __init__(self, logits):
         super().__init__()
@@ -25,14 +25,18 @@ def batches(labels, size):
     return list(zip(rows.split(size), torch.tensor(labels).split(size), strict=True))
 
 
-def test_scores_are_sums_over_pictures_whatever_the_batches():
+def test_scores_do_not_depend_on_the_batches():
     logits = torch.randn(7, 8)
     labels = [0, 1, 2, 3, 4, 5, 6]
-    whole = metrics.evaluate(Fixed(logits), batches(labels, 7), CPU)
-    uneven = metrics.evaluate(Fixed(logits), batches(labels, 3), CPU)
-    assert (whole.n, whole.correct1, whole.correct5) == (uneven.n, uneven.correct1, uneven.correct5)
-    assert whole.loss == pytest.approx(uneven.loss)
-    assert whole.loss == pytest.approx(
+    one_batch = metrics.evaluate(Fixed(logits), batches(labels, 7), CPU)
+    three_batches = metrics.evaluate(Fixed(logits), batches(labels, 3), CPU)
+    assert (one_batch.n, one_batch.correct1, one_batch.correct5) == (
+        three_batches.n,
+        three_batches.correct1,
+        three_batches.correct5,
+    )
+    assert one_batch.loss == pytest.approx(three_batches.loss)
+    assert one_batch.loss == pytest.approx(
         nn.functional.cross_entropy(logits, torch.tensor(labels)).item(), abs=1e-6
     )
 
@@ -44,11 +48,11 @@ def test_top1_and_top5_by_hand():
     assert score.top1 == pytest.approx(1 / 3)
 
 
-def test_of_equal_logits_the_first_is_the_answer():
+def test_of_equal_logits_the_first_is_the_prediction():
     logits = torch.zeros(64, 37)
     logits[:, [20, 3, 30]] = 1.0
     score = metrics.evaluate(Fixed(logits), batches([3] * 64, 32), CPU)
-    assert score.top1 == 1 and set(score.answers.tolist()) == {3}
+    assert score.top1 == 1 and set(score.predictions.tolist()) == {3}
 
 
 def test_two_classes_have_a_top5():
@@ -56,7 +60,7 @@ def test_two_classes_have_a_top5():
     assert (score.top1, score.top5) == (0.5, 1.0)
 
 
-def test_evaluation_is_in_eval_mode_and_leaves_statistics_alone():
+def test_evaluation_is_in_eval_mode_and_does_not_change_statistics():
     model = architectures.build("resnet18", 3).train()
     before = model.bn1.running_mean.clone()
     metrics.evaluate(model, [(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))], CPU)
@@ -72,28 +76,33 @@ def test_wilson_interval_against_published_values(correct, n, low, high):
     assert metrics.wilson_interval(correct, n) == pytest.approx((low, high), abs=6e-5)
 
 
-def test_size_of_resnet50_is_the_published_one():
+def test_the_complexity_of_resnet50_is_the_published_one():
     # torchvision's documentation: 25,557,032 parameters and 4.09 GMACs at 224 px
-    size = metrics.complexity(architectures.build("resnet50", 1000), 224)
-    assert size["params"] == 25_557_032
-    assert size["macs"] == pytest.approx(4.09e9, rel=0.02)
+    complexity = metrics.complexity(architectures.build("resnet50", 1000), 224)
+    assert complexity["params"] == 25_557_032
+    assert complexity["macs"] == pytest.approx(4.09e9, rel=0.02)
 
 
-def test_a_picture_too_small_for_the_network_is_refused():
+def test_the_size_is_described_by_parameters_and_macs():
+    model = nn.Conv2d(3, 8, 1, bias=False)
+    assert metrics.describe_size(model, 10) == "24 parameters, 2,400 MACs"
+
+
+def test_an_image_too_small_for_the_network_is_refused():
     model = architectures.build("squeezenet1_1", 3).train()
-    with pytest.raises(UserError, match="SqueezeNet cannot take pictures of 8 pixels"):
+    with pytest.raises(UserError, match="SqueezeNet does not accept images of 8 pixels"):
         metrics.complexity(model, 8)
     assert metrics.complexity(model, 64)["macs"] > 0 and model.training
 
 
-def test_agreement_is_the_share_of_equal_answers():
+def test_agreement_is_the_fraction_of_equal_predictions():
     one = metrics.evaluate(Fixed(torch.eye(4)), batches([0, 0, 0, 0], 3), CPU)
     other = metrics.evaluate(Fixed(torch.eye(4)[[0, 1, 2, 0]]), batches([0, 0, 0, 0], 2), CPU)
-    assert one.answers.tolist() == [0, 1, 2, 3] and one.agreement(other) == 0.75
+    assert one.predictions.tolist() == [0, 1, 2, 3] and one.agreement(other) == 0.75
 
 
 def test_mcnemar_by_hand():
-    # 5 pictures that one alone answers right, 1 that the other does: 2 (C(6, 0) + C(6, 1)) / 2^6
+    # 5 images that only one model predicts correctly, 1 that only the other does: 2 (C(6, 0) + C(6, 1)) / 2^6
     one = torch.tensor([True] * 5 + [False] + [True, False] * 20)
     other = torch.tensor([False] * 5 + [True] + [True, False] * 20)
     assert metrics.mcnemar(one, other) == metrics.mcnemar(other, one) == 14 / 64
@@ -109,8 +118,8 @@ def test_the_confusion_matrix_has_the_labels_as_rows():
     assert score.correct.tolist() == [True, False, True, False]
 
 
-def test_a_model_that_was_scored_can_be_trained():
-    # its weights change their layout when it is scored
+def test_a_model_that_was_evaluated_can_be_trained():
+    # its weights change their layout when it is evaluated
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 3))
     images, labels = torch.randn(2, 3, 4, 4), torch.tensor([0, 1])
     metrics.evaluate(model, [(images, labels)], CPU)

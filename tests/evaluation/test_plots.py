@@ -5,9 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from common.compression.pruning import FRACTIONS, Group
+from common.compression.pruning import Group
+from common.compression.sensitivity import FRACTIONS
 from common.evaluation import plots
-from tests.test_comparison import row, scored
+from tests.evaluation.rows import row_of, score_of
 
 
 @pytest.fixture
@@ -24,9 +25,9 @@ def rows(tmp_path):
     for path, size in ((teacher, 4_000_000), (child, 1_000_000), (other, 5_000_000)):
         path.write_bytes(bytes(size))
     return [
-        row(teacher, score=scored(True, True, True, False)),
-        row(child, score=scored(True, True, False, False), parent=teacher),
-        row(other, score=scored(True, False, False, False)),
+        row_of(teacher, score=score_of(True, True, True, False)),
+        row_of(child, score=score_of(True, True, False, False), parent=teacher),
+        row_of(other, score=score_of(True, False, False, False)),
     ]
 
 
@@ -35,25 +36,25 @@ def test_tradeoffs_have_an_arrow_and_the_front(rows, saved, tmp_path):
     sizes, _, latency = saved[0].axes
     assert [axes.get_xlabel() for axes in saved[0].axes] == list(plots.COSTS)
     front = next(line for line in sizes.lines if line.get_label() == "Pareto front")
-    assert front.get_xydata().tolist() == [[1.0, 0.5], [4.0, 0.75]]  # the third is larger and worse
+    assert front.get_xydata().tolist() == [[1.0, 0.5], [4.0, 0.75]]  # the third is larger and less accurate
     arrows = [(note.xy, note.xyann) for note in sizes.texts if note.arrow_patch]
     assert arrows == [((1.0, 0.5), (4.0, 0.75))]
     assert [note.get_text() for note in latency.texts if note.get_text()] == ["1", "2", "3"]
     legend = [text.get_text() for text in saved[0].legends[0].get_texts()]
     assert legend == ["1  teacher (fp32 torch)", "2  child (fp32 torch)", "3  other (fp32 torch)"]
-    with Image.open(tmp_path / "p.png") as picture:
-        assert picture.width > 1000
+    with Image.open(tmp_path / "p.png") as image:
+        assert image.width > 1000
     plots.draw_tradeoffs(rows, tmp_path / "p.svg", "")
     assert "<svg" in (tmp_path / "p.svg").read_text()[:999]
 
 
-def test_a_file_whose_macs_are_not_known_is_left_out_of_that_plot(rows, saved, tmp_path):
+def test_a_file_whose_macs_are_not_known_is_not_in_that_plot(rows, saved, tmp_path):
     rows[0].content["metrics"]["macs"] = None
     plots.draw_tradeoffs(rows, tmp_path / "p.png", "")
     assert [note.get_text() for note in saved[0].axes[1].texts if note.get_text()] == ["2", "3"]
 
 
-def test_sensitivity_has_a_row_for_each_group_and_no_number_where_nothing_was_pruned(saved, tmp_path):
+def test_the_sensitivity_has_a_row_for_each_group_and_no_number_where_nothing_was_pruned(saved, tmp_path):
     groups = [
         Group(layers, torch.rand(channels), torch.rand(channels))
         for layers, channels in ((("stem", "block.0"), 32), (("block.1",), 16), (("head",), 8))
@@ -64,12 +65,12 @@ def test_sensitivity_has_a_row_for_each_group_and_no_number_where_nothing_was_pr
     assert axes.images[0].get_array().shape == (3, len(FRACTIONS))
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["stem  (32)", "block.1  (16)", "head  (8)"]
-    shares = [label.get_text() for label in axes.get_xticklabels()]
-    assert shares == ["12.5%", "25.0%", "50.0%", "75.0%", "87.5%"]
+    fractions = [label.get_text() for label in axes.get_xticklabels()]
+    assert fractions == ["12.5%", "25.0%", "50.0%", "75.0%", "87.5%"]
     texts = {text.get_position(): text.get_text() for text in axes.texts}
     assert len(texts) == 9 and texts[4, 0] == "25%" and texts[1, 1] == "50%"
-    with Image.open(tmp_path / "s.png") as picture:
-        assert picture.width > 500
+    with Image.open(tmp_path / "s.png") as image:
+        assert image.width > 500
 
 
 def test_the_confusion_matrix_shows_counts_shaded_by_row(saved, tmp_path):
@@ -84,25 +85,25 @@ def test_the_confusion_matrix_shows_counts_shaded_by_row(saved, tmp_path):
     assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog"]
 
 
-def test_predictions_are_drawn_under_their_pictures(saved, tmp_path):
-    pictures = [(Image.new("RGB", (30, 20)), f"{index}.jpg", ["99.00%  cat"]) for index in range(5)]
-    plots.draw_predictions(pictures, tmp_path / "p.png")
+def test_predictions_are_drawn_below_their_images(saved, tmp_path):
+    images = [(Image.new("RGB", (30, 20)), f"{index}.jpg", ["99.00%  cat"]) for index in range(5)]
+    plots.draw_predictions(images, tmp_path / "p.png")
     drawn = [axes for axes in saved[0].axes if axes.images]
     assert [axes.get_title() for axes in drawn] == [f"{index}.jpg" for index in range(5)]
     assert drawn[4].texts[0].get_text() == "99.00%  cat"
 
 
-def test_names_with_dollars_and_names_that_are_no_text_are_drawn_as_they_are(tmp_path):
+def test_names_with_dollars_and_names_that_are_no_text_can_be_drawn(tmp_path):
     odd = ["$5 $a^.jpg", b"\xff.jpg".decode(errors="surrogateescape")]
     plots.draw_confusion(np.eye(2, dtype=int), odd, tmp_path / "c.svg")
     plots.draw_predictions([(Image.new("RGB", (9, 9)), name, [name]) for name in odd], tmp_path / "p.svg")
     for path in (tmp_path / "c.svg", tmp_path / "p.svg"):
-        # in an SVG each text stands as a comment above its outlines
+        # in an SVG each text is a comment above its outlines
         assert "<!-- $5 $a^.jpg -->" in path.read_text() and r"<!-- \udcff.jpg -->" in path.read_text()
 
 
-def test_a_thousand_classes_make_a_picture_that_fits_into_memory(tmp_path, monkeypatch):
+def test_the_confusion_matrix_of_a_thousand_classes_fits_into_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "DPI", 20)
     plots.draw_confusion(np.eye(1000, dtype=int), [str(label) for label in range(1000)], tmp_path / "c.png")
-    with Image.open(tmp_path / "c.png") as picture:
-        assert picture.width < 20 * 60
+    with Image.open(tmp_path / "c.png") as image:
+        assert image.width < 20 * 60

@@ -5,15 +5,18 @@ from common.models import architectures
 from common.system.errors import UserError
 
 
-def test_an_unknown_architecture_is_answered_with_the_nearest_name():
-    with pytest.raises(UserError, match="did you mean resnet18"):
-        architectures.build("resnet_18", 3)
+def test_for_an_unknown_architecture_the_nearest_name_is_suggested():
+    for check in (architectures.check, lambda name: architectures.build(name, 3)):
+        with pytest.raises(UserError, match="did you mean resnet18"):
+            check("resnet_18")
+    architectures.check("resnet18")
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v2", "squeezenet1_1", "vgg11", "googlenet"])
 def test_the_classifier_is_the_layer_that_yields_the_logits(arch):
     model = architectures.build(arch, 7).eval()
-    name, layer = architectures.classifier(model, 7)
+    name = architectures.classifier(model, 7)
+    layer = model.get_submodule(name)
     with torch.no_grad():
         layer.weight.zero_()
         layer.bias.copy_(torch.arange(7.0) + 1)
@@ -21,13 +24,17 @@ def test_the_classifier_is_the_layer_that_yields_the_logits(arch):
 
 
 def test_the_classifier_is_the_last_layer_of_its_width():
-    assert (
-        architectures.classifier(architectures.build("resnet18", 64), 64)[0] == "fc"
-    )  # the first convolution has 64 too
-    assert architectures.classifier(architectures.build("squeezenet1_1", 256), 256)[0] == "classifier.1"
+    # the first convolution of a ResNet-18 has 64 outputs too
+    assert architectures.classifier(architectures.build("resnet18", 64), 64) == "fc"
+    assert architectures.classifier(architectures.build("squeezenet1_1", 256), 256) == "classifier.1"
 
 
-def test_pretrained_weights_load_whatever_the_width_of_their_classifier(tmp_path):
+def test_a_model_without_a_layer_of_this_width_has_no_classifier():
+    with pytest.raises(UserError, match="ResNet has no Linear or Conv2d layer with 5 outputs"):
+        architectures.classifier(architectures.build("resnet18", 3), 5)
+
+
+def test_pretrained_weights_are_loaded_whatever_the_width_of_their_classifier(tmp_path):
     source = architectures.build("squeezenet1_1", 1000)
     torch.save(source.state_dict(), tmp_path / "weights.pth")
     model = architectures.build("squeezenet1_1", 4, str(tmp_path / "weights.pth"))
@@ -50,7 +57,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path, other):
         architectures.build("resnet18", 4, str(tmp_path / "weights.pth"))
 
 
-def test_weights_that_lack_a_layer_are_refused(tmp_path):
+def test_weights_without_one_layer_are_refused(tmp_path):
     state = architectures.build("resnet18", 4).state_dict()
     del state["layer3.0.conv1.weight"]
     torch.save(state, tmp_path / "weights.pth")
@@ -58,7 +65,9 @@ def test_weights_that_lack_a_layer_are_refused(tmp_path):
         architectures.build("resnet18", 4, str(tmp_path / "weights.pth"))
 
 
-def test_imagenet_weights_that_cannot_be_had_name_the_file_and_the_way_out(monkeypatch, tmp_path):
+def test_if_imagenet_weights_cannot_be_downloaded_the_file_and_the_alternative_are_named(
+    monkeypatch, tmp_path
+):
     def offline(*_, **__):
         raise OSError("no route to host")
 

@@ -1,4 +1,4 @@
-"""Every mistake a user can make: one line on stderr, exit code 2, and nothing new in the output folder."""
+"""Every error that a user can make: one line on stderr, exit code 2, and nothing new in the output folder."""
 
 import os
 import shutil
@@ -7,49 +7,52 @@ import pytest
 import torch
 import torchvision
 
-from common.compression import quantization
-from common.data import datasets
+from common import stage
+from common.compression import int8_engines, int8_state, quantization
+from common.compression.target_devices import TARGET_DEVICES
 from common.models import architectures, checkpoint, lineage
-from tests.conftest import write_pictures
+from tests.conftest import write_images
 
 SIDE = 32
-FIGURES = {"top1": 0.5, "ci95": [0.4, 0.6], "n": 100, "params": 724_000, "macs": 1}
+METRICS = {"top1": 0.5, "ci95": [0.4, 0.6], "n": 100, "params": 724_000, "macs": 1}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A folder with an untrained squeezenet teacher of the classes of `pictures`, and its int8 form."""
-    folder = tmp_path_factory.mktemp("made")
+def created(tmp_path_factory):
+    """A folder with an untrained squeezenet with the classes of `image_folder`, and its int8 form."""
+    folder = tmp_path_factory.mktemp("created")
     model = architectures.build("squeezenet1_1", 3)
-    blank = lineage.new_checkpoint("squeezenet1_1", ["cat", "dog", "fox"], SIDE) | {"metrics": FIGURES}
+    new = lineage.new_checkpoint("squeezenet1_1", ["cat", "dog", "fox"], SIDE) | {"metrics": METRICS}
     teacher = {
         "stage": "teacher",
         "name": "teacher_squeezenet1_1",
         "state_dict": checkpoint.float_state(model),
     }
-    checkpoint.save(blank | teacher, folder)
-    prepared = quantization.prepare(model, "qnnpack", SIDE)
+    checkpoint.save(new | teacher, folder)
+    target = TARGET_DEVICES["embedded"]
+    int8_engines.use(target)
+    prepared = quantization.prepare(model, target, SIDE)
     quantization.calibrate(prepared, [(torch.randn(2, 3, SIDE, SIDE), None)], torch.device("cpu"), 1)
     int8 = {
         "stage": "quantized",
         "name": "quantized_squeezenet1_1",
-        "state_dict": quantization.int8_state(quantization.convert(prepared).int8),
-        "int8": {"backend": "qnnpack", "float_shapes": architectures.shapes(model)},
+        "state_dict": int8_state.extract(quantization.convert(prepared).int8),
+        "int8": {"backend": target.backend, "float_shapes": architectures.shapes(model)},
     }
-    checkpoint.save(blank | int8, folder)
+    checkpoint.save(new | int8, folder)
     return folder
 
 
 @pytest.fixture
-def weights(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "weights")
+def weights(created, tmp_path):
+    return shutil.copytree(created, tmp_path / "weights")
 
 
 @pytest.fixture
-def refused(run, pictures, weights):
-    """refused(script, *options): runs it on `pictures` and gives the one line of its error."""
+def refused(run, image_folder, weights):
+    """refused(script, *options): runs it on `image_folder` and gives the one line of its error."""
 
-    def refuse(script, *options, dataset=("--dataset", "folder", "--data-dir", pictures)):
+    def refuse(script, *options, dataset=("--dataset", "folder", "--data-dir", image_folder)):
         before = {path: path.read_bytes() for path in weights.rglob("*")}
         fixed = ("--output-dir", weights, "--image-size", SIDE, "--epochs", 1, "--workers", 0)
         result = run(script, *fixed, *dataset, *options)
@@ -71,7 +74,7 @@ TEACHER = ("train_teacher", "--pretrained", "none", "--teacher")
 
 
 @pytest.mark.parametrize(("script", "options"), STAGES)
-def test_a_missing_checkpoint_lists_what_there_is(refused, script, options):
+def test_a_missing_checkpoint_lists_the_existing_ones(refused, script, options):
     error = refused(script, *options, "resnet50_0.9160.pt")
     assert "no checkpoint 'resnet50_0.9160.pt'" in error and "teacher_squeezenet1_1_0.5000.pt" in error
 
@@ -84,18 +87,18 @@ def test_a_truncated_checkpoint_is_damaged(refused, weights, script, options):
 
 
 @pytest.mark.parametrize(("script", "options"), STAGES)
-def test_an_int8_checkpoint_is_the_wrong_stage(refused, script, options):
+def test_an_int8_checkpoint_is_refused(refused, script, options):
     assert "is an int8 model, the end of a chain" in refused(script, *options, "quantized_squeezenet1_1")
 
 
 @pytest.mark.parametrize(("script", "options"), STAGES)
-def test_a_foreign_pickle_is_refused_and_not_run(refused, tmp_path, script, options):
+def test_another_pickle_is_refused_and_not_executed(refused, tmp_path, script, options):
     class Hostile:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "executed"),)
 
-    torch.save({"format": 1, "state_dict": Hostile()}, tmp_path / "foreign.pt")
-    assert "holds Python objects" in refused(script, *options, tmp_path / "foreign.pt")
+    torch.save({"format": 1, "state_dict": Hostile()}, tmp_path / "other.pt")
+    assert "holds Python objects" in refused(script, *options, tmp_path / "other.pt")
     assert not (tmp_path / "executed").exists()
 
 
@@ -103,8 +106,8 @@ def test_a_foreign_pickle_is_refused_and_not_run(refused, tmp_path, script, opti
 @pytest.mark.parametrize(
     ("classes", "message"), [("cat dog owl", "no class 'owl'"), ("cat dog", "3 classes, not 2")]
 )
-def test_other_classes_do_not_fit(refused, tmp_path, script, options, classes, message):
-    root = write_pictures(tmp_path / "other", classes.split())
+def test_a_data_set_with_other_classes_is_refused(refused, tmp_path, script, options, classes, message):
+    root = write_images(tmp_path / "other", classes.split())
     error = refused(script, *options, "squeezenet1_1", dataset=("--dataset", "folder", "--data-dir", root))
     assert message in error
 
@@ -115,7 +118,7 @@ def test_a_ratio_is_above_0_and_at_most_1(refused, option, ratio):
     assert option in refused("train_pruning", "--weights", "squeezenet1_1", f"{option}={ratio}")
 
 
-def test_a_pruning_target_out_of_reach_names_the_smallest(refused):
+def test_a_pruning_target_out_of_reach_names_the_smallest_network(refused):
     assert "is the least" in refused(
         "train_pruning", "--weights", "squeezenet1_1", "--pruning-ratio", "0.001"
     )
@@ -128,16 +131,19 @@ def test_a_pruning_target_out_of_reach_names_the_smallest(refused):
         (["--target-size", "1KB", "--target-precision", "int8"], "bytes (int8) is the least"),
         (["--target-macs", "1000"], "MACs is the least"),
         (["--target-latency", "1us"], "ms (fp32 on"),
-        (["--target-latency", "5 parsecs"], "'5 parsecs' is not a number with one of us, ms, s, nor a share"),
+        (
+            ["--target-latency", "5 parsecs"],
+            "'5 parsecs' is not a number with one of us, ms, s, nor a fraction",
+        ),
         (["--target-macs", "300M", "--pruning-ratio", "0.5"], "not allowed with"),
         (["--importance", "bn-scale"], "no layer of this network has a bn-scale score"),
         (["--importance", "luck"], "invalid choice: 'luck'"),
-        (["--sensitivity", "s.png", "--val-fraction", "0"], "needs validation pictures"),
+        (["--sensitivity", "s.png", "--val-fraction", "0"], "needs validation images"),
         (["--sensitivity", "nowhere/s.png"], "there is no folder nowhere"),
-        (["--score", "val", "--val-fraction", "0"], "needs validation pictures"),
+        (["--score", "val", "--val-fraction", "0"], "needs validation images"),
     ],
 )
-def test_what_cannot_be_pruned_to_is_said_before_anything_is_written(refused, options, message):
+def test_a_target_that_is_not_possible_is_refused_before_anything_is_written(refused, options, message):
     assert message in refused("train_pruning", "--weights", "squeezenet1_1", *options)
 
 
@@ -145,47 +151,49 @@ def test_what_cannot_be_pruned_to_is_said_before_anything_is_written(refused, op
     ("options", "message"),
     [
         (["--weights", "squeezenet1_1"], "one of the arguments --target-macs --target-size"),
-        (["--weights", "quantized_squeezenet1_1", "--target-size", "0.5"], "needed to compress"),
+        (["--weights", "quantized_squeezenet1_1", "--target-size", "0.5"], "this needs a float checkpoint"),
         (["--weights", "squeezenet1_1", "--target-size", "5MB"], "nothing to do"),
         (["--weights", "squeezenet1_1", "--target-size", "0.5", "--student", "resnet_18"], "resnet18?"),
         (["--weights", "squeezenet1_1", "--target-size", "0.5", "--teacher", "none"], "no checkpoint 'none'"),
     ],
 )
-def test_a_budget_that_makes_no_sense(refused, options, message):
+def test_options_of_compress_that_are_not_possible(refused, options, message):
     assert message in refused("compress", *options)
 
 
 @pytest.mark.parametrize(("script", "options"), [*STAGES, (TEACHER[0], TEACHER[1:])])
-def test_pictures_too_small_for_the_network(refused, script, options):
+def test_images_too_small_for_the_network(refused, script, options):
     name = "squeezenet1_1"
-    assert "SqueezeNet cannot take pictures of 8 pixels" in refused(script, *options, name, "--image-size", 8)
+    assert "SqueezeNet does not accept images of 8 pixels" in refused(
+        script, *options, name, "--image-size", 8
+    )
 
 
-def test_an_unknown_architecture_is_answered_with_the_nearest(refused):
+def test_for_an_unknown_architecture_the_nearest_is_suggested(refused):
     assert "did you mean resnet18?" in refused(*TEACHER, "resnet_18")
     assert "did you mean mobilenet_v2?" in refused("train_pruning", "--model", "mobilenetv2")
     options = ("--teacher", "squeezenet1_1", "--student", "squeeznet1_1")
     assert "did you mean squeezenet1_1?" in refused("train_student", *options)
 
 
-def test_a_network_that_cannot_be_traced_fails_before_the_data_are_read(refused, monkeypatch):
+def test_a_network_that_cannot_be_traced_is_refused_before_the_images_are_read(refused, monkeypatch):
     def forward(self, images):
         return self.classifier(self.features(images if images.sum() > 0 else -images)).flatten(1)
 
     monkeypatch.setattr(torchvision.models.SqueezeNet, "forward", forward)
-    monkeypatch.setattr(datasets, "load_splits", None)
+    monkeypatch.setattr(stage, "make_loaders", None)
     assert "SqueezeNet cannot be traced for quantization" in refused(
         "train_quantization", "--weights", "squeezenet1_1"
     )
 
 
-def test_an_empty_split(refused, pictures):
+def test_an_empty_split(refused):
     assert "the val split is empty" in refused(*TEACHER, "squeezenet1_1", "--val-fraction", "0.001")
 
 
-def test_an_unreadable_picture_is_named(refused, pictures):
-    (pictures / "test" / "fox" / "fox2.jpg").write_bytes(b"\xff\xd8 no picture")
-    assert "cannot read the picture" in refused(*TEACHER, "squeezenet1_1")
+def test_an_image_that_cannot_be_read_is_named(refused, image_folder):
+    (image_folder / "test" / "fox" / "fox2.jpg").write_bytes(b"\xff\xd8 no image")
+    assert "cannot read the image" in refused(*TEACHER, "squeezenet1_1")
     assert "fox2.jpg" in refused(*TEACHER, "squeezenet1_1", "--workers", 1)
 
 
@@ -206,12 +214,12 @@ def test_weights_for_another_architecture(refused, tmp_path):
     )
 
 
-def test_a_data_set_that_is_not_there(refused, tmp_path):
+def test_a_missing_data_set(refused, tmp_path):
     for dataset in (("--dataset", "folder"), ("--dataset", "folder", "--data-dir", tmp_path / "nowhere")):
         assert "--data-dir" in refused(*TEACHER, "squeezenet1_1", dataset=dataset)
 
 
-def test_a_teacher_of_no_use(refused, weights):
+def test_a_teacher_that_cannot_be_used(refused, weights):
     for script in ("train_pruning", "train_quantization"):
         options = (script, "--weights", "squeezenet1_1", "--teacher")
         assert "no checkpoint 'resnet50'" in refused(*options, "resnet50")
@@ -220,13 +228,13 @@ def test_a_teacher_of_no_use(refused, weights):
     content = checkpoint.load(checkpoint.find("squeezenet1_1", weights))
     for name, change, expected in (
         ("swapped", {"classes": ["dog", "cat", "fox"]}, "in another order"),
-        ("darker", {"mean": [0.1, 0.1, 0.1]}, "normalised in another way"),
+        ("darker", {"mean": [0.1, 0.1, 0.1]}, "normalized differently"),
     ):
         checkpoint.save(content | change | {"name": name}, weights)
         assert expected in refused("train_pruning", "--weights", "squeezenet1_1", "--teacher", name)
 
 
-def test_results_that_could_not_be_written(run, weights):
+def test_results_that_cannot_be_written(run, weights):
     for option, file, expected in (
         ("--json", "r.txt", "must end in .json"),
         ("--plot", "r.jpg", "must end in .png or .svg"),
@@ -236,7 +244,7 @@ def test_results_that_could_not_be_written(run, weights):
         assert result.code == 2 and expected in result.err and result.err.count("\n") == 1
 
 
-def test_evaluating_what_is_not_there(run, tmp_path):
+def test_evaluating_a_missing_checkpoint(run, tmp_path):
     for arguments in ((), ("resnet50",)):
         result = run("evaluate", "--output-dir", tmp_path, *arguments)
         assert result.code == 2 and result.err.count("\n") == 1 and "checkpoint" in result.err

@@ -4,50 +4,51 @@ import pytest
 
 from common.evaluation import latency
 from common.models import architectures, checkpoint, lineage
-from tests.conftest import write_pictures
+from tests.conftest import write_images
 
-FIGURES = {"top1": 0.5, "ci95": [0.4, 0.6], "n": 100, "params": 724_000, "macs": 1}
+METRICS = {"top1": 0.5, "ci95": [0.4, 0.6], "n": 100, "params": 724_000, "macs": 1}
 
 
 def saved(folder, classes, name):
-    """An untrained squeezenet of `classes`."""
-    blank = lineage.new_checkpoint("squeezenet1_1", classes, 40) | {"metrics": FIGURES}
+    """Saves an untrained squeezenet of `classes`."""
+    new = lineage.new_checkpoint("squeezenet1_1", classes, 40) | {"metrics": METRICS}
     state = checkpoint.float_state(architectures.build("squeezenet1_1", len(classes)))
-    return checkpoint.save(blank | {"stage": "teacher", "name": name, "state_dict": state}, folder)
+    return checkpoint.save(new | {"stage": "teacher", "name": name, "state_dict": state}, folder)
 
 
 @pytest.fixture
-def where(tmp_path, monkeypatch):
-    # how long is measured is no matter here; test_chain.py runs it as it is
+def options(tmp_path, monkeypatch):
+    """The options of a data set of cat, dog and fox, and of a folder for checkpoints."""
+    # here the times do not matter; test_chain.py measures as users do
     monkeypatch.setattr(latency, "others_load", lambda: 0.0)
     monkeypatch.setattr(latency, "WARMUP_SECONDS", 0)
     monkeypatch.setattr(latency, "MEASURED_SECONDS", 0)
-    data = write_pictures(tmp_path / "pictures", train=1, test=2)
+    data = write_images(tmp_path / "images", train=1, test=2)
     (tmp_path / "w").mkdir()
     return ("--dataset", "folder", "--data-dir", data, "--output-dir", tmp_path / "w", "--workers", 0)
 
 
-def test_all_that_fit_the_data_set_are_compared(run, where, tmp_path):
+def test_all_checkpoints_that_fit_the_data_set_are_compared(run, options, tmp_path):
     saved(tmp_path / "w", ["cat", "dog", "fox"], "teacher_pets")
     saved(tmp_path / "w", ["car", "bus", "van"], "teacher_cars")
-    result = run("evaluate", *where)
+    result = run("evaluate", *options)
     assert result.code == 0, result.err
-    assert "teacher_cars_0.5000.pt: left out" in result.out
+    assert "teacher_cars_0.5000.pt: ignored" in result.out
     assert [line.split()[1] for line in result.out.splitlines() if line.startswith("| teacher")] == [
         "teacher_pets_0.5000"
     ] * 2
-    result = run("evaluate", "teacher_cars", *where)
+    result = run("evaluate", "teacher_cars", *options)
     assert result.code == 2 and "does not fit this data set" in result.err
 
 
-def test_nothing_that_fits_is_a_mistake(run, where, tmp_path):
+def test_no_checkpoint_that_fits_is_an_error(run, options, tmp_path):
     saved(tmp_path / "w", ["car", "bus", "van"], "teacher_cars")
-    result = run("evaluate", *where)
+    result = run("evaluate", *options)
     assert result.code == 2 and "has the classes of this data set" in result.err
 
 
-def test_a_printed_line_is_never_wider_than_120_columns(run, where, tmp_path):
+def test_a_printed_line_is_never_wider_than_120_columns(run, options, tmp_path):
     saved(tmp_path / "w", ["cat", "dog", "fox"], "teacher_" + "long" * 30)
-    result = run("evaluate", *where)
-    tables = result.out.partition("\n\n")[2]  # above it stands the file's path
+    result = run("evaluate", *options)
+    tables = result.out.partition("\n\n")[2]  # above it is the path of the file
     assert result.code == 0 and max(map(len, tables.splitlines())) <= 120 and "…" in tables

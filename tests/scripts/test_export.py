@@ -6,26 +6,27 @@ import onnx
 import pytest
 import torch
 
+import export
 from common.data import loaders
 from common.data.loaders import eval_loader
 from common.deployment import onnx_model
 from common.evaluation import int8_agreement, latency
 from common.models import checkpoint
-from tests.conftest import write_pictures
+from tests.conftest import write_images
 
 
 def data_options(folder):
     return (
-        "--dataset", "folder", "--data-dir", folder / "pictures", "--output-dir", folder / "w",
+        "--dataset", "folder", "--data-dir", folder / "images", "--output-dir", folder / "w",
         "--workers", 0,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with pictures of three classes, a squeezenet trained with them, and its int8 form."""
+    """A folder with images of three classes, a squeezenet trained with them, and its int8 form."""
     folder = tmp_path_factory.mktemp("trained")
-    write_pictures(folder / "pictures")
+    write_images(folder / "images")
     training = (
         *data_options(folder), "--cache", "off", "--batch-size", 8, "--image-size", 40, "--lr", 0.001,
     )  # fmt: skip
@@ -40,7 +41,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def place(trained, tmp_path):
-    """A copy of what was trained: (folder, data options)."""
+    """A copy of `trained`: (folder, data options)."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return tmp_path, data_options(tmp_path)
 
@@ -51,11 +52,11 @@ def test_an_int8_checkpoint_is_exported_checked_and_compared(run, place, monkeyp
     monkeypatch.setattr(latency, "MEASURED_SECONDS", 0)
     result = run("export", "quantized_squeezenet1_1", "--output", folder / "m.onnx", *data)
     assert result.code == 0, result.err
-    assert "12 test pictures: ONNX Runtime answers 100.00%" in result.out
+    assert "12 test images: ONNX Runtime and the checkpoint agree on 100.00%" in result.out
     path = checkpoint.find("quantized_squeezenet1_1", folder / "w")
     assert (folder / "m.onnx").stat().st_size <= 1.15 * path.stat().st_size
-    said = {entry.key: entry.value for entry in onnx.load(folder / "m.onnx").metadata_props}
-    assert json.loads(said["classes"]) == ["cat", "dog", "fox"] and said["backend"] == "qnnpack"
+    texts = {entry.key: entry.value for entry in onnx.load(folder / "m.onnx").metadata_props}
+    assert json.loads(texts["classes"]) == ["cat", "dog", "fox"] and texts["backend"] == "qnnpack"
 
     compared = run("evaluate", "quantized_squeezenet1_1", folder / "m.onnx", "--batch-size", 2, *data)
     assert compared.code == 0, compared.err
@@ -65,40 +66,45 @@ def test_an_int8_checkpoint_is_exported_checked_and_compared(run, place, monkeyp
     assert scores[0] == scores[1] and "n 12" in scores[0]
 
 
-def test_a_float_checkpoint_is_checked_with_pictures_spread_over_the_whole_split(run, place, monkeypatch):
+def test_a_float_checkpoint_is_checked_with_images_spread_over_the_entire_split(run, place, monkeypatch):
     folder, data = place
-    seen, right = [], eval_loader
+    seen, build = [], eval_loader
 
     def loader(samples, *rest, **options):
         seen.extend(samples)
-        return right(samples, *rest, **options)
+        return build(samples, *rest, **options)
 
     monkeypatch.setattr(loaders, "eval_loader", loader)
-    result = run("export", "squeezenet1_1", "--output", folder / "m.onnx", "--pictures", 7, *data)
+    result = run("export", "squeezenet1_1", "--output", folder / "m.onnx", "--images", 7, *data)
     assert result.code == 0, result.err
-    assert "7 test pictures: ONNX Runtime answers 100.00%" in result.out
+    assert "7 test images: ONNX Runtime and the checkpoint agree on 100.00%" in result.out
     assert len(seen) == 7 and {label for _, label in seen} == {0, 1, 2}
 
 
-def test_a_file_that_answers_otherwise_is_not_left_behind(run, place, monkeypatch):
+def test_the_old_name_of_the_option_images_is_an_alias():
+    for option in ("--images", "--pictures"):
+        assert export.parse_args(["x", "--output", "m.onnx", option, "7"]).images == 7
+
+
+def test_a_file_with_other_predictions_is_not_written(run, place, monkeypatch):
     folder, data = place
-    right = onnx_model.OnnxModel.forward
-    monkeypatch.setattr(onnx_model.OnnxModel, "forward", lambda self, images: -right(self, images))
+    forward = onnx_model.OnnxModel.forward
+    monkeypatch.setattr(onnx_model.OnnxModel, "forward", lambda self, images: -forward(self, images))
     result = run("export", "squeezenet1_1", "--output", folder / "m.onnx", *data)
-    assert result.code == 2 and "at least 99% of the answers must be the same" in result.err
+    assert result.code == 2 and "is not written: they must agree on at least 99%" in result.err
     assert [path.name for path in folder.glob("*.onnx")] == []
 
 
-def test_int8_that_answers_otherwise_than_fake_quantization_is_not_saved(run, place, monkeypatch):
+def test_int8_with_other_predictions_than_fake_quantization_is_not_saved(run, place, monkeypatch):
     folder, data = place
     before = sorted((folder / "w").iterdir())
     monkeypatch.setattr(int8_agreement, "MIN_AGREEMENT", 1.01)
     result = run("train_quantization", "--weights", "squeezenet1_1", "--epochs", 0, "--image-size", 40, *data)
-    assert result.code == 2 and "not saved: run by qnnpack" in result.err and result.err.count("\n") == 1
+    assert result.code == 2 and "not saved: with qnnpack" in result.err and result.err.count("\n") == 1
     assert sorted((folder / "w").iterdir()) == before
 
 
-def test_mistakes_end_in_one_line(run, place):
+def test_errors_are_one_line(run, place):
     folder, data = place
     for arguments, expected in (
         (("nothing", "--output", folder / "m.onnx", *data), "no checkpoint 'nothing'"),
@@ -109,11 +115,15 @@ def test_mistakes_end_in_one_line(run, place):
         assert result.code == 2 and expected in result.err and result.err.count("\n") == 1
 
 
-def test_an_engine_that_would_overflow_is_refused_when_it_is_asked_for(run, place):
+def test_an_engine_that_would_overflow_is_refused(run, place):
     folder, data = place
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         pytest.skip("this machine's torch has no fbgemm")
     result = run(
         "export", "quantized_squeezenet1_1", "--output", folder / "m.onnx", "--engine", "fbgemm", *data
     )
-    assert result.code == 2 and "fbgemm gives wrong results" in result.err and not list(folder.glob("*.onnx"))
+    assert (
+        result.code == 2
+        and "fbgemm gives incorrect results" in result.err
+        and not list(folder.glob("*.onnx"))
+    )

@@ -1,4 +1,4 @@
-"""The files in weights/ and the names in docs/pet37-mini/: they run, and are what the documents say."""
+"""The files in weights/ and the names in docs/pet37-mini/ are as the documents describe them."""
 
 import re
 from pathlib import Path
@@ -21,39 +21,39 @@ def samples(split: str) -> list[tuple[Path, int]]:
     return [(Path(f"{name}.jpg"), int(label) - 1) for name, label, *_ in lines]
 
 
-def test_they_are_small():
+def test_the_files_are_small():
     sizes = [(REPOSITORY / "weights" / name).stat().st_size for name in NAMES]
     assert len(sizes) == 7 and max(sizes) < 10e6 and sum(sizes) < 25e6
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_runs_and_is_as_the_documents_say(name):
+def test_each_runs_and_is_as_documented(name):
     content = checkpoint.load(REPOSITORY / "weights" / name)
     with torch.inference_mode():
         logits = checkpoint.rebuild(content).eval()(torch.randn(2, 3, 224, 224))
     assert logits.shape == (2, 37) and logits.isfinite().all()
 
-    figures, made = content["metrics"], content["lineage"][-1]
+    metrics, created = content["metrics"], content["lineage"][-1]
     (row,) = re.findall(rf"^\| {name.removesuffix('.pt')} +\|(.+% \|.+)$", TABLE, re.MULTILINE)
     cells = [cell.strip() for cell in row.split("|")]
-    assert cells[:3] == [content["stage"], str(figures["n"]), f"{figures['top1']:.2%}"]
-    assert cells[4] == f"{figures['top5']:.2%}"
-    assert f"| `{name}`" in TABLE and f"`{made['options']['command']}`" in TABLE
-    assert (REPOSITORY / made["options"]["config"]).exists()
-    assert not any(str(value).startswith(("/", "..")) for value in made["options"].values())
+    assert cells[:3] == [content["stage"], str(metrics["n"]), f"{metrics['top1']:.2%}"]
+    assert cells[4] == f"{metrics['top5']:.2%}"
+    assert f"| `{name}`" in TABLE and f"`{created['options']['command']}`" in TABLE
+    assert (REPOSITORY / created["options"]["config"]).exists()
+    assert not any(str(value).startswith(("/", "..")) for value in created["options"].values())
 
-    # made from the photos that docs/pet37-mini names, all of the training part
+    # created from the images that docs/pet37-mini names, all of the training part
     splits = Splits(samples("trainval"), [], samples("test"), content["classes"])
-    assert made["split"] == splits.fingerprint and figures["n"] == len(splits.test)
+    assert created["split"] == splits.fingerprint and metrics["n"] == len(splits.test)
 
 
-def test_no_photo_is_in_both_parts_of_pet37_mini():
+def test_no_image_is_in_both_parts_of_pet37_mini():
     train, test = ({path for path, _ in samples(split)} for split in ("trainval", "test"))
     assert (len(train), len(test)) == (926, 906) and not train & test
 
 
 def test_the_command_of_the_readme_works_after_a_clone(run, tmp_path, monkeypatch):
-    Image.effect_noise((300, 240), 60).save(tmp_path / "photo.jpg")
+    Image.effect_noise((300, 240), 60).save(tmp_path / "image.jpg")
     monkeypatch.chdir(REPOSITORY)
-    result = run("predict", "quantized_mobilenet_v2", tmp_path / "photo.jpg")
+    result = run("predict", "quantized_mobilenet_v2", tmp_path / "image.jpg")
     assert result.code == 0 and result.out.count("%") == 5

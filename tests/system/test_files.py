@@ -2,12 +2,14 @@ import os
 import time
 
 import pytest
+import torch
 
+from common.system import files
 from common.system.errors import UserError
 from common.system.files import atomic_write, load_tensors, remove_stale_files
 
 
-def test_a_file_takes_its_place_only_when_it_is_whole(tmp_path):
+def test_a_file_is_replaced_only_when_it_is_complete(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("old")
     with pytest.raises(KeyError), atomic_write(path) as temporary:
@@ -19,17 +21,17 @@ def test_a_file_takes_its_place_only_when_it_is_whole(tmp_path):
             temporary.write_text("new")
             assert path.read_text() == "old"
         assert path.read_text() == "new"
-        assert reader.read() == "old"  # a reader of the old file keeps it: it was replaced, not written over
+        assert reader.read() == "old"  # who has the old file open can read it to its end
     assert [each.name for each in tmp_path.iterdir()] == ["log.csv"]
 
 
-def test_a_folder_that_is_not_there_is_one_message(tmp_path):
+def test_writing_into_a_missing_folder_is_one_message(tmp_path):
     with pytest.raises(UserError, match="cannot write"), atomic_write(tmp_path / "nowhere" / "x.pt"):
         pass
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"\x80\x02}q\x00.", b"plain text\n" * 9])
-def test_foreign_files_are_refused(tmp_path, content):
+def test_files_of_other_programs_are_refused(tmp_path, content):
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(UserError):
         load_tensors(tmp_path / "x.pt")
@@ -42,18 +44,18 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
         load_tensors(tmp_path)
 
 
-def test_a_file_that_another_run_writes_in_this_moment_is_not_replaced(tmp_path):
+def test_a_file_that_another_run_writes_at_the_same_time_is_not_replaced(tmp_path):
     path = tmp_path / "x.pt"
     with pytest.raises(FileExistsError), atomic_write(path, replace=False) as temporary:
-        temporary.write_text("mine")
-        path.write_text("the other's")
-    assert path.read_text() == "the other's" and list(tmp_path.iterdir()) == [path]
+        temporary.write_text("of this run")
+        path.write_text("of the other run")
+    assert path.read_text() == "of the other run" and list(tmp_path.iterdir()) == [path]
     with atomic_write(tmp_path / "y.pt", replace=False) as temporary:
-        temporary.write_text("mine")
+        temporary.write_text("of this run")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["x.pt", "y.pt"]
 
 
-def test_a_file_is_on_the_disk_before_it_takes_its_place_and_its_place_is_after(tmp_path, monkeypatch):
+def test_a_file_is_flushed_before_it_is_renamed_and_its_folder_after(tmp_path, monkeypatch):
     done = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(
@@ -65,11 +67,31 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place_and_its_place_is_after(
     assert done == [False, "replaced", True]
 
 
-def test_what_killed_processes_left_is_removed_a_day_later(tmp_path):
-    old, fresh, other = (tmp_path / name for name in (".unfinished-a.pt", ".unfinished-b.pt", ".c.pt"))
-    for path in (old, fresh, other):
+def test_files_of_killed_processes_are_removed_a_day_later(tmp_path):
+    old, new, other = (tmp_path / name for name in (".unfinished-a.pt", ".unfinished-b.pt", ".c.pt"))
+    for path in (old, new, other):
         path.touch()
-    for path, hours in ((old, 25), (fresh, 23), (other, 99)):
+    for path, hours in ((old, 25), (new, 23), (other, 99)):
         os.utime(path, (time.time() - hours * 3600,) * 2)
     remove_stale_files(tmp_path)
-    assert sorted(tmp_path.iterdir()) == [other, fresh]
+    assert sorted(tmp_path.iterdir()) == [other, new]
+
+
+def test_the_checksum_depends_on_every_value_and_not_on_strides():
+    one = {"a": torch.arange(6.0).view(2, 3), "b": [1, "x", None, True], "c": {"d": 0.5}}
+    assert files.checksum(one) == files.checksum(one | {"a": one["a"].t().contiguous().t()})
+    assert files.checksum(one) == files.checksum(
+        one | {"a": torch.arange(12.0).view(2, 6)[:, :3] * 0 + one["a"]}
+    )
+    for change in (
+        {"a": one["a"].view(3, 2)}, {"a": one["a"].double()}, {"a": -one["a"]}, {"b": (1, "x", None, True)},
+        {"b": [1, "x", None, 1]}, {"b": ["1", "x", None, True]}, {"c": {"d": 0.25}}, {"c": {"e": 0.5}},
+        {"z": 0},
+    ):  # fmt: skip
+        assert files.checksum(one) != files.checksum(one | change)
+
+
+def test_the_size_of_a_file_is_known_without_writing_it(tmp_path):
+    content = {"a": torch.arange(1000.0), "b": "x"}
+    files.save_checked(content, tmp_path / "x.pt")
+    assert files.file_bytes(content) == (tmp_path / "x.pt").stat().st_size

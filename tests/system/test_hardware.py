@@ -27,14 +27,14 @@ def test_the_quota_of_a_container_is_read_from_its_control_group(tmp_path, files
     assert hardware._quota(tmp_path) == quota
 
 
-def test_the_cores_are_those_that_the_process_is_bound_to_or_its_quota_rounded_up(monkeypatch):
+def test_cores_are_those_of_the_affinity_or_the_quota_rounded_up(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
     for quota, cores in ((math.inf, 16), (1.5, 2), (0.2, 1), (64.0, 16)):
         monkeypatch.setattr(hardware, "_quota", lambda _, quota=quota: quota)
         assert hardware.cores() == cores
 
 
-def test_threads_follow_the_cores_unless_the_user_has_said_how_many(monkeypatch):
+def test_the_number_of_threads_is_that_of_the_cores_unless_the_user_sets_it(monkeypatch):
     before = torch.get_num_threads()
     try:
         monkeypatch.setattr(hardware, "cores", lambda: before + 1)
@@ -58,7 +58,7 @@ def test_threads_follow_the_cores_unless_the_user_has_said_how_many(monkeypatch)
         ("mobilenet_v2", {"avx512_bf16": True}, torch.float32),
     ],
 )
-def test_auto_is_bf16_where_the_machine_has_it_and_the_network_gains(
+def test_auto_is_bf16_where_the_machine_supports_it_and_the_network_is_faster(
     monkeypatch, arch, capabilities, expected
 ):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
@@ -68,7 +68,7 @@ def test_auto_is_bf16_where_the_machine_has_it_and_the_network_gains(
     assert hardware.pick_precision("fp32", CPU, model) == torch.float32
 
 
-def test_autocast_is_on_for_bf16_alone():
+def test_autocast_is_enabled_only_for_bf16():
     layer, x = torch.nn.Linear(4, 2), torch.ones(1, 4)
     for precision in (torch.bfloat16, torch.float32):
         with hardware.autocast(CPU, precision):

@@ -25,9 +25,9 @@ from common.system import units
         ("latency", "0.5ms", (0.5, False)),
     ],
 )
-def test_amounts_have_units_and_without_one_up_to_one_are_shares(kind, text, expected):
-    amount, is_share = units.parse(kind, text)
-    assert (pytest.approx(amount), is_share) == expected
+def test_an_amount_has_a_unit_and_a_number_up_to_1_without_one_is_a_fraction(kind, text, expected):
+    amount, is_fraction = units.parse(kind, text)
+    assert (pytest.approx(amount), is_fraction) == expected
 
 
 @pytest.mark.parametrize(
@@ -39,13 +39,13 @@ def test_amounts_have_units_and_without_one_up_to_one_are_shares(kind, text, exp
         *(("latency", text) for text in ("5M", "5MB", "50%")),
     ],
 )
-def test_what_is_no_amount_above_0_is_refused(kind, text):
+def test_other_text_and_amounts_of_0_are_refused(kind, text):
     with pytest.raises(ValueError, match=r"must be above 0|is not a number with one of"):
         units.parse(kind, text)
 
 
-def test_a_refusal_names_the_units():
-    with pytest.raises(ValueError, match="'5MB' is not a number with one of us, ms, s, nor a share"):
+def test_an_error_names_the_units():
+    with pytest.raises(ValueError, match="'5MB' is not a number with one of us, ms, s, nor a fraction"):
         units.parse("latency", "5MB")
 
 
@@ -57,5 +57,19 @@ def test_a_refusal_names_the_units():
         *(("latency", amount) for amount in (0.04, 1, 1 / 3, 12_345.678)),
     ],
 )
-def test_the_exact_text_of_an_amount_is_read_as_that_amount_and_never_as_a_share(kind, amount):
+def test_the_exact_text_of_an_amount_is_parsed_to_the_same_amount_and_never_to_a_fraction(kind, amount):
     assert units.parse(kind, units.format_exact(kind, amount)) == (pytest.approx(amount, rel=2e-6), False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("parameters", 1_200_000), "1,200,000 parameters"),
+        (("macs", 333e6), "333,000,000 MACs"),
+        (("size", 1_200_000, "int8"), "1,200,000 bytes (int8)"),
+        (("latency", 4.567, "fp32", "2 threads"), "4.57 ms (2 threads)"),
+        (("latency", 4.567, "int8", "2 threads"), "4.57 ms (int8, 2 threads)"),
+    ],
+)
+def test_an_amount_is_described_with_its_precision_and_conditions(arguments, text):
+    assert units.describe(*arguments) == text

@@ -1,4 +1,4 @@
-"""An interrupted run goes on to the very weights of one that was not interrupted."""
+"""An interrupted run resumes, and ends with the weights of one that was not interrupted."""
 
 import csv
 import errno
@@ -13,12 +13,12 @@ import time
 import pytest
 import torch
 
-from common.evaluation import tables
+from common.evaluation import results
 from common.models import checkpoint
 from common.system import files
 from common.training import loop, resume
 from tests import processes
-from tests.conftest import REPOSITORY, write_pictures
+from tests.conftest import REPOSITORY, write_images
 
 SIDE = 32
 STAGES = {
@@ -33,55 +33,55 @@ STAGES = {
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    """A trained teacher's file, and the pictures that it saw."""
+    """The file of a trained teacher, and its images."""
     folder = tmp_path_factory.mktemp("resume")
-    pictures = write_pictures(folder / "pictures")
-    processes.run_with_kills(
-        "train_teacher", [*STAGES["train_teacher"], *where(pictures, folder)], folder / "log"
-    )
-    return checkpoint.find("teacher", folder), pictures
+    images = write_images(folder / "images")
+    options = [*STAGES["train_teacher"], *data_options(images, folder)]
+    processes.run_with_kills("train_teacher", options, folder / "log")
+    return checkpoint.find("teacher", folder), images
 
 
-def where(pictures, output):
-    return ["--dataset", "folder", "--data-dir", pictures, "--output-dir", output, "--image-size", SIDE,
+def data_options(images, output):
+    return ["--dataset", "folder", "--data-dir", images, "--output-dir", output, "--image-size", SIDE,
             "--batch-size", 8, "--lr", 0.001, "--seed", 3, "--val-fraction", 0.3, "--workers", 0,
-            "--cache", pictures / "cache"]  # fmt: skip
+            "--cache", images / "cache"]  # fmt: skip
 
 
 @pytest.mark.parametrize("script", STAGES)
-def test_a_stage_that_is_killed_again_and_again_ends_with_the_same_weights(
+def test_a_stage_that_is_killed_several_times_ends_with_the_same_weights(
     teacher, tmp_path, script, pytestconfig
 ):
-    path, pictures = teacher
+    path, images = teacher
     options = [path if option == "teacher" else option for option in STAGES[script]]
 
-    def made(name):
-        (file,) = visible(tmp_path / name, "*.pt")
+    def result(output):
+        (file,) = visible(tmp_path / output, "*.pt")
         content = checkpoint.load(file)
         rows = [line.rpartition(",")[0] for line in file.with_suffix(".csv").read_text().splitlines()]
         return content["state_dict"], content["metrics"], content["lineage"][-1]["name"], rows
 
     start = time.monotonic()
-    log = tmp_path / "log of the whole run"
-    assert processes.run_with_kills(script, [*options, *where(pictures, tmp_path / "whole")], log) == 0
+    log = tmp_path / "log of the uninterrupted run"
+    arguments = [*options, *data_options(images, tmp_path / "uninterrupted")]
+    assert processes.run_with_kills(script, arguments, log) == 0
     seconds = time.monotonic() - start
 
     kills, rng, killed, run = pytestconfig.getoption("kills"), random.Random(0), 0, 0
-    log = tmp_path / "log of the killed"
+    log = tmp_path / "log of the killed runs"
     while killed < kills:
         run += 1
         output = tmp_path / str(run)
         killed += processes.run_with_kills(
-            script, [*options, *where(pictures, output)], log, kills - killed, seconds, rng
+            script, [*options, *data_options(images, output)], log, kills - killed, seconds, rng
         )
         assert not visible(output, "*.resume")
-        for one, other in zip(made("whole"), made(str(run)), strict=True):
+        for one, other in zip(result("uninterrupted"), result(str(run)), strict=True):
             assert equal(one, other)
     assert "resumes" in log.read_text()
 
 
 def visible(folder, pattern):
-    """What users see: what a killed process was writing has a name that begins with a dot."""
+    """What users see: the name of a file that a killed process was writing begins with a dot."""
     return [path for path in folder.glob(pattern) if not path.name.startswith(".")]
 
 
@@ -92,8 +92,8 @@ def equal(one, other) -> bool:
 
 
 @pytest.fixture
-def stage(run, pictures, tmp_path, monkeypatch):
-    """stage(*options, stop_at=None): trains a small teacher, which is interrupted at that step."""
+def stage(run, image_folder, tmp_path, monkeypatch):
+    """stage(*options, stop_at=None): trains a small teacher, and is interrupted at that step."""
     monkeypatch.setattr(resume, "MIN_INTERVAL", 0)
     monkeypatch.setattr(resume, "MAX_TIME_FRACTION", math.inf)
 
@@ -105,9 +105,10 @@ def stage(run, pictures, tmp_path, monkeypatch):
                 raise error
             return original(*arguments)
 
+        arguments = [*STAGES["train_teacher"], *data_options(image_folder, tmp_path / "w"), *options]
         with monkeypatch.context() as patch:
             patch.setattr(loop._Training, "_step", step)
-            return run("train_teacher", *STAGES["train_teacher"], *where(pictures, tmp_path / "w"), *options)
+            return run("train_teacher", *arguments)
 
     return run_stage
 
@@ -116,21 +117,22 @@ def states(tmp_path):
     return visible(tmp_path / "w", "*.resume")
 
 
-def test_an_interrupted_run_says_how_to_go_on_and_is_not_started_over_by_mistake(stage, tmp_path):
+def test_an_interrupted_run_names_resume_and_is_not_started_again_by_mistake(stage, tmp_path):
     result = stage(stop_at=9)
-    assert result.code == 130 and result.err.endswith("interrupted; the same command with --resume goes on\n")
+    assert result.code == 130
+    assert result.err.endswith("interrupted; the same command with --resume continues\n")
     (state,) = states(tmp_path)
     before = state.read_bytes()
     again = stage()
-    assert again.code == 2 and "go on with --resume, or delete it" in again.err
-    assert "interrupted (epochs done: 4)" in again.err  # of 17 pictures batches of 8 make two steps
+    assert again.code == 2 and "resume it with --resume, or delete the file to start from" in again.err
+    assert "interrupted (epochs done: 4)" in again.err  # 17 images in batches of 8 are two steps
     assert state.read_bytes() == before
     result = stage("--resume")
     assert result.code == 0 and f"resumes {state} (epochs done: 4)" in result.out
     assert "epoch 4/8" not in result.out and "epoch 5/8" in result.out and not states(tmp_path)
 
 
-def test_without_anything_to_resume_a_run_starts_and_names_those_of_other_options(stage, tmp_path):
+def test_with_nothing_to_resume_a_run_starts_and_lists_runs_with_other_options(stage, tmp_path):
     assert stage("--seed", 4, stop_at=5).code == 130
     (other,) = states(tmp_path)
     result = stage("--resume")
@@ -138,7 +140,7 @@ def test_without_anything_to_resume_a_run_starts_and_names_those_of_other_option
     assert f"note: {other} is of a run with other options" in result.out and states(tmp_path) == [other]
 
 
-def test_the_learning_rate_may_change_on_the_way_and_the_lineage_says_so(stage, tmp_path):
+def test_the_learning_rate_may_be_changed_on_resuming_and_the_lineage_records_it(stage, tmp_path):
     assert stage(stop_at=5).code == 130
     result = stage("--resume", "--lr", 0.0005)
     assert result.code == 0 and "note: the learning rate was 0.001 until here and is 0.0005" in result.out
@@ -152,18 +154,15 @@ def test_the_learning_rate_may_change_on_the_way_and_the_lineage_says_so(stage, 
     assert rates[1] > 0.00098 and rates[2] < 0.0005
 
 
-def test_what_was_saved_before_the_end_is_not_saved_twice(stage, tmp_path, monkeypatch):
+def test_a_checkpoint_that_was_saved_before_the_interrupt_is_not_saved_twice(stage, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(tables, "write_history", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(results, "write_history", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert stage().code == 130
     (path,) = visible(tmp_path / "w", "*.pt")
     assert len(states(tmp_path)) == 1
     assert f"saved {path}" in stage("--resume").out
-    assert (
-        visible(tmp_path / "w", "*.pt") == [path]
-        and not states(tmp_path)
-        and path.with_suffix(".csv").exists()
-    )
+    assert visible(tmp_path / "w", "*.pt") == [path] and path.with_suffix(".csv").exists()
+    assert not states(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -187,31 +186,31 @@ def test_a_state_without_a_checksum_or_of_another_version_is_refused(stage, tmp_
     torch.save(content, state)
     assert "it has no checksum; delete it" in stage("--resume").err
     files.save_checked(content | {"format": 9}, state)
-    assert "is not what this version writes; delete it" in stage("--resume").err
+    assert "was not written by this version; delete it" in stage("--resume").err
 
 
-@pytest.mark.parametrize("place", ["resume", "checkpoint"])
-def test_a_folder_that_cannot_be_written_any_more_ends_in_one_line_with_the_state_kept(
-    stage, tmp_path, monkeypatch, place
+@pytest.mark.parametrize("module", ["common.training.resume", "common.models.checkpoint"])
+def test_a_folder_that_becomes_read_only_ends_the_run_in_one_line_and_the_state_is_kept(
+    stage, tmp_path, monkeypatch, module
 ):
-    """At the second state, or at the checkpoint in the end; `--resume` goes on once it can be written."""
+    """At the second state, or at the checkpoint in the end; `--resume` continues once it can be written."""
     write, calls = files.save_checked, itertools.count(1)
 
     def save_checked(content, path):
         write(content, path)
-        if place == "checkpoint" or next(calls) == 2:
+        if module == "common.models.checkpoint" or next(calls) == 2:
             raise OSError(errno.EROFS, "Read-only file system")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"common.{place}.save_checked", save_checked)
+        patch.setattr(f"{module}.save_checked", save_checked)
         result = stage()
     assert result.code == 2 and re.search(r"error: cannot write \S+: Read-only file system\n$", result.err)
     assert len(states(tmp_path)) == 1 and len(list((tmp_path / "w").iterdir())) == 1
     assert stage("--resume").code == 0 and not states(tmp_path)
 
 
-def test_a_full_disk_ends_in_one_line_with_the_last_state_kept(pictures, tmp_path):
-    # the limit on a file's size stands for the disk: what has been written of the state before it is real
+def test_a_full_disk_ends_the_run_in_one_line_and_the_last_state_is_kept(image_folder, tmp_path):
+    # in place of a full disk there is a limit on the size of a file: the state is really written up to there
     command = """
 import math, resource, signal
 from common.cli import launch
@@ -227,7 +226,7 @@ def keep_and_fill_the_disk(self, state, **options):
 resume.Progress.keep = keep_and_fill_the_disk
 launch.run(train_teacher.main, train_teacher.parse_args)
 """
-    arguments = [*STAGES["train_teacher"], *where(pictures, tmp_path / "w")]
+    arguments = [*STAGES["train_teacher"], *data_options(image_folder, tmp_path / "w")]
     result = subprocess.run(
         [sys.executable, "-c", command, *map(str, arguments)], cwd=REPOSITORY, capture_output=True, text=True
     )

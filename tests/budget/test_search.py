@@ -1,0 +1,192 @@
+import pytest
+import torch
+
+from common.budget.search import RECIPES, Candidate, Search, Stages
+from common.budget.target import Budget
+from common.models import checkpoint, lineage
+from common.system.errors import UserError
+
+LIMIT, EPOCHS = 100, 16
+LAMP, TAYLOR = RECIPES
+
+
+class Results:
+    """What the stages and the measurements of a search give, in place of real ones.
+
+    `top1`: of what pruning creates, by (precision, importance). `starts`: the cost of a checkpoint before it
+    is pruned, by (path, precision). `costs`: of a finished checkpoint, by path. `calls`: of the stages.
+    """
+
+    def __init__(self, folder):
+        self.folder, self.calls = folder, []
+        self.top1, self.starts, self.costs = {}, {}, {}
+        self.source = self.create("source", 0.8)
+
+    def create(self, name, top1, values=0):
+        """Saves a checkpoint with `values` numbers as its weights."""
+        content = lineage.new_checkpoint("resnet18", ["cat", "dog"], 32) | {
+            "stage": "pruned",
+            "name": name,
+            "state_dict": {"weight": torch.zeros(values)},
+            "metrics": {"top1": top1, "ci95": [top1 - 0.1, top1 + 0.1], "n": 10, "params": 1, "macs": 1},
+        }
+        return checkpoint.save(content, self.folder)
+
+    def distill(self, arch):
+        self.calls.append(("distill", arch))
+        return self.students[arch]
+
+    def prune(self, path, target, precision, importance, scope, epochs):
+        assert target == "100.000000B" and (importance, scope) in RECIPES
+        self.calls.append(("prune", precision, importance, epochs))
+        created = self.create(f"pruned_{precision}_{importance}", self.top1.get((precision, importance), 0.1))
+        self.costs[created] = 90
+        return created
+
+    def quantize(self, path):
+        self.calls.append(("quantize", path))
+        created = self.create("quantized", 0.5)
+        self.costs[created] = 80
+        return created
+
+    def budget(self, path, text, precision):
+        start = self.starts.get((path, precision), 2 * LIMIT)
+        if isinstance(start, str):
+            raise UserError(start)
+        return Budget("size", LIMIT, start, lambda model: 0.0, precision)
+
+    def search(self, students=()):
+        return Search(
+            Candidate("", self.source, 0.8, (0.7, 0.9)),
+            "size",
+            "100B",
+            stages=Stages(self.distill, self.prune, self.quantize),
+            budget=self.budget,
+            cost=lambda path: self.costs.get(path, 2 * LIMIT),
+            students=list(students),
+            epochs=EPOCHS,
+        )
+
+
+@pytest.fixture
+def results(tmp_path):
+    return Results(tmp_path)
+
+
+def test_the_most_accurate_of_those_that_meet_the_budget_wins(results):
+    # students that need no pruning; one of them fails, and one is larger than estimated
+    students = {"too_large": (0.95, 101), "not_finished": (0.97, None), "larger": (0.9, 100),
+                "smaller": (0.9, 60), "worse": (0.85, 10)}  # fmt: skip
+    results.students = {
+        arch: results.create(arch, top1, cost or 0) for arch, (top1, cost) in students.items()
+    }
+    for arch, (_, cost) in students.items():
+        path = results.students[arch]
+        results.costs[path] = cost
+        results.starts[path, "fp32"] = "not possible" if cost is None else min(cost, LIMIT)
+        results.starts[path, "int8"] = "not possible"
+    search = results.search(students)
+    results.starts[results.source, "fp32"] = results.starts[results.source, "int8"] = "not possible"
+    winner = search.run()
+    assert (winner.recipe, winner.cost, winner.note) == ("distill into smaller", 60, "the winner")
+    assert [each.cost for each in search.tried] == [101, None, 100, 60, 10]
+    *_, reason = search.report(winner).splitlines()
+    assert reason.startswith("3 of them") and "90.00%, 0.00 points ahead" in reason
+
+
+@pytest.mark.parametrize(
+    ("fits", "trials", "chosen"),
+    [
+        # intervals are 0.1 wide on either side; of each precision the better recipe
+        ((), {("fp32", "lamp"): 0.3, ("int8", "taylor"): 0.6}, [("int8", TAYLOR)]),
+        ((), {("fp32", "lamp"): 0.41, ("int8", "taylor"): 0.6}, [("fp32", LAMP), ("int8", TAYLOR)]),
+        (("int8",), {("fp32", "taylor"): 0.9}, [("fp32", TAYLOR), ("int8", None)]),
+        (("int8",), {("fp32", "lamp"): 0.5}, [("int8", None)]),
+        (("fp32", "int8"), {}, [("fp32", None), ("int8", None)]),
+    ],
+)
+def test_what_validation_cannot_tell_from_the_most_promising_is_continued(results, fits, trials, chosen):
+    results.top1 = trials
+    for precision in fits:
+        results.starts[results.source, precision] = 50
+    search = results.search()
+    plans = search._promising(search.source)
+    assert [(plan.precision, plan.recipe) for plan in plans] == chosen
+    expected = [trials[precision, recipe[0]] if recipe else 0.8 for precision, recipe in chosen]
+    assert [plan.candidate.top1 for plan in plans] == expected
+    assert all(plan.start is search.source for plan in plans)
+    # each trial has an eighth of the epochs
+    precisions = [precision for precision in ("fp32", "int8") if precision not in fits]
+    assert results.calls == [
+        ("prune", precision, importance, EPOCHS // 8) for precision in precisions for importance, _ in RECIPES
+    ]
+
+
+def test_the_chosen_recipe_is_repeated_with_all_epochs_and_then_quantized(results):
+    results.top1 = {("int8", "taylor"): 0.6}
+    search = results.search()
+    winner = search.run()
+    assert results.calls[4:] == [
+        ("prune", "int8", "taylor", EPOCHS),
+        ("quantize", search.tried[4].path),
+    ]
+    assert winner.recipe == "prune for int8 by taylor, isomorphic, quantize" and winner.cost == 80
+    assert [each.note for each in search.tried] == [
+        "a trial of 2 epochs", "a trial of 2 epochs", "a trial of 2 epochs",
+        "a trial of 2 epochs, continued", "", "the winner",
+    ]  # fmt: skip
+    assert [each.cost for each in search.tried] == [None] * 5 + [80]
+
+
+def test_a_recipe_that_fails_is_noted_and_the_others_continue(results):
+    def quantize(path):
+        raise UserError("it cannot be quantized")
+
+    results.quantize = quantize
+    search = results.search()
+    winner = search.run()
+    assert winner.recipe == "prune for fp32 by lamp, global"
+    assert search.refused == ["in int8: it cannot be quantized"]
+    assert "in int8: it cannot be quantized" in search.report(winner)
+
+
+def test_a_student_is_compressed_by_the_same_recipes_as_the_source(results):
+    results.students = {"mobilenet_v2": results.create("kd_mobilenet_v2", 0.7)}
+    search = results.search(["mobilenet_v2"])
+    results.starts[results.source, "fp32"] = results.starts[results.source, "int8"] = "it cannot be pruned"
+    winner = search.run()
+    assert search.refused == ["in fp32: it cannot be pruned", "in int8: it cannot be pruned"]
+    assert results.calls[0] == ("distill", "mobilenet_v2")
+    assert [call[:3] for call in results.calls[1:5]] == [
+        ("prune", precision, importance) for precision in ("fp32", "int8") for importance, _ in RECIPES
+    ]
+    assert winner.recipe == "distill into mobilenet_v2, prune for int8 by lamp, global, quantize"
+
+
+def test_with_macs_int8_is_not_tried(results):
+    search = results.search()
+    search.kind, search.target = "macs", "100.000000B"
+    search.run()
+    assert {call[1] for call in results.calls} == {"fp32"}
+
+
+def test_nothing_is_tried_where_the_source_meets_the_budget(results):
+    results.costs[results.source] = LIMIT
+    with pytest.raises(UserError, match=r"nothing to do: .*source.* has 100 bytes already"):
+        results.search()
+
+
+def test_where_nothing_meets_the_budget_each_reason_is_given(results):
+    results.starts[results.source, "int8"] = "it cannot be quantized"
+
+    def prune(*arguments):
+        created = results.create("pruned", 0.5)
+        results.costs[created] = 101
+        return created
+
+    results.prune = prune
+    with pytest.raises(UserError) as error:
+        results.search().run()
+    assert str(error.value) == (
+        "nothing meets 100 bytes: in int8: it cannot be quantized; prune for fp32 by lamp, global: 101 bytes"
+    )

@@ -1,0 +1,148 @@
+import pytest
+import torch
+from torch import nn
+
+from common.budget import costs, widths
+from common.budget.target import Budget
+from common.compression import pruning
+from common.evaluation.metrics import count_parameters
+from common.models import architectures
+from common.system import distributed
+from common.system.errors import UserError
+from tests.compression.networks import chain, network_options, pruned_by
+
+CLASSES = 40  # so many that the classifier would be pruned if it were not excluded
+
+
+def built(arch):
+    model = architectures.build(arch, CLASSES)
+    return model, network_options(model, CLASSES, image_size=32)
+
+
+def within(model, budget, network):
+    groups = pruning.rank(model, "lamp", "global", **network)
+    return pruning.prune(model, groups, widths.widths_for_budget(model, groups, budget, **network), **network)
+
+
+def to_fraction(model, fraction, network):
+    return within(model, costs.parameter_budget(model, fraction), network)
+
+
+@pytest.mark.parametrize(
+    ("arch", "ratio"),
+    [
+        ("resnet18", 0.7),
+        ("resnet50", 0.4),
+        ("mobilenet_v2", 0.4),
+        ("squeezenet1_1", 0.4),
+        ("squeezenet1_1", 0.7),
+    ],
+)
+def test_the_target_is_met_within_one_point_and_the_rebuilt_model_predicts_the_same(arch, ratio):
+    model, network = built(arch)
+    before = count_parameters(model)
+    pruned = to_fraction(model, ratio, network)
+    assert abs(count_parameters(pruned) / before - ratio) < 0.01
+    assert count_parameters(model) == before  # the original is not changed
+
+    rebuilt = architectures.rebuild(arch, CLASSES, architectures.shapes(pruned))
+    rebuilt.load_state_dict(pruned.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    logits = pruned.eval()(images)
+    assert logits.shape == (2, CLASSES)
+    assert torch.equal(rebuilt.eval()(images), logits)
+
+    layers = [module for module in pruned.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert all(layer.weight.shape[0] % 8 == 0 for layer in layers)
+
+
+def test_another_layer_compensates_for_a_large_one_that_decides():
+    # of the third layer 8 channels are 6 % of all parameters; without that, 50 % would be left
+    small, large = nn.Conv2d(32, 32, 1), nn.Conv2d(32, 64, 7)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), small, nn.ReLU(), large, nn.ReLU(),
+        nn.Conv2d(64, 32, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+    )  # fmt: skip
+    before = count_parameters(model)
+    pruned = to_fraction(model, 0.48, {"classifier": "10", "image_size": 16})
+    assert abs(count_parameters(pruned) / before - 0.48) < 0.01
+
+
+@pytest.mark.parametrize("arch", ["squeezenet1_1", "efficientnet_b0"])  # the latter has widths of 10
+def test_a_budget_of_all_parameters_changes_nothing(arch):
+    model, network = built(arch)
+    same = to_fraction(model, 1, network)
+    assert architectures.shapes(same) == architectures.shapes(model)
+
+
+def test_a_target_out_of_reach_names_the_smallest_network():
+    model, network = built("squeezenet1_1")
+    least = count_parameters(pruned_by(model, 1.0, network))
+    budget = Budget("parameters", 1000, count_parameters(model), count_parameters)
+    with pytest.raises(UserError, match=f"cannot be pruned to 1,000 parameters: {least:,} parameters is the"):
+        within(model, budget, network)
+
+
+def test_layers_with_many_weak_channels_lose_the_most():
+    model, network = built("resnet18")
+    with torch.no_grad():
+        model.layer2[0].conv1.weight[:96] *= 1e-2
+        model.layer2[0].bn1.weight[:96] *= 1e-2
+        model.layer2[0].conv2.weight[:, :96] *= 1e-2
+    pruned = to_fraction(model, 0.9, network)
+    assert pruned.layer2[0].conv1.out_channels == 32
+    assert pruned.layer1[0].conv1.out_channels == 64
+
+
+def test_macs_are_never_exceeded_while_parameters_may_be_missed_by_half_a_point_either_way():
+    model, network = chain(256, 128, 192, 64, 160, 96, norm=False)
+    full = count_parameters(model)
+
+    def missed(kind, fraction):
+        budget = Budget(kind, round(fraction * full), full, count_parameters)
+        return (count_parameters(within(model, budget, network)) - budget.limit) / full
+
+    fractions = (0.3, 0.4, 0.5, 0.55, 0.6, 0.7)
+    about = [missed("parameters", fraction) for fraction in fractions]
+    assert max(map(abs, about)) <= 0.005 and min(about) < 0 < max(about)
+    for kind in ("macs", "size"):
+        assert all(-0.01 < missed(kind, fraction) <= 0 for fraction in fractions)
+
+
+def test_a_budget_of_macs_is_met_on_a_real_network():
+    model, network = built("mobilenet_v2")
+    budget = costs.make_budget("macs", "0.5", model, {"image_size": 32}, {})
+    assert 0.97 * budget.limit < budget.cost(within(model, budget, network)) <= budget.limit
+    with pytest.raises(UserError, match=r"cannot be pruned to 1,000 MACs: [\d,]+ MACs is the least, [\d.]+%"):
+        within(model, costs.make_budget("macs", "1K", model, {"image_size": 32}, {}), network)
+
+
+def test_a_model_that_exceeds_the_limit_when_it_is_measured_again_is_pruned_further():
+    model, network = built("squeezenet1_1")
+    limit = count_parameters(model) / 2
+
+    def measured(too_low):
+        """The first `too_low` measurements give 10 % too little, the later ones are correct."""
+        measurements = []
+
+        def cost(pruned):
+            measurements.append(pruned)
+            return count_parameters(pruned) * (0.9 if len(measurements) <= too_low else 1)
+
+        return Budget("latency", limit, 2 * limit, cost)
+
+    # one of the full network, one of the smallest, and six to find one of 64 steps
+    assert count_parameters(within(model, measured(8), network)) <= limit
+    assert count_parameters(within(model, measured(1000), network)) > limit
+
+
+def test_only_the_main_process_measures_and_the_others_get_its_widths(monkeypatch):
+    model, network = chain(16, 16)
+    groups = pruning.rank(model, "lamp", "global", **network)
+    budget = costs.parameter_budget(model, 0.5)
+    found = widths.widths_for_budget(model, groups, budget, **network)
+    assert set(found) == {"0", "3"}
+    monkeypatch.setattr(distributed, "is_main_process", lambda: False)
+    monkeypatch.setattr(distributed, "broadcast", lambda value: found if value is None else value)
+    not_measured = Budget("latency", 1, 2, lambda model: pytest.fail("measured in another process"))
+    assert widths.widths_for_budget(model, groups, not_measured, **network) == found

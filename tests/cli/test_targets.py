@@ -1,0 +1,32 @@
+import pytest
+
+import train_pruning
+import train_quantization
+from common.cli import targets
+from common.compression.target_devices import TARGET_DEVICES
+
+
+@pytest.mark.parametrize("kind", targets.TARGETS)
+def test_the_budget_is_the_target_option_that_was_given(kind):
+    args = train_pruning.parse_args(["--weights", "x", f"--target-{kind}", "0.5"])
+    assert targets.budget(args) == (kind, "0.5")
+
+
+def test_without_a_target_option_there_is_no_budget():
+    assert targets.budget(train_pruning.parse_args(["--weights", "x", "--pruning-ratio", "0.5"])) is None
+
+
+def test_two_target_options_exclude_each_other(capsys):
+    with pytest.raises(SystemExit):
+        train_pruning.parse_args(["--weights", "x", "--target-macs", "0.5", "--target-size", "2MB"])
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_every_target_device_can_be_chosen_and_is_described(capsys):
+    for name in TARGET_DEVICES:
+        args = train_quantization.parse_args(["--weights", "x", "--target-device", name])
+        assert args.target_device == name
+    with pytest.raises(SystemExit):
+        train_quantization.parse_args(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(f"{name}: {row.processor}, {row.backend}" in text for name, row in TARGET_DEVICES.items())

@@ -1,0 +1,47 @@
+import csv
+import json
+
+from PIL import Image
+
+from common.evaluation import results
+
+HISTORY = [
+    {"epoch": 1, "train_loss": 2.0, "train_top1": 0.2, "val_loss": 1.5, "val_top1": 0.4},
+    {"epoch": 2, "train_loss": 1.0, "train_top1": 0.6, "val_loss": 0.8, "val_top1": 0.7},
+]
+
+
+def test_the_log_and_the_curves_are_beside_the_checkpoint(tmp_path):
+    results.write_history(HISTORY, tmp_path / "kd_x_0.5000.pt")
+    with (tmp_path / "kd_x_0.5000.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["val_top1"]) for row in rows] == [0.4, 0.7]
+    with Image.open(tmp_path / "kd_x_0.5000.png") as image:
+        assert image.width > 600
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_without_epochs_there_is_no_log(tmp_path):
+    results.write_history([], tmp_path / "kd_x_0.5000.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_curves_without_validation_are_drawn_too(tmp_path):
+    results.write_history([{"epoch": 1, "train_loss": 2.0, "train_top1": 0.2}], tmp_path / "kd_x_0.5000.pt")
+    assert (tmp_path / "kd_x_0.5000.png").exists()
+
+
+def test_text_ends_with_a_line_break(tmp_path):
+    results.write_text("# Ägyptische Mau", tmp_path / "r.md")
+    assert (tmp_path / "r.md").read_text(encoding="utf-8") == "# Ägyptische Mau\n"
+
+
+def test_metrics_are_written_unrounded_as_json_and_csv(teacher_and_child, tmp_path):
+    rows = teacher_and_child
+    results.write_rows_json(rows, tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text()) == [each.as_dict() for each in rows]
+    results.write_rows_csv(rows, tmp_path / "r.csv")
+    with (tmp_path / "r.csv").open() as file:
+        flat = list(csv.DictReader(file))
+    assert float(flat[1]["top1"]) == 0.25 and float(flat[1]["ci95_low"]) == rows[1].score.ci95[0]
+    assert (flat[0]["parent"], flat[1]["latency_p50"], flat[1]["latency_engine"]) == ("", "2.0", "fp32 torch")

@@ -1,0 +1,189 @@
+import pytest
+import torch
+
+import train_pruning
+from common.compression.distillation import cross_entropy
+from common.evaluation.metrics import complexity, count_parameters
+from common.models import checkpoint, lineage
+from common.stage import Stage
+from common.system import distributed
+from common.system.errors import UserError
+from common.training import loop
+
+ARCH, SIDE = "squeezenet1_1", 32
+
+
+@pytest.fixture
+def arguments(image_folder, tmp_path):
+    """arguments(*options): the parsed command line of train_pruning.py on a few images."""
+
+    def parse(*options):
+        words = [
+            "--model", ARCH, "--pretrained", "none", "--dataset", "folder", "--data-dir", image_folder,
+            "--output-dir", tmp_path / "weights", "--image-size", SIDE, "--batch-size", 8, "--workers", 0,
+            "--cache", "off", "--epochs", 3, *options,
+        ]  # fmt: skip
+        return train_pruning.parse_args([str(word) for word in words])
+
+    return parse
+
+
+@pytest.fixture
+def new_stage(arguments):
+    """new_stage(*options): a stage that starts from an architecture."""
+    return lambda *options: Stage("pruned", arguments(*options), arch=ARCH)
+
+
+@pytest.fixture
+def teacher(new_stage):
+    """The path of a saved checkpoint."""
+    return saved(new_stage("--model-name", "guide"))
+
+
+def saved(stage):
+    """Saves the model of a stage as it is, and returns the path."""
+    stage.begin(stage.model)
+    return stage.save(
+        stage.model, stage.test(stage.model), [], next_command="next_script.py --in {path.name}"
+    )
+
+
+def test_a_new_architecture_starts_a_chain(new_stage):
+    stage = new_stage()
+    assert (stage.num_classes, stage.image_size, stage.parent_path) == (3, SIDE, None)
+    assert stage.classifier == "classifier.1" and stage.device == stage.cpu == torch.device("cpu")
+    assert len(stage.splits.train) + len(stage.splits.val) == 24 and len(stage.splits.test) == 12
+
+
+def test_a_checkpoint_is_continued(arguments, teacher):
+    stage = Stage("pruned", arguments("--image-size", 48), parent=str(teacher))
+    content = checkpoint.load(teacher)
+    assert stage.parent_path == teacher and stage.image_size == 48  # that of the command line
+    state = stage.model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in content["state_dict"].items())
+    assert stage.begin(stage.model) is None
+    assert stage.row["parent"] == teacher.name and stage.row["parent_sha256"] == lineage.sha256(teacher)
+
+
+def test_a_mistyped_architecture_is_refused(arguments):
+    with pytest.raises(UserError, match="did you mean squeezenet1_1"):
+        Stage("pruned", arguments(), arch="squeezenet1_2")
+
+
+def test_the_loss_is_cross_entropy_without_a_teacher(new_stage):
+    stage = new_stage()
+    assert stage.loss_fn() is cross_entropy and stage.teacher_path is None
+
+
+def test_mixup_without_a_teacher_is_refused(new_stage):
+    with pytest.raises(UserError, match="--mixup needs --teacher"):
+        new_stage("--mixup").loss_fn()
+
+
+def test_with_a_teacher_the_loss_is_that_of_distillation(new_stage, teacher):
+    images, labels = torch.randn(4, 3, SIDE, SIDE), torch.tensor([0, 1, 2, 0])
+    model = checkpoint.rebuild(checkpoint.load(teacher)).eval()
+    stage = new_stage("--teacher", teacher, "--alpha", 0)
+    loss, logits = stage.loss_fn()(model, images, labels)
+    assert torch.equal(logits, model(images))
+    assert loss.item() == pytest.approx(cross_entropy(model, images, labels)[0].item(), abs=1e-6)
+    # a model that is its own teacher loses nothing
+    loss, _ = new_stage("--teacher", teacher, "--alpha", 1).loss_fn()(model, images, labels)
+    assert loss.item() == pytest.approx(0, abs=1e-5)
+    assert stage.teacher_path == teacher
+    stage.begin(stage.model)
+    assert stage.row["teacher"] == teacher.name
+
+
+def test_begin_prints_what_is_trained_and_on_what(new_stage, capsys):
+    stage = new_stage()
+    assert stage.begin(stage.model) is None
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{ARCH}: {count_parameters(stage.model):,} parameters, ")
+    assert first.endswith("test images of 3 classes") and second.startswith("cpu, ")
+    assert stage.row["stage"] == "pruned" and stage.row["name"] == f"pruned_{ARCH}"
+
+
+def test_the_budget_is_that_of_the_options(new_stage):
+    stage = new_stage()
+    stage.begin(stage.model)
+    count = count_parameters(stage.model)
+    assert (stage.budget(stage.model).kind, stage.budget(stage.model).limit) == (
+        "parameters",
+        round(count / 2),
+    )
+    stage = new_stage("--pruning-ratio", 0.3)
+    stage.begin(stage.model)
+    assert stage.budget(stage.model).limit == round(0.3 * count)
+    stage = new_stage("--target-macs", 0.25)
+    stage.begin(stage.model)
+    budget = stage.budget(stage.model)
+    assert (budget.kind, budget.limit) == ("macs", complexity(stage.model, SIDE)["macs"] / 4)
+
+
+def test_validation_is_printed_and_there_may_be_none(new_stage, capsys):
+    stage = new_stage()
+    stage.begin(stage.model)
+    top1 = stage.validate(stage.model, "before pruning")
+    assert f"before pruning, on validation: top-1 {top1:.2%}" in capsys.readouterr().out
+    stage = new_stage("--val-fraction", 0)
+    stage.begin(stage.model)
+    capsys.readouterr()
+    assert stage.validate(stage.model, "before pruning") is None and capsys.readouterr().out == ""
+    stage = new_stage("--val-fraction", 0, "--score", "val")
+    with pytest.raises(UserError, match="needs validation images"):
+        stage.begin(stage.model)
+
+
+def test_training_has_the_options_of_the_command_line(new_stage, monkeypatch):
+    stage, calls = new_stage("--lr", 0.25, "--optimizer", "sgd"), []
+    stage.begin(stage.model)
+    monkeypatch.setattr(loop, "fit", lambda *args, **options: calls.append((args, options)))
+    stage.fit(stage.model, cross_entropy)
+    stage.fit(stage.model, cross_entropy, 0, before_epoch=len)
+    (args, options), (_, other) = calls
+    assert args == (stage.model, cross_entropy, stage.loaders.train, stage.loaders.val)
+    assert (options["epochs"], options["lr"], options["optimizer"]) == (3, 0.25, "sgd")
+    assert options["progress"] is stage.progress and options["precision"] == stage.precision
+    assert other["epochs"] == 0 and other["before_epoch"] is len
+
+
+def test_the_saved_checkpoint_is_evaluated_and_the_next_command_finds_the_same_data(
+    new_stage, image_folder, tmp_path, capsys
+):
+    path = saved(new_stage())
+    content = checkpoint.load(path)
+    assert path.parent == tmp_path / "weights" and path.name.startswith(f"pruned_{ARCH}_")
+    assert content["metrics"]["n"] == 12 and content["metrics"]["split"] == "test"
+    *_, test, line, command = capsys.readouterr().out.splitlines()
+    assert test.startswith("test: top-1 ") and line == f"saved {path}"
+    assert command == (
+        f"next: python next_script.py --in {path.name} --dataset folder --data-dir {image_folder} "
+        f"--output-dir {tmp_path / 'weights'}"
+    )
+
+
+def test_the_child_is_compared_with_its_parent(arguments, teacher, capsys):
+    path = saved(Stage("pruned", arguments(), parent=str(teacher)))
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if " => " in line}
+    assert list(lines) == ["top-1", "parameters", "MACs", "bytes"]
+    assert checkpoint.load(path)["lineage"][-1]["parent"] == teacher.name
+
+
+def test_only_the_main_process_saves(new_stage, tmp_path, monkeypatch, capsys):
+    stage = new_stage()
+    stage.begin(stage.model)
+    score = stage.test(stage.model)
+    capsys.readouterr()
+    monkeypatch.setattr(distributed, "is_main_process", lambda: False)
+    assert stage.save(stage.model, score, [], next_command="next_script.py") is None
+    assert list((tmp_path / "weights").iterdir()) == [] and capsys.readouterr().out == ""
+
+
+def test_a_finished_run_is_not_repeated(new_stage, capsys):
+    path = saved(new_stage())
+    stage = new_stage("--resume")
+    assert stage.begin(stage.model) == path
+    assert f"finished before: {path}" in capsys.readouterr().out
+    stage = new_stage("--resume", "--seed", 5)
+    assert stage.begin(stage.model) is None
