@@ -225,7 +225,7 @@ def complexity(model: nn.Module, image_size: int) -> dict[str, int]:
     Raises:
         UserError: The model does not accept images of this size.
     """
-    shapes = copy.deepcopy(model).to("meta").eval()
+    shapes = copy.deepcopy(model).to_empty(device="meta").eval()
     example = torch.zeros(1, 3, image_size, image_size, device="meta")
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -31,8 +31,8 @@ def build(name: str, model: nn.Module, lr: float, weight_decay: float) -> torch.
         The optimizer.
     """
     decayed, others = [], []
-    for name, parameter in model.named_parameters():
-        is_weight = parameter.ndim > 1 and name.rpartition(".")[2] in DECAYED
+    for path, parameter in model.named_parameters():
+        is_weight = parameter.ndim > 1 and path.rpartition(".")[2] in DECAYED
         (decayed if is_weight else others).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
