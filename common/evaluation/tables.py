@@ -12,7 +12,9 @@ from common.system import units
 WIDTH = 120  # columns of a printed table
 EXPLANATION = (
     "95 %: Wilson's interval. To parent: top-1 minus that of the file it was created from, in points, on the "
-    "same images; p: McNemar's exact test of that difference. Smaller: than the file of the first ancestor."
+    "same images; p: McNemar's exact test of that difference. Smaller: than the file of the first ancestor. "
+    "MACs: of convolutions, linear layers and attention; with *: counted by an earlier version, with batch "
+    "norm, activations and pooling too."
 )
 
 
@@ -120,7 +122,7 @@ def cost_table(rows: list[Row], width: int | None = None) -> str:
             (
                 row.path.name.removesuffix(".pt"),
                 f"{metrics['params'] / 1e6:.2f} M" if metrics["params"] else "-",
-                f"{metrics['macs'] / 1e6:.0f} M" if metrics["macs"] else "-",
+                _macs(metrics),
                 f"{row.file_bytes / 1e6:.2f} MB",
                 f"{row.compression:.1f} x" if row.compression else "-",
                 f"{row.latency.p50:.2f} ms",
@@ -129,6 +131,12 @@ def cost_table(rows: list[Row], width: int | None = None) -> str:
             )
         )
     return markdown(cells, width=width)
+
+
+def _macs(metrics: dict) -> str:
+    """The MACs in millions, marked where an earlier version counted them: it stored no image size."""
+    counted_before = "top1" in metrics and "image_size" not in metrics
+    return f"{metrics['macs'] / 1e6:.0f} M{'*' * counted_before}" if metrics["macs"] else "-"
 
 
 def class_table(confusion: torch.Tensor, classes: list[str]) -> str:
