@@ -23,8 +23,7 @@ SHARED = (  # options that all stages get as they are given here
 
 
 def main(args):
-    # imported here, so that --help does not load torch
-    from common.budget import costs
+    from common.budget import costs  # imported here, so that --help does not load torch
     from common.budget.search import Candidate, Search
     from common.data import cache, datasets, loaders
     from common.evaluation import metrics, results
@@ -64,9 +63,9 @@ def main(args):
     # test the winner only, save
     created = checkpoint.load(winner.path)
     score = metrics.evaluate(checkpoint.rebuild(created), batches.test, batches.test.device)
-    kept = {key: created["metrics"][key] for key in ("params", "macs", "image_size")}
-    kept |= {"images": splits.fingerprint_of("test"), "validation": created["metrics"]}
-    created["metrics"] = score.as_dict("test") | kept
+    images = {"images": splits.fingerprint_of("test"), "image_size": created["image_size"]}
+    kept = {key: created["metrics"][key] for key in ("params", "macs")} | {"validation": created["metrics"]}
+    created["metrics"] = score.as_dict("test") | images | kept
     path = checkpoint.save(created, args.output_dir, once=True)
     report += f"\n\nOn the test images, which no other candidate has seen: {score}"
     results.write_text(report, path.with_suffix(".md"))

@@ -71,7 +71,7 @@ def main(args):
             return
         path = create()
         opened = predictor.load(path, None, 2)
-        loader = eval_loader(splits.test, opened.content, BATCH, cache=options.CACHE)
+        loader = eval_loader(splits.test, opened.content, BATCH, cache="auto")
         score = metrics.evaluate(opened.model, loader, torch.device("cpu"))
         row = {
             "name": name, "method": method, "part": part, "file": path.name, "bytes": path.stat().st_size,
@@ -88,7 +88,7 @@ def main(args):
     def static(path: Path):
         def create():
             content = checkpoint.load(path)
-            loaders = make_loaders(splits, content, BATCH, seed=0, cache=options.CACHE)
+            loaders = make_loaders(splits, content, BATCH, seed=0, cache="auto")
             with tempfile.TemporaryDirectory() as temporary:
                 exported = Path(temporary) / f"{path.stem}.onnx"
                 with onnx_model.export(content, checkpoint.rebuild(content), exported):

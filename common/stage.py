@@ -132,7 +132,7 @@ class Stage:
         )  # fmt: skip
         self.progress = resume.open_run(args.output_dir, new_row | row, resume=args.resume)
         self.row = distributed.broadcast(self.progress.row)
-        if self.row["machine"] != machine and not self.progress.finished:
+        if self.row["machine"] != machine:
             print(f"note: the run began with {self.row['machine']}; the rest has another precision or speed")
         return self.progress.finished
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from common.cli import launch, options
-from common.data import synthetic
+from common.cli import launch
+from common.data import cache, synthetic
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -33,7 +33,7 @@ def seeded():
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     """No test leaves decoded images behind."""
-    monkeypatch.setattr(options, "CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setattr(cache, "DEFAULT_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def write_images(

@@ -1,12 +1,16 @@
+import shutil
+
 import pytest
 import torch
+from PIL import Image
+from torch import nn
 
 import train_pruning
 from common.compression.distillation import cross_entropy
 from common.evaluation.metrics import complexity, count_parameters
 from common.models import checkpoint, lineage
 from common.stage import Stage
-from common.system import distributed
+from common.system import distributed, hardware
 from common.system.errors import UserError
 from common.training import loop
 
@@ -170,6 +174,55 @@ def test_the_child_is_compared_with_its_parent(arguments, teacher, capsys):
     assert checkpoint.load(path)["lineage"][-1]["parent"] == teacher.name
 
 
+@pytest.fixture
+def compared(arguments, image_folder, capsys):
+    """compared(parent, *options): the top-1 in the line "before => after" of a child of `parent`."""
+
+    def top1_of(parent, *options):
+        capsys.readouterr()
+        path = saved(Stage("pruned", arguments(*options), parent=str(parent)))
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  top-1")]
+        before, arrow, after = line.split()[1:]
+        assert arrow == "=>" and after == f"{checkpoint.load(path)['metrics']['top1']:.2%}"
+        return before
+
+    return top1_of
+
+
+def test_top1_is_compared_where_the_images_and_their_size_are_the_same(compared, teacher, tmp_path):
+    parent = checkpoint.load(teacher)
+    top1 = f"{parent['metrics']['top1']:.2%}"
+    assert parent["metrics"]["image_size"] == SIDE
+    assert compared(teacher) == top1
+    # copied elsewhere, the images are the same
+    shutil.copytree(tmp_path / "images", tmp_path / "copy")
+    assert compared(teacher, "--data-dir", str(tmp_path / "copy")) == top1
+    # an image of training is not one of those that are compared
+    recolor(tmp_path / "copy" / "train" / "cat" / "cat0.jpg")
+    assert compared(teacher, "--data-dir", str(tmp_path / "copy")) == top1
+
+
+def test_top1_is_not_compared_on_other_images_or_at_another_size(compared, teacher, tmp_path):
+    assert compared(teacher, "--image-size", 48) == "-"
+    recolor(tmp_path / "images" / "test" / "cat" / "cat0.jpg")
+    assert compared(teacher) == "-"
+
+
+def recolor(path):
+    """Replaces an image by another one of the same name and size."""
+    with Image.open(path) as image:
+        side = image.size
+    Image.new("RGB", side, "white").save(path)
+
+
+def test_the_images_that_were_scored_are_stored(new_stage):
+    stage = new_stage("--score", "val")
+    path = saved(stage)
+    stored = checkpoint.load(path)["metrics"]
+    assert stored["images"] == stage.splits.fingerprint_of("val") != stage.splits.fingerprint_of("test")
+    assert stored["image_size"] == SIDE
+
+
 def test_only_the_main_process_saves(new_stage, tmp_path, monkeypatch, capsys):
     stage = new_stage()
     stage.begin(stage.model)
@@ -187,3 +240,42 @@ def test_a_finished_run_is_not_repeated(new_stage, capsys):
     assert f"finished before: {path}" in capsys.readouterr().out
     stage = new_stage("--resume", "--seed", 5)
     assert stage.begin(stage.model) is None
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_other_images_of_the_same_names_are_another_run(new_stage, tmp_path, capsys, split):
+    path = saved(new_stage())
+    recolor(tmp_path / "images" / split / "fox" / "fox1.jpg")
+    stage = new_stage("--resume")
+    assert stage.begin(stage.model) is None
+    assert "finished before" not in capsys.readouterr().out and path.exists()
+
+
+def test_a_finished_run_of_another_machine_needs_no_note(new_stage, monkeypatch, capsys):
+    path = saved(new_stage())
+    monkeypatch.setattr(hardware, "summary", lambda device, precision: "cuda:7, bfloat16")
+    stage = new_stage("--resume")
+    assert stage.begin(stage.model) == path
+    assert "the run began with" not in capsys.readouterr().out
+
+
+def test_batch_norm_is_recalibrated_on_the_device_of_the_stage(new_stage, monkeypatch):
+    stage, devices = new_stage(), []
+    stage.begin(stage.model)
+
+    def update_bn(batches, model, device):
+        devices.append(({parameter.device for parameter in model.parameters()}, device, len(batches)))
+
+    monkeypatch.setattr(torch.optim.swa_utils, "update_bn", update_bn)
+    stage.device = torch.device("meta")
+    stage.recalibrate_batch_norm(stage.model)
+    assert devices == [({stage.device}, stage.device, len(stage.loaders.train))]
+
+
+def test_batch_norm_gets_the_statistics_of_the_training_images(new_stage):
+    stage = new_stage()
+    stage.begin(stage.model)
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    stage.recalibrate_batch_norm(model)
+    means = torch.stack([images.mean((0, 2, 3)) for images, _ in stage.loaders.train.at(0)])
+    assert torch.allclose(model[0].running_mean, means.mean(0), atol=1e-5)

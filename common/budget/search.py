@@ -232,6 +232,8 @@ def _remembered(budget: Budget, path: Path, text: str, limits: Path) -> float:
         known = json.loads(limits.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
+    if not isinstance(known, dict):
+        known = {}
     key = f"{lineage.sha256(path)} {budget.kind} {float(text)} {budget.conditions}"
     if not isinstance(known.get(key), float):
         known[key] = budget.limit

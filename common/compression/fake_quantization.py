@@ -87,6 +87,10 @@ class FakeQuantizeValues(FakeQuantize):
         super().enable_fake_quant(enabled)
         self.quantizes = enabled
 
+    def _load_from_state_dict(self, *args) -> None:
+        super()._load_from_state_dict(*args)
+        self.observes, self.quantizes = bool(self.observer_enabled), bool(self.fake_quant_enabled)
+
     def forward(self, x: Tensor) -> Tensor:
         """Observes the range of the values, and quantizes and dequantizes them.
 

@@ -17,6 +17,7 @@ from common.system.files import atomic_write
 from common.system.terminal import progress_bar
 
 SAMPLE_BYTES, DIGEST_BYTES, THREADS = 4096, 16, 16
+CHECKSUM_BYTES = 32  # at the end of the index
 MANY = 10_000  # files: reading more of them is announced
 ENTRY = np.dtype(
     [("path", "<u8"), ("size", "<i8"), ("mtime", "<i8"), ("ctime", "<i8"), ("digest", "u1", DIGEST_BYTES)]
@@ -130,10 +131,11 @@ def _unreadable(error: OSError) -> UserError:
 def _read(index: Path) -> np.ndarray:
     """The entries of the index, sorted by path; none where it is missing or damaged."""
     try:
-        entries = np.load(index, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        stored = index.read_bytes()
+    except OSError:
         return np.zeros(0, ENTRY)
-    return entries if entries.dtype == ENTRY and entries.ndim == 1 else np.zeros(0, ENTRY)
+    entries, checksum = stored[:-CHECKSUM_BYTES], stored[-CHECKSUM_BYTES:]
+    return np.frombuffer(entries, ENTRY) if checksum == _checksum(entries) else np.zeros(0, ENTRY)
 
 
 def _write(entries: np.ndarray, index: Path) -> None:
@@ -141,5 +143,11 @@ def _write(entries: np.ndarray, index: Path) -> None:
         index.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to --cache {index.parent}: {error.strerror}") from None
-    with atomic_write(index) as temporary, temporary.open("wb") as file:
-        np.save(file, np.sort(entries, order="path"))
+    stored = np.sort(entries, order="path").tobytes()
+    with atomic_write(index) as temporary:
+        temporary.write_bytes(stored + _checksum(stored))
+
+
+def _checksum(entries: bytes) -> bytes:
+    """Of the entries and their layout."""
+    return hashlib.sha256(repr(ENTRY.descr).encode() + entries).digest()

@@ -118,7 +118,8 @@ def load_test_split(dataset: str, data_dir: str | None) -> Splits:
     root = _find_root(dataset, data_dir)
     if dataset != "folder":
         return Splits([], [], *_read_pet37(root, "test"))
-    return Splits([], [], *_read_classes(root, "test" if os.path.isdir(root / "test") else "val"))
+    only_val = os.path.isdir(root / "val") and not os.path.isdir(root / "test")
+    return Splits([], [], *_read_classes(root, "val" if only_val else "test"))
 
 
 def _find_root(dataset: str, data_dir: str | None) -> Path:

@@ -14,6 +14,8 @@ from common.system import distributed, hardware
 from common.system.errors import UserError
 from common.system.terminal import progress_bar
 
+EXACT_SUM = 1000  # images: up to here the terms of McNemar's test are added as integers
+
 
 @dataclass(frozen=True)
 class Score:
@@ -190,8 +192,11 @@ def mcnemar(one: Tensor, other: Tensor) -> float:
         The two-sided p-value.
     """
     won, lost = int((one & ~other).sum()), int((other & ~one).sum())
-    n, k = won + lost, torch.arange(min(won, lost) + 1, dtype=torch.float64)
-    # log of the binomial coefficients over 2^n: the numbers themselves have too many digits
+    n, fewer = won + lost, min(won, lost)
+    if n <= EXACT_SUM:
+        return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
+    # by logarithms, to about 10 digits: the binomial coefficients themselves have too many
+    k = torch.arange(fewer + 1, dtype=torch.float64)
     log_terms = math.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1) - n * math.log(2)
     return min(1.0, 2 * float(torch.logsumexp(log_terms, 0).exp()))
 

@@ -84,7 +84,7 @@ def draw_curves(history: list[dict], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend()
     figure.axes[1].yaxis.set_major_formatter(PercentFormatter(1))
-    figure.suptitle(path.stem)
+    figure.suptitle(_escaped(path.stem))
     _save(figure, path)
 
 
@@ -221,7 +221,7 @@ def draw_confusion(confusion: np.ndarray, classes: list[str], path: Path) -> Non
         names = [_escaped(name) for name in classes]
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
         axes.set_yticks(range(len(names)), names, fontsize=size)
-    axes.set(xlabel="prediction", ylabel="label", title=path.stem.removesuffix("_confusion"))
+    axes.set(xlabel="prediction", ylabel="label", title=_escaped(path.stem.removesuffix("_confusion")))
     bar = figure.colorbar(image, shrink=0.6, label="fraction of the label's images")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
     _save(figure, path)

@@ -148,6 +148,8 @@ def run_key(row: dict) -> dict:
     # a file counts by its content: two spellings of its path are the same run
     if row.get("parent_sha256"):
         ignored |= {"weights", "teacher"}
+    if row.get("teacher_sha256"):
+        ignored.add("teacher")
     if row.get("pretrained_sha256"):
         ignored.add("pretrained")
     key["options"] = {name: value for name, value in row["options"].items() if name not in ignored}

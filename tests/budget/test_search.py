@@ -1,9 +1,12 @@
+import json
+
 import pytest
 import torch
 
 from common.budget.search import RECIPES, Candidate, Search, Stages
 from common.budget.target import Budget
 from common.models import checkpoint, lineage
+from common.system import units
 from common.system.errors import UserError
 
 LIMIT, EPOCHS = 100, 16
@@ -65,6 +68,7 @@ class Results:
             cost=lambda path: self.costs.get(path, 2 * LIMIT),
             students=list(students),
             epochs=EPOCHS,
+            limits=self.folder / "limits.json",
         )
 
 
@@ -163,6 +167,20 @@ def test_a_student_is_compressed_by_the_same_recipes_as_the_source(results):
     assert winner.recipe == "distill into mobilenet_v2, prune for int8 by lamp, global, quantize"
 
 
+def test_a_student_that_is_refused_is_noted_and_the_search_goes_on(results):
+    def distill(arch):
+        if arch == "vgg11":
+            raise UserError("the images are too small")
+        return results.create(f"kd_{arch}", 0.7)
+
+    results.distill = distill
+    search = results.search(["vgg11", "mobilenet_v2"])
+    winner = search.run()
+    assert search.refused == ["distill into vgg11: the images are too small"]
+    assert "| distill into vgg11: the images are too small " in search.report(winner)
+    assert "distill into mobilenet_v2" in [each.recipe for each in search.tried]
+
+
 def test_with_macs_int8_is_not_tried(results):
     search = results.search()
     search.kind, search.target = "macs", "100.000000B"
@@ -190,3 +208,66 @@ def test_where_nothing_meets_the_budget_each_reason_is_given(results):
     assert str(error.value) == (
         "nothing meets 100 bytes: in int8: it cannot be quantized; prune for fp32 by lamp, global: 101 bytes"
     )
+
+
+@pytest.fixture
+def limit(results):
+    """limit(measured, text, kind, path, conditions): that of a new search, whose source costs `measured`."""
+
+    def limit_of(measured, text="0.5", kind="latency", path=results.source, conditions="fp32, 1 thread(s)"):
+        amount, is_fraction = units.parse(kind, text)
+        amount *= measured if is_fraction else 1
+        return Search(
+            Candidate("", path, 0.8, (0.7, 0.9)),
+            kind,
+            text,
+            stages=None,
+            budget=lambda *_: Budget(kind, amount, measured, float, "fp32", conditions),
+            cost=lambda path: measured,
+            students=[],
+            epochs=EPOCHS,
+            limits=results.folder / "candidates" / "limits.json",
+        ).limit
+
+    return limit_of
+
+
+def test_a_fraction_of_a_measurement_is_the_same_limit_in_a_second_search(results, limit):
+    assert limit(10.0) == 5
+    assert limit(11.0) == limit(12.0, "0.50") == 5  # the same fraction, measured a little differently
+    assert list(json.loads((results.folder / "candidates" / "limits.json").read_text()).values()) == [5]
+
+
+def test_another_source_fraction_or_condition_is_measured_anew(results, limit):
+    other = results.create("other", 0.7, values=9)
+    assert limit(10.0) == 5
+    assert limit(12.0, path=other) == 6
+    assert limit(12.0, "0.25") == 3
+    assert limit(14.0, conditions="fp32, 2 thread(s)") == 7
+    # and each of them is kept
+    assert [limit(99.0), limit(99.0, path=other), limit(99.0, "0.25")] == [5, 6, 3]
+
+
+def test_limits_that_need_no_measurement_are_not_kept(results, limit):
+    assert limit(10.0) == 5
+    assert limit(12.0, "0.5", "size") == limit(12.0, "0.5", "macs") == 6  # the same fraction of another kind
+    assert limit(14.0, "0.5", "size") == limit(14.0, "0.5", "macs") == 7
+    assert limit(12.0, "5.5ms") == 5.5
+    assert len(json.loads((results.folder / "candidates" / "limits.json").read_text())) == 1
+
+
+@pytest.mark.parametrize("damaged", [b"", b'{"', b"\xff\xfe", b"[]", b"null", b"5"])
+def test_a_damaged_file_of_limits_is_ignored_and_replaced(results, limit, damaged):
+    limits = results.folder / "candidates" / "limits.json"
+    limits.parent.mkdir()
+    limits.write_bytes(damaged)
+    assert limit(10.0) == 5
+    assert limit(12.0) == 5
+
+
+@pytest.mark.parametrize("value", [None, "5", [5.0], {}])
+def test_a_kept_limit_that_is_no_number_is_measured_anew(results, limit, value):
+    limit(10.0)
+    limits = results.folder / "candidates" / "limits.json"
+    limits.write_text(json.dumps(dict.fromkeys(json.loads(limits.read_text()), value)))
+    assert limit(12.0) == limit(14.0) == 6

@@ -153,3 +153,79 @@ def test_waiting_threads_of_a_stage_leave_the_cores_to_others_unless_the_user_se
                 lambda options=options: argparse.Namespace(**options),
             )
         assert seen == [expected]
+
+
+def stopped(main, **options):
+    """The exit code of `main` as a script with these options."""
+    with pytest.raises(SystemExit) as stop:
+        launch.run(main, lambda: argparse.Namespace(**options))
+    return stop.value.code
+
+
+def out_of_memory(_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\n  GPU 0 has 8 GiB.")
+
+
+@pytest.mark.parametrize("options", [{}, {"resume": False}], ids=["script", "stage"])
+def test_too_little_memory_is_one_line_with_advice_and_exit_code_2(capsys, monkeypatch, options):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/train_student.py"])
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    assert stopped(out_of_memory, **options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("train_student.py: error: the device has not enough memory; ")
+    assert error.count("\n") == 1 and error.endswith("\n")
+    assert "--batch-size" in error and "--image-size" in error and "--device cpu" in error
+    assert ("--resume continues" in error) == ("resume" in options)
+
+
+def test_another_runtime_error_keeps_its_traceback():
+    def main(_):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        launch.run(main, argparse.Namespace)
+
+
+def printing(lines):
+    """A command that prints so many lines."""
+    program = (
+        "import argparse, sys; from common.cli import launch\n"
+        "def main(_):\n"
+        f"    for line in range({lines}):\n"
+        "        print(line)\n"
+        "launch.run(main, argparse.Namespace)"
+    )
+    return [sys.executable, "-c", program]
+
+
+def test_a_reader_that_ends_early_is_no_error():
+    process = subprocess.Popen(
+        printing(200_000), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout.readline().strip() == b"0"
+    process.stdout.close()  # as head -1 does
+    assert process.stderr.read() == b"" and process.wait() == 141
+
+
+def test_a_reader_that_has_ended_before_the_last_line_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run(printing(1), cwd=REPOSITORY, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (result.returncode, result.stderr) == (141, b"")
+
+
+def test_a_script_prints_control_characters_visibly(capsys):
+    assert stopped(lambda _: print("class \x1b[2J\x07 猫\tcat\nnext")) == 0
+    assert capsys.readouterr().out == "class \\u001b[2J\\u0007 猫\tcat\nnext\n"
+
+
+def test_an_error_shows_control_characters_visibly(capsys, monkeypatch):
+    def main(_):
+        raise UserError("there is no file \x1b]0;title\x07.jpg\u202e")
+
+    monkeypatch.setattr(sys, "argv", ["/somewhere/export.py"])
+    assert stopped(main) == 2
+    assert capsys.readouterr().err == (
+        "export.py: error: there is no file \\u001b]0;title\\u0007.jpg\\u202e\n"
+    )

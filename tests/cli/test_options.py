@@ -17,7 +17,7 @@ def test_the_next_stage_is_told_where_the_data_is():
 
 def test_the_cache_is_on_unless_it_is_switched_off():
     for arguments, expected in (
-        ([], options.CACHE),
+        ([], "auto"),
         (["--cache", "off"], None),
         (["--cache", "elsewhere"], "elsewhere"),
     ):

@@ -5,12 +5,13 @@ import torch
 from torch.ao.quantization import (
     FakeQuantize,
     MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
     disable_fake_quant,
     disable_observer,
 )
 
 from common.compression import fake_quantization, quantization
-from tests.compression.networks import EMBEDDED, SIDE, each_target, random_network
+from tests.compression.networks import EMBEDDED, SERVER, SIDE, each_target, random_network
 
 
 def test_the_observed_range_is_mapped_to_seven_bits():
@@ -78,3 +79,99 @@ def test_a_disabled_observer_and_disabled_fake_quantization_have_no_effect():
     module.apply(disable_fake_quant)
     x = torch.rand(50)
     assert torch.equal(module(x), x)
+
+
+def own_and_torchs(target):
+    """The modules for activations and for weights, each beside torch's with the same settings."""
+    config = fake_quantization.qconfig_mapping(target).global_qconfig
+    observer = {7: fake_quantization.SevenBitObserver, 8: MovingAverageMinMaxObserver}[target.activation_bits]
+    low, high = target.weight_range
+    channels = {"observer": MovingAveragePerChannelMinMaxObserver, "qscheme": torch.per_channel_symmetric}
+    tensor = {"observer": MovingAverageMinMaxObserver, "qscheme": torch.per_tensor_symmetric}
+    settings = channels | {"ch_axis": 0} if target.per_channel else tensor
+    return [
+        (config.activation(), FakeQuantize(observer=observer, quant_min=0, quant_max=255)),
+        (
+            config.weight(),
+            FakeQuantize(quant_min=low, quant_max=high, dtype=torch.qint8, eps=2**-12, **settings),
+        ),
+    ]
+
+
+def result_of(module, x):
+    """Output and gradient of fake quantization, and what it has observed."""
+    values = x.clone().requires_grad_()
+    output = module(values)
+    output.square().sum().backward()
+    return output, values.grad, module.scale, module.zero_point
+
+
+@each_target
+@pytest.mark.parametrize("observes", [True, False])
+@pytest.mark.parametrize("quantizes", [True, False])
+def test_the_switches_do_what_those_of_torch_do(target, observes, quantizes):
+    for own, torchs in own_and_torchs(target):
+        x = torch.randn(6, 4, 3, 3)
+        for module in (own, torchs):
+            module(x)
+            module.enable_observer(observes)
+            module.enable_fake_quant(quantizes)
+        for factor in (2.0, 0.5):
+            pairs = zip(result_of(own, factor * x), result_of(torchs, factor * x), strict=True)
+            assert all(torch.equal(one, other) for one, other in pairs)
+        assert own.scale.numel() == (6 if own.is_per_channel else 1)
+
+
+@each_target
+def test_no_switch_is_read_from_the_device(target):
+    # on the meta device a tensor has no value that could be read
+    for own, torchs in own_and_torchs(target):
+        for module in (own, torchs):
+            module.observer_enabled = torch.ones(1, dtype=torch.uint8, device="meta")
+            module.fake_quant_enabled = torch.ones(1, dtype=torch.uint8, device="meta")
+        x = torch.randn(6, 4, 3, 3)
+        assert not torch.equal(own(x), x)
+        with pytest.raises(RuntimeError, match="meta"):
+            torchs(x)
+
+
+@each_target
+def test_a_copy_keeps_the_switches_and_has_its_own(target):
+    for own, _ in own_and_torchs(target):
+        own(torch.randn(6, 4, 3, 3))
+        own.apply(disable_observer).apply(disable_fake_quant)
+        scale, x = own.scale.clone(), 9 * torch.randn(6, 4, 3, 3)
+        duplicate = copy.deepcopy(own)
+        assert torch.equal(duplicate(x), x) and torch.equal(duplicate.scale, scale)
+        duplicate.enable_observer()
+        duplicate.enable_fake_quant()
+        assert not torch.equal(duplicate(x), x) and not torch.equal(duplicate.scale, scale)
+        assert torch.equal(own(x), x) and torch.equal(own.scale, scale)
+
+
+@each_target
+def test_values_that_are_all_zero_have_a_scale_of_usual_size(target):
+    for own, _ in own_and_torchs(target):
+        assert torch.equal(own(torch.zeros(6, 4, 3, 3)), torch.zeros(6, 4, 3, 3))
+        # twice as large where 8 bits hold a range of 7
+        assert ((own.scale >= 2**-7) & (own.scale < 0.02)).all() and (own.zero_point >= 0).all()
+
+
+def test_only_the_channels_of_zeros_have_another_scale_than_that_of_torch():
+    x = torch.randn(6, 4, 3, 3)
+    x[[1, 4]] = 0
+    own, torchs = own_and_torchs(SERVER)[1]
+    own(x), torchs(x)
+    zeros = torch.tensor([False, True, False, False, True, False])
+    assert (own.scale[zeros] == fake_quantization.SCALE_OF_ZEROS).all()
+    assert torch.equal(own.scale[~zeros], torchs.scale[~zeros])
+    assert torch.equal(own.zero_point, torchs.zero_point)
+
+
+def test_the_switches_are_loaded_with_the_state():
+    config = fake_quantization.qconfig_mapping(SERVER).global_qconfig
+    module, other = config.activation(), config.activation()
+    module(torch.randn(4, 4))
+    module.apply(disable_observer).apply(disable_fake_quant)
+    other.load_state_dict(module.state_dict())
+    assert (other.observes, other.quantizes) == (False, False)

@@ -10,6 +10,7 @@ from common.compression import quantization
 from common.models import architectures
 from common.system.errors import UserError
 from tests.compression.networks import (
+    CLASSES,
     CPU,
     EMBEDDED,
     SERVER,
@@ -172,3 +173,63 @@ def test_every_layer_has_the_scale_in_int8_that_it_was_trained_with():
             assert value.q_scale() == pytest.approx(scale.item(), rel=1e-6), node.args[0].name
             compared += 1
     assert compared > 30
+
+
+@each_target
+@pytest.mark.parametrize("channels", [slice(None), slice(0, 3)], ids=["all", "some"])
+def test_a_channel_whose_batch_norm_has_the_weight_0_is_quantized_and_learns(target, channels):
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES),
+    )  # fmt: skip
+    with torch.no_grad():
+        for norm in (model[1], model[4]):
+            norm.bias.uniform_(0.2, 1)
+        model[1].weight[channels] = 0
+    prepared = prepared_for(target, model)
+    images = torch.randn(8, 3, SIDE, SIDE)
+
+    def compare():
+        converted = quantization.convert(prepared)
+        with torch.inference_mode():
+            expected, actual = converted.fake_quant(images), converted(images)
+        assert expected.isfinite().all() and (actual - expected).norm() < 0.04 * expected.norm()
+
+    compare()
+    layer = prepared.train().get_submodule("0")
+    optimizer = torch.optim.SGD(prepared.parameters(), lr=0.01)
+    F.cross_entropy(prepared(images), torch.arange(8) % CLASSES).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in prepared.parameters())
+    assert (layer.bn.weight.grad[channels] != 0).all()
+    optimizer.step()
+    assert (layer.bn.weight[channels] != 0).all()
+    compare()
+
+
+class Residual(nn.Module):
+    """A block that passes on its input unchanged: its last batch norm starts with zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
+        self.head = nn.Linear(8, CLASSES)
+        nn.init.zeros_(self.block[1].weight)
+
+    def forward(self, images):
+        x = self.stem(images)
+        return self.head((x + self.block(x)).relu().mean((2, 3)))
+
+
+@each_target
+def test_a_block_that_starts_with_zeros_is_quantized_and_learns(target):
+    prepared = prepared_for(target, Residual())
+    images = torch.randn(8, 3, SIDE, SIDE)
+    converted = quantization.convert(prepared)
+    with torch.inference_mode():
+        expected, actual = converted.fake_quant(images), converted(images)
+    assert expected.isfinite().all() and (actual - expected).norm() < 0.04 * expected.norm()
+    F.cross_entropy(prepared.train()(images), torch.arange(8) % CLASSES).backward()
+    gradient = prepared.get_submodule("block.0").bn.weight.grad
+    assert gradient.isfinite().all() and (gradient != 0).all()

@@ -3,6 +3,7 @@ import os
 import pickle
 import shutil
 from collections import namedtuple
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,7 +118,82 @@ def test_an_unwritable_folder_and_a_full_disk_are_errors_with_advice(paths, tmp_
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write to --cache .*file"):
         open_cache(decoder(paths), tmp_path / "file", 0)
-    usage = namedtuple("usage", "total used free")(10**6, 10**6, 1000)
+    set_free_space(monkeypatch, 1000)
+    folder = tmp_path / "cache"
+    with pytest.raises(UserError, match=f"3 images need about .* GB in {folder}, and .*--cache off"):
+        open_cache(decoder(paths), folder, 0)
+
+
+def set_free_space(monkeypatch, free):
+    usage = namedtuple("usage", "total used free")(10**12, 10**12 - free, free)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match=r"3 images need about .* GB there.*--cache off"):
-        open_cache(decoder(paths), tmp_path / "cache", 0)
+
+
+NEEDED = 20 * 30 * 3 + 31 * 17 * 3 + 76 * 64 * 3  # bytes of the three decoded images
+
+
+@pytest.mark.parametrize(("free", "cached"), [(2 * NEEDED, True), (2 * NEEDED - 1, False)])
+def test_an_automatic_cache_takes_at_most_half_of_the_free_disk(
+    paths, tmp_path, monkeypatch, capsys, free, cached
+):
+    monkeypatch.setattr(cache, "DEFAULT_DIR", str(tmp_path / "cache"))
+    set_free_space(monkeypatch, free)
+    images, original = decoder(paths), decoder(paths)
+    opened = open_cache(images, cache.AUTO, 0)
+    assert (opened is images) != cached and len(list((tmp_path / "cache").iterdir())) == cached
+    assert all(torch.equal(opened[index], original[index]) for index in range(3))
+    size = f"3 images need about 0.00 GB in {tmp_path / 'cache'}"
+    note = f"note: no cache: {size}, over 50% of the 0.00 GB that are free; they are decoded in every epoch"
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and out.startswith(f"cache: {size}\n" if cached else f"{note}; --cache DIR")
+
+
+def test_an_automatic_cache_that_exists_is_used_whatever_is_free(paths, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cache, "DEFAULT_DIR", str(tmp_path / "cache"))
+    path = open_cache(decoder(paths), cache.AUTO, 0).path
+    assert path.parent == tmp_path / "cache"
+    capsys.readouterr()
+    set_free_space(monkeypatch, 0)
+    assert open_cache(decoder(paths), cache.AUTO, 0).path == path and capsys.readouterr().out == ""
+
+
+def test_a_folder_that_the_user_names_may_be_filled(paths, tmp_path, monkeypatch, capsys):
+    set_free_space(monkeypatch, NEEDED)
+    folder = tmp_path / "cache"
+    assert open_cache(decoder(paths), folder, 0).path.parent == folder
+    assert capsys.readouterr().out == f"cache: 3 images need about 0.00 GB in {folder}\n"
+
+
+class Large(Decoder):
+    """100 000 images of 256 x 320 pixels, except that every second one of those sampled is half as wide."""
+
+    def __init__(self):
+        super().__init__([], resize_shorter_side, 256)
+        self.read = []
+
+    def __len__(self):
+        return 100_000
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return torch.zeros(1, dtype=torch.uint8).expand(256, 320 if len(self.read) % 2 else 160, 3)
+
+
+def test_the_size_is_estimated_from_a_sample_of_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cache, "DEFAULT_DIR", str(tmp_path))
+    set_free_space(monkeypatch, 30 * 10**9)
+    images = Large()
+    assert open_cache(images, cache.AUTO, 0) is images
+    assert len(images.read) == len(set(images.read)) == 64  # all over the data set
+    assert min(images.read) < 2000 and max(images.read) > 98000
+    # 100 000 images of 256 x 240 pixels on average
+    size = f"100,000 images need about 18.43 GB in {tmp_path}"
+    assert capsys.readouterr().out.startswith(
+        f"note: no cache: {size}, over 50% of the 30.00 GB that are free"
+    )
+
+
+def test_the_option_names_a_folder():
+    assert cache.folder_of(None) is None
+    assert cache.folder_of(cache.AUTO) == Path(cache.DEFAULT_DIR)
+    assert cache.folder_of("elsewhere") == Path("elsewhere")

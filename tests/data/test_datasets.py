@@ -1,11 +1,14 @@
+import shutil
 from collections import Counter
 from pathlib import Path
 from urllib.error import URLError
 
 import pytest
+from PIL import Image
 from torchvision.datasets import OxfordIIITPet
 
 from common.data import datasets
+from common.models import lineage
 from common.system.errors import UserError
 from tests.conftest import write_images
 
@@ -61,6 +64,84 @@ def test_the_fingerprint_depends_on_the_split_and_not_on_the_folder(image_folder
     image_folder.rename(tmp_path / "moved")
     assert datasets.load_splits("folder", str(tmp_path / "moved"), 0.25).fingerprint == first
     assert datasets.load_splits("folder", str(tmp_path / "moved"), 0.5).fingerprint != first
+
+
+def test_the_fingerprint_depends_on_the_content_of_each_image(image_folder, tmp_path):
+    before = datasets.load_splits("folder", str(image_folder), 0.25)
+    for split in ("train", "val", "test"):
+        path = getattr(before, split)[0][0]
+        data = path.read_bytes()
+        Image.new("RGB", (40, 40), "white").save(path)
+        after = datasets.load_splits("folder", str(image_folder), 0.25)
+        assert (after.train, after.val, after.test) == (before.train, before.val, before.test)
+        assert after.fingerprint != before.fingerprint and after.old_fingerprint == before.old_fingerprint
+        changed = [name for name in ("train", "val", "test")
+                   if after.fingerprint_of(name) != before.fingerprint_of(name)]  # fmt: skip
+        assert changed == [split]
+        path.write_bytes(data)
+    assert datasets.load_splits("folder", str(image_folder), 0.25).fingerprint == before.fingerprint
+
+
+def test_a_copy_in_another_folder_has_the_same_fingerprint(image_folder, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "copy")
+    first, second = (
+        datasets.load_splits("folder", str(folder), 0.25, index_dir=tmp_path / "index")
+        for folder in (image_folder, tmp_path / "copy")
+    )
+    assert first.fingerprint == second.fingerprint and first.train != second.train
+    assert first.fingerprint_of("test") == second.fingerprint_of("test")
+
+
+def test_checkpoints_with_the_fingerprint_of_earlier_versions_still_fit(image_folder, capsys):
+    splits = datasets.load_splits("folder", str(image_folder), 0.25)
+    assert splits.old_fingerprint != splits.fingerprint
+    for split, notes in ((splits.fingerprint, 0), (splits.old_fingerprint, 0), ("0123", 1)):
+        checkpoint = {"name": "teacher", "classes": splits.classes, "lineage": [{"split": split}]}
+        lineage.check_fits(checkpoint, splits)
+        assert capsys.readouterr().out.count("was trained on other images or another split") == notes
+
+
+def test_the_fingerprint_of_earlier_versions_has_not_changed():
+    cat, dog = Path("train/cat"), Path("train/dog")
+    train, val = [(cat / "é1.jpg", 0), (dog / "a.jpg", 1)], [(dog / "b.jpg", 1)]
+    test, classes = [(Path("test/cat/c.jpg"), 0)], ["cat", "dog"]
+    digests = {path: b"x" for path, _ in train + val + test}
+    # what the version before had as the fingerprint of these
+    assert datasets.Splits(train, val, test, classes, digests).old_fingerprint == "431ea0df882be414"
+
+
+@pytest.mark.parametrize("name", ["test", "val"])
+def test_a_folder_without_training_images_can_be_evaluated(image_folder, name):
+    (image_folder / "test").rename(image_folder / name)
+    full = datasets.load_splits("folder", str(image_folder), 0.25)
+    alone = datasets.load_test_split("folder", str(image_folder))
+    assert (alone.test, alone.classes) == (full.test, full.classes) and alone.train == alone.val == []
+    shutil.rmtree(image_folder / "train")
+    assert datasets.load_test_split("folder", str(image_folder)) == alone
+    with pytest.raises(UserError, match="needs train/ with a folder"):
+        datasets.load_splits("folder", str(image_folder), 0.25)
+
+
+def test_beside_val_the_test_images_are_evaluated(image_folder, tmp_path):
+    write_images(tmp_path / "more", train=1, test=2, side=41)
+    (tmp_path / "more" / "test").rename(image_folder / "val")
+    alone = datasets.load_test_split("folder", str(image_folder))
+    assert (
+        alone.test == datasets.load_splits("folder", str(image_folder), 0.25).test and len(alone.test) == 12
+    )
+
+
+@pytest.mark.parametrize("dataset", ["pet37", "synthetic"])
+def test_pet37_without_training_images_can_be_evaluated(small_synthetic, dataset):
+    full = datasets.load_splits(dataset, str(small_synthetic), 0.25)
+    alone = datasets.load_test_split(dataset, str(small_synthetic))
+    assert (alone.test, alone.classes) == (full.test, full.classes) and alone.train == alone.val == []
+    for path, _ in full.train + full.val:
+        path.unlink()
+    assert datasets.load_test_split(dataset, str(small_synthetic)) == alone
+    full.test[3][0].unlink()
+    with pytest.raises(UserError, match="1 of 74 test images are missing, the first is"):
+        datasets.load_test_split(dataset, str(small_synthetic))
 
 
 @pytest.mark.parametrize(

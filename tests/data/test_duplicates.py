@@ -3,10 +3,11 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from common.data import datasets, duplicates
+from common.data import content, datasets, duplicates
 from common.system.errors import UserError
 from tests.data.test_folder import load, names
 
@@ -50,15 +51,31 @@ def test_copies_within_a_split_and_files_of_equal_size_are_kept_without_a_note(f
     assert len(load(folder).train) == 6 and capsys.readouterr().out == ""
 
 
-def test_only_files_with_the_size_of_one_in_another_split_are_read(tmp_path, monkeypatch):
-    train, test = {"copy": 5, "other_copy": 5, "as_long": 7}, {"as_long_too": 7, "alone": 11}
-    for name, size in (train | test).items():
-        (tmp_path / name).write_bytes(name.encode()[:1] * size)
+def test_only_files_with_the_digest_of_one_in_another_split_are_read(tmp_path, monkeypatch):
+    digests = {"copy": b"c", "other_copy": b"c", "similar": b"s", "similar_too": b"s", "alone": b"a"}
+    for name, digest in digests.items():
+        (tmp_path / name).write_bytes(digest)
     read = []
-    monkeypatch.setattr(duplicates, "_digest", lambda path: read.append(path.name) or path.name)
-    splits = [[(tmp_path / name, 0) for name in split] for split in (train, test)]
-    assert duplicates.remove_duplicates(splits) == splits
-    assert read == ["as_long", "as_long_too"]
+    monkeypatch.setattr(duplicates, "_sha256", lambda path: read.append(path.name) or path.name)
+    splits = [
+        [(tmp_path / name, 0) for name in split]
+        for split in (("copy", "other_copy", "similar"), ("similar_too", "alone"))
+    ]
+    digests = {tmp_path / name: digest for name, digest in digests.items()}
+    assert duplicates.remove_duplicates(splits, digests) == splits
+    assert read == ["similar", "similar_too"]
+
+
+def test_large_images_that_differ_in_one_byte_only_are_no_duplicates(folder, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    large = folder / "train" / "cat" / "large.png"
+    Image.fromarray(pixels).save(large, compress_level=0)
+    data = bytearray(large.read_bytes())
+    data[len(data) // 4] ^= 1
+    other = folder / "test" / "cat" / "large.png"
+    other.write_bytes(data)
+    assert content.digest(large) == content.digest(other)  # of samples, which do not contain this byte
+    assert len(load(folder).train) == 5 and capsys.readouterr().out == ""
 
 
 def test_a_split_that_loses_all_its_images_is_reported_as_empty(folder):

@@ -1,12 +1,15 @@
+import shutil
+
 import pytest
 import torch
 from PIL import Image
 
 from common.data import datasets
+from common.data.cache import AUTO
 from common.data.images import read_image
 from common.data.loaders import CroppedImages, eval_loader, make_loaders
 from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform, random_crop
-from common.system import distributed
+from common.system import distributed, hardware
 from common.system.errors import UserError
 
 VIEW = {"image_size": 32, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
@@ -150,3 +153,34 @@ def test_a_missing_validation_split_is_an_error_with_advice(image_folder):
     assert loaders.val is None and loaders.of("test") is loaders.test
     with pytest.raises(UserError, match="this needs validation images: a --val-fraction above 0"):
         loaders.of("val")
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_the_processes_of_a_machine_share_its_cores(image_folder, monkeypatch):
+    splits = datasets.load_splits("folder", str(image_folder), 0.25)
+
+    def workers(cores, processes, **options):
+        monkeypatch.setattr(hardware, "cores", lambda: cores)
+        monkeypatch.setattr(distributed, "local_world_size", lambda: processes)
+        loaders = make_loaders(splits, VIEW, 8, 0, **options)
+        return [each.loader.num_workers for each in (loaders.train, loaders.val, loaders.test)]
+
+    assert workers(12, 1) == [8, 4, 4]
+    assert workers(12, 2) == [6, 3, 3]
+    assert workers(12, 4) == [3, 2, 2]
+    assert workers(2, 4) == [1, 1, 1]
+    assert workers(12, 4, workers=5) == [5, 5, 5]  # as the user says
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize(("free", "workers"), [(10**9, 0), (0, 4)])
+def test_where_an_automatic_cache_does_not_fit_the_cores_decode(
+    image_folder, tmp_path, monkeypatch, free, workers
+):
+    monkeypatch.setattr("common.data.cache.DEFAULT_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(hardware, "cores", lambda: 4)
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    splits = datasets.load_splits("folder", str(image_folder), 0.0)
+    loaders = make_loaders(splits, VIEW, 8, 0, cache=AUTO)
+    assert loaders.train.loader.num_workers == workers

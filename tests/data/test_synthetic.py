@@ -1,3 +1,7 @@
+import multiprocessing
+import os
+import tempfile
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -39,6 +43,43 @@ def test_the_data_set_is_written_once_and_completely(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         synthetic.write(tmp_path / "other")
     assert list((tmp_path / "other").iterdir()) == []
+
+
+def _write_at_once(root, barrier):
+    make_folder = tempfile.mkdtemp
+
+    def wait(**options):
+        barrier.wait()  # all have found that there are no images yet
+        return make_folder(**options)
+
+    tempfile.mkdtemp = wait
+    splits = load_splits("synthetic", str(root), 0.0)
+    assert (len(splits.train), len(splits.test)) == (37, 37)
+
+
+def test_runs_that_write_it_at_the_same_time_leave_one_whole_data_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "IMAGES_PER_BREED", {"trainval": 1, "test": 1})
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(3, timeout=60)
+    runs = [context.Process(target=_write_at_once, args=(tmp_path, barrier)) for _ in range(3)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert [run.exitcode for run in runs] == [0] * 3
+    assert [path.name for path in tmp_path.iterdir()] == ["oxford-iiit-pet"]
+    assert len(list((tmp_path / "oxford-iiit-pet" / "images").glob("*.jpg"))) == 74
+
+
+def test_a_data_set_that_cannot_be_put_in_place_is_an_error(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(synthetic, "IMAGES_PER_BREED", {"trainval": 1, "test": 1})
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        synthetic.write(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_linear_classifier_on_pixels_learns_little(tmp_path, monkeypatch):

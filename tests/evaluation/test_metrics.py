@@ -1,6 +1,10 @@
+import math
+from fractions import Fraction
+
 import pytest
 import torch
 from torch import nn
+from torchvision.models import get_model, get_model_weights
 
 from common.evaluation import metrics
 from common.models import architectures
@@ -76,11 +80,41 @@ def test_wilson_interval_against_published_values(correct, n, low, high):
     assert metrics.wilson_interval(correct, n) == pytest.approx((low, high), abs=6e-5)
 
 
-def test_the_complexity_of_resnet50_is_the_published_one():
-    # torchvision's documentation: 25,557,032 parameters and 4.09 GMACs at 224 px
-    complexity = metrics.complexity(architectures.build("resnet50", 1000), 224)
-    assert complexity["params"] == 25_557_032
-    assert complexity["macs"] == pytest.approx(4.09e9, rel=0.02)
+@pytest.mark.parametrize(
+    "arch", ["mobilenet_v2", "resnet18", "resnet50", "squeezenet1_1", "swin_t", "vit_b_16"]
+)
+def test_the_complexity_is_that_of_the_tables_of_torchvision(arch):
+    published = get_model_weights(arch)["IMAGENET1K_V1"].meta
+    with torch.device("meta"):  # the weights do not count
+        complexity = metrics.complexity(get_model(arch, weights=None), 224)
+    assert complexity["params"] == published["num_params"]
+    assert complexity["macs"] == pytest.approx(1e9 * published["_ops"], rel=0.005)
+
+
+def test_multiplications_are_counted_by_hand():
+    layers = (nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.Flatten(), nn.Linear(8 * 10 * 10, 5))
+    assert metrics.complexity(nn.Sequential(*layers), 10)["macs"] == 3 * 8 * 9 * 100 + 800 * 5
+
+
+def test_normalization_activations_and_pooling_do_not_count():
+    convolution, head = nn.Conv2d(3, 8, 3, bias=False), nn.Linear(8, 5)
+    pool, flat = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    bare = nn.Sequential(convolution, pool, flat, head)
+    full = nn.Sequential(
+        convolution, nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 1), pool, flat, nn.LayerNorm(8), head
+    )
+    assert metrics.complexity(bare, 12)["macs"] == metrics.complexity(full, 12)["macs"] == 21_640
+
+
+def test_counting_does_not_change_the_model():
+    model = architectures.build("squeezenet1_1", 3).train()
+    model.classifier[0].eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    metrics.complexity(model, 64)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_the_size_is_described_by_parameters_and_macs():
@@ -126,3 +160,57 @@ def test_a_model_that_was_evaluated_can_be_trained():
     model(images).sum().backward()
     assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert model[0].weight.grad.abs().sum() > 0
+
+
+def discordant(won, lost):
+    """Which predictions are correct: `won` times only those of one model, `lost` times only the other's."""
+    one = torch.arange(won + lost) < won
+    return one, ~one
+
+
+@pytest.mark.parametrize(("won", "lost"), [(950, 1050), (1000, 1000), (870, 1130), (1, 1999)])
+def test_mcnemar_equals_the_sum_in_exact_fractions(won, lost):
+    n = won + lost
+    exact = Fraction(2 * sum(math.comb(n, k) for k in range(min(won, lost) + 1)), 2**n)
+    p = metrics.mcnemar(*discordant(won, lost))
+    assert p == pytest.approx(min(1.0, float(exact)), rel=1e-9, abs=1e-300)
+
+
+@pytest.mark.parametrize("won", [49_400, 49_800, 49_990])
+def test_mcnemar_of_many_images_is_near_its_normal_limit(won):
+    n = 100_000
+    normal = math.erfc((n - 2 * won - 1) / math.sqrt(2 * n))  # with the correction for continuity
+    assert metrics.mcnemar(*discordant(won, n - won)) == pytest.approx(normal, rel=0.01)
+
+
+def test_mcnemar_is_finite_however_unequal_the_models_are():
+    assert metrics.mcnemar(*discordant(0, 100_000)) == 0.0
+    assert metrics.mcnemar(*discordant(50_000, 50_000)) == 1.0
+
+
+class Noted(torch.Tensor):
+    """A tensor that notes whether its copies are asynchronous."""
+
+    def to(self, *args, **options):
+        copies.append(options.get("non_blocking", False))
+        return super().to(*args, **options).as_subclass(torch.Tensor)
+
+
+copies = []
+
+
+def test_what_is_evaluated_on_the_cpu_waits_for_its_images():
+    # an int8 model runs on the CPU though its images are on an accelerator
+    copies.clear()
+    loader = [
+        (images.as_subclass(Noted), labels.as_subclass(Noted)) for images, labels in batches([0, 1, 2], 2)
+    ]
+    assert metrics.evaluate(Fixed(torch.eye(3)), loader, CPU).top1 == 1
+    assert len(copies) >= 2 and not any(copies)
+
+
+def test_each_batch_is_copied_as_its_device_needs(monkeypatch):
+    devices = []
+    monkeypatch.setattr(metrics.hardware, "copy_to", lambda x, device: devices.append(device) or x)
+    metrics.evaluate(Fixed(torch.eye(3)), batches([0, 1, 2], 2), CPU)
+    assert devices == [CPU, CPU]

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,3 +108,46 @@ def test_the_confusion_matrix_of_a_thousand_classes_fits_into_memory(tmp_path, m
     plots.draw_confusion(np.eye(1000, dtype=int), [str(label) for label in range(1000)], tmp_path / "c.png")
     with Image.open(tmp_path / "c.png") as image:
         assert image.width < 20 * 60
+
+
+NAMES = {
+    "chinese": "猫",
+    "japanese": "ねこ",
+    "korean": "고양이",
+    "russian": "кошка",
+    "arabic": "قطة",
+    "hindi": "बिल्ली",
+    "emoji": "🐈",
+    "unassigned": "\U000e0fff",
+    "control": "a\x00b\x1b[31m\x07\r\tc\x7f\x9b",
+    "directions": "cat\u202etac\u2066",
+}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+@pytest.mark.filterwarnings("error")
+def test_names_in_any_script_are_drawn_without_a_warning(name, rows, tmp_path):
+    plots.draw_confusion(np.eye(2, dtype=int), [name, "dog"], tmp_path / "c.png")
+    plots.draw_predictions([(Image.new("RGB", (9, 9)), name, [f"99.00%  {name}"])], tmp_path / "p.svg")
+    if "\0" not in name:
+        path = rows[0].path.with_name(f"{name}.pt")
+        rows[0].path.rename(path)
+        plots.draw_tradeoffs([replace(rows[0], path=path), *rows[1:]], tmp_path / "t.png", "")
+
+
+def test_control_characters_are_drawn_as_their_codes(saved, tmp_path):
+    plots.draw_confusion(np.eye(2, dtype=int), ["a\x1b[31m", "b\x00"], tmp_path / "c.svg")
+    names = [label.get_text() for label in saved[0].axes[0].get_yticklabels()]
+    assert names == [r"a\x1b[31m", r"b\x00"]
+
+
+def test_lines_of_predictions_stay_lines(saved, tmp_path):
+    plots.draw_predictions([(Image.new("RGB", (9, 9)), "a.jpg", ["cat", "dog"])], tmp_path / "p.png")
+    assert saved[0].axes[0].texts[0].get_text() == "cat\ndog"
+
+
+@pytest.mark.filterwarnings("error")
+def test_files_with_any_name_are_drawn(tmp_path):
+    for stem in ("猫 $a $b^", "a\x1bb", b"\xff".decode(errors="surrogateescape")):
+        plots.draw_confusion(np.eye(2, dtype=int), ["cat", "dog"], tmp_path / f"{stem}_confusion.png")
+        plots.draw_curves([{"train_loss": 2.0, "train_top1": 0.2}], tmp_path / f"{stem}.png")

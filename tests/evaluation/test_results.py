@@ -1,9 +1,12 @@
 import csv
 import json
+from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from common.evaluation import results
+from tests.evaluation.rows import row_of
 
 HISTORY = [
     {"epoch": 1, "train_loss": 2.0, "train_top1": 0.2, "val_loss": 1.5, "val_top1": 0.4},
@@ -45,3 +48,19 @@ def test_metrics_are_written_unrounded_as_json_and_csv(teacher_and_child, tmp_pa
         flat = list(csv.DictReader(file))
     assert float(flat[1]["top1"]) == 0.25 and float(flat[1]["ci95_low"]) == rows[1].score.ci95[0]
     assert (flat[0]["parent"], flat[1]["latency_p50"], flat[1]["latency_engine"]) == ("", "2.0", "fp32 torch")
+
+
+@pytest.mark.parametrize("first", ["=", "+", "-", "@"])
+def test_a_text_that_a_spreadsheet_would_run_gets_an_apostrophe(tmp_path, monkeypatch, first):
+    monkeypatch.chdir(tmp_path)
+    path = Path(f"{first}1+1.pt")
+    path.write_bytes(bytes(9))
+    results.write_rows_csv([row_of(path)], Path("r.csv"))
+    with Path("r.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["path"] == f"'{first}1+1.pt" and row["bytes"] == "9"
+
+
+def test_numbers_and_other_texts_stay_as_they_are(tmp_path):
+    results._write_csv([{"a": -0.5, "b": "a=1", "c": "", "d": -3, "e": None}], tmp_path / "r.csv")
+    assert (tmp_path / "r.csv").read_text().splitlines() == ["a,b,c,d,e", "-0.5,a=1,,-3,"]

@@ -1,15 +1,18 @@
 from dataclasses import replace
 
+import pytest
 import torch
 
 from common.evaluation import tables
+
+TEST = {"split": "test", "n": 100, "images": "a1b2", "image_size": 64}
 
 
 def test_before_and_after(tmp_path):
     (tmp_path / "a").write_bytes(bytes(400))
     (tmp_path / "b").write_bytes(bytes(100))
-    before = {"top1": 0.9, "params": 1000, "macs": 5000}  # of a version that evaluated only on test
-    after = {"split": "test", "top1": 0.88, "params": 250, "macs": 1000}
+    before = {"top1": 0.9, "params": 1000, "macs": 5000} | TEST
+    after = {"top1": 0.88, "params": 250, "macs": 1000} | TEST
     lines = tables.before_after(before, tmp_path / "a", after, tmp_path / "b").splitlines()
     assert [" ".join(line.split()) for line in lines] == [
         "top-1 90.00% => 88.00%",
@@ -21,17 +24,34 @@ def test_before_and_after(tmp_path):
 
 
 def test_the_target_of_pruning_is_compared_with_what_was_achieved(tmp_path):
-    metrics = {"split": "test", "top1": 0.9, "params": 1, "macs": 1}
+    metrics = {"top1": 0.9, "params": 1, "macs": 1} | TEST
     target = {"of": "size", "precision": "int8", "limit": 2000, "achieved": 1999, "conditions": ""}
     *_, line = tables.before_after(metrics, None, metrics | {"target": target}, tmp_path).splitlines()
     assert " ".join(line.split()) == "target 2,000 bytes (int8) => 1,999 bytes (int8)"
 
 
-def test_accuracies_on_different_splits_are_not_compared(tmp_path):
-    metrics = {"top1": 0.9, "params": 1, "macs": 1}
-    for split, expected in (("test", "-"), ("val", "90.00%")):
-        lines = tables.before_after(metrics | {"split": split}, None, metrics | {"split": "val"}, tmp_path)
-        assert lines.split()[1] == expected
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, "90.00%"),
+        ({"split": "val"}, "-"),
+        ({"images": "c3d4"}, "-"),
+        ({"image_size": 32}, "-"),
+    ],
+)
+def test_accuracies_on_different_images_are_not_compared(tmp_path, changed, expected):
+    metrics = {"top1": 0.9, "params": 1, "macs": 1} | TEST
+    assert tables.before_after(metrics | changed, None, metrics, tmp_path).split()[1] == expected
+
+
+@pytest.mark.parametrize(
+    ("n", "split", "expected"), [(100, "test", "90.00%"), (99, "test", "-"), (100, "val", "-")]
+)
+def test_accuracies_of_an_earlier_version_are_compared_by_the_number_of_images(tmp_path, n, split, expected):
+    # it evaluated only on test, and wrote down neither the split nor the images
+    before = {"top1": 0.9, "params": 1, "macs": 1, "n": n, "image_size": 64}
+    after = {"top1": 0.9, "params": 1, "macs": 1} | TEST | {"split": split}
+    assert tables.before_after(before, None, after, tmp_path).split()[1] == expected
 
 
 def cells_of(table):
@@ -79,3 +99,28 @@ def test_the_classes_are_listed_from_the_worst():
     cells = cells_of(tables.class_table(confusion, ["cat", "dog", "fox"]))
     assert [line[0] for line in cells[2:]] == ["fox", "cat", "dog"]
     assert cells[2][1:] == ["4", "25.0%", "4.6-69.9", "cat (2)"] and cells[4][4] == "-"
+
+
+def test_a_bar_in_a_name_does_not_end_a_cell_of_markdown(teacher_and_child, tmp_path):
+    assert tables.markdown([("a|b", "c"), ("||", "1")]).splitlines() == [
+        r"| a\|b |    c |",
+        r"| :--- | ---: |",
+        r"| \|\| |    1 |",
+    ]
+    text = tables.class_table(torch.tensor([[1, 1], [0, 2]]), ["cat|tac", "dog"])
+    assert r"| cat\|tac " in text
+    teacher, child = teacher_and_child
+    odd = teacher.path.with_name("a|b.pt")
+    teacher.path.rename(odd)
+    tables.write_markdown([replace(teacher, path=odd), child], "measured here", tmp_path / "r.md")
+    lines = [line for line in (tmp_path / "r.md").read_text().splitlines() if line.startswith("|")]
+    named = [line for line in lines if "a" + r"\|" + "b" in line]
+    assert len(named) >= 2 and not any("a|b" in line for line in lines)
+
+
+def test_macs_that_an_earlier_version_counted_are_marked(teacher_and_child):
+    teacher, child = teacher_and_child
+    teacher.content["metrics"] |= {"top1": 0.5}
+    child.content["metrics"] |= {"top1": 0.5, "image_size": 32}
+    cells = cells_of(tables.cost_table([teacher, child]))
+    assert (cells[2][2], cells[3][2]) == ("3 M*", "3 M")

@@ -80,11 +80,72 @@ def test_references_find_files(tmp_path):
     assert found("kd_res") == "kd_resnet18_wide_0.9900.pt"  # the start of a name: the most accurate
     assert found("resnet50") == "teacher_resnet50_0.9200-2.pt"  # of equally accurate ones the newest
     with pytest.raises(
-        UserError, match=r"no checkpoint 'vgg'; in .* there is: kd_resnet18_0.8990.pt, .*0\.9200\.pt$"
+        UserError, match=r"no checkpoint 'vgg'; there is in .*: kd_resnet18_0.8990.pt, .*0\.9200\.pt$"
     ):
         found("vgg")
-    with pytest.raises(UserError, match="no checkpoint yet"):
+    with pytest.raises(UserError, match=r"no checkpoint 'resnet50'; there is in .*nowhere: none yet$"):
         checkpoint.find("resnet50", tmp_path / "nowhere")
+
+
+def test_where_only_a_longer_name_matches_a_note_says_which_file_is_taken(tmp_path, capsys):
+    for name in ("kd_resnet18_0.5000.pt", "kd_resnet18_wide_0.9000.pt"):
+        (tmp_path / name).touch()
+
+    def found(reference):
+        return checkpoint.find(reference, tmp_path).name, capsys.readouterr()
+
+    # a whole name, of however accurate a checkpoint, comes first and needs no note
+    assert found("kd_resnet18") == ("kd_resnet18_0.5000.pt", ("", ""))
+    assert found("kd_resnet18_wide") == ("kd_resnet18_wide_0.9000.pt", ("", ""))
+    assert found("kd_resnet18_0.5000") == ("kd_resnet18_0.5000.pt", ("", ""))
+    (tmp_path / "kd_resnet18_0.5000.pt").unlink()
+    note = "note: 'kd_resnet18' is not a full name; kd_resnet18_wide_0.9000.pt begins with it\n"
+    assert found("kd_resnet18") == ("kd_resnet18_wide_0.9000.pt", ("", note))
+
+
+@pytest.fixture
+def two_folders(tmp_path, monkeypatch):
+    """(here/w, scripts/w): the folder "w" in the current folder, and beside the scripts."""
+    folders = tmp_path / "here" / "w", tmp_path / "scripts" / "w"
+    for folder in folders:
+        folder.mkdir(parents=True)
+    monkeypatch.setattr(checkpoint, "SCRIPTS", tmp_path / "scripts")
+    monkeypatch.chdir(tmp_path / "here")
+    return folders
+
+
+def test_checkpoints_beside_the_scripts_are_found_from_another_folder(two_folders):
+    here, scripts = two_folders
+    (scripts / "kd_resnet18_0.9000.pt").touch()
+    assert checkpoint.find("kd_resnet18", "w") == scripts / "kd_resnet18_0.9000.pt"
+    assert checkpoint.list_checkpoints("w") == [scripts / "kd_resnet18_0.9000.pt"]
+    # those of the current folder come first, also where they are less accurate
+    (here / "kd_resnet18_0.5000.pt").touch()
+    for found in (checkpoint.find("kd_resnet18", "w"), *checkpoint.list_checkpoints("w")):
+        assert found.resolve() == here / "kd_resnet18_0.5000.pt"
+    assert checkpoint.find("kd_resnet18_0.9000", "w") == scripts / "kd_resnet18_0.9000.pt"
+
+
+def test_the_folder_of_the_scripts_is_that_of_the_repository():
+    assert {"train_teacher.py", "predict.py"} <= {path.name for path in checkpoint.SCRIPTS.iterdir()}
+
+
+def test_where_nothing_is_found_the_folders_that_were_searched_are_named(two_folders, monkeypatch):
+    here, scripts = two_folders
+    (scripts / "kd_resnet18_0.9000.pt").touch()
+    with pytest.raises(UserError) as error:
+        checkpoint.find("vgg", "w")
+    listed = f"in {here}: none yet; in {scripts}: kd_resnet18_0.9000.pt"
+    assert str(error.value) == f"no checkpoint 'vgg'; there is {listed}"
+    (scripts / "kd_resnet18_0.9000.pt").unlink()
+    with pytest.raises(UserError) as error:
+        checkpoint.list_checkpoints("w")
+    assert str(error.value) == f"there is no checkpoint in {here} or {scripts}"
+    # from the folder of the scripts both are the same one, which is named once
+    monkeypatch.chdir(scripts.parent)
+    with pytest.raises(UserError) as error:
+        checkpoint.find("vgg", "w")
+    assert str(error.value) == f"no checkpoint 'vgg'; there is in {scripts}: none yet"
 
 
 def test_a_pickle_with_code_is_refused_and_the_code_is_not_run(tmp_path):

@@ -1,5 +1,8 @@
 """evaluate.py on its own; with the stages before it in test_chain.py, with ONNX files in test_export.py."""
 
+import json
+import shutil
+
 import pytest
 
 from common.evaluation import latency
@@ -45,6 +48,34 @@ def test_no_checkpoint_that_fits_is_an_error(run, options, tmp_path):
     saved(tmp_path / "w", ["car", "bus", "van"], "teacher_cars")
     result = run("evaluate", *options)
     assert result.code == 2 and "has the classes of this data set" in result.err
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_a_folder_without_training_images_is_evaluated(run, options, tmp_path, split):
+    shutil.rmtree(tmp_path / "images" / "train")
+    (tmp_path / "images" / "test").rename(tmp_path / "images" / split)
+    path = saved(tmp_path / "w", ["cat", "dog", "fox"], "teacher_pets")
+    result = run("evaluate", path, *options, "--json", tmp_path / "results.json")
+    assert result.code == 0, result.err
+    assert "6 test images of folder" in " ".join(result.out.split())
+    (row,) = json.loads((tmp_path / "results.json").read_text())
+    assert row["n"] == 6 and f"{path}: top-1 {row['top1']:.2%}" in result.out
+    # of other classes it is refused as before
+    path = saved(tmp_path / "w", ["car", "bus", "van"], "teacher_cars")
+    assert "does not fit this data set" in run("evaluate", path, *options).err
+
+
+def test_checkpoints_beside_the_scripts_are_evaluated_from_another_folder(
+    run, options, tmp_path, monkeypatch
+):
+    (tmp_path / "scripts" / "weights").mkdir(parents=True)
+    path = saved(tmp_path / "scripts" / "weights", ["cat", "dog", "fox"], "teacher_pets")
+    monkeypatch.setattr(checkpoint, "SCRIPTS", tmp_path / "scripts")
+    monkeypatch.chdir(tmp_path)
+    for named in ((), ("pets",)):
+        result = run("evaluate", *named, *options, "--output-dir", "weights")
+        assert result.code == 0, result.err
+        assert f"{path}: top-1 " in result.out
 
 
 def test_a_printed_line_is_never_wider_than_120_columns(run, options, tmp_path):

@@ -1,6 +1,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ import train_teacher
 from common.data.images import read_image
 from common.data.transforms import eval_transform
 from common.models import checkpoint
-from tests.conftest import write_images
+from tests.conftest import REPOSITORY, write_images
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,31 @@ def odd(images, tmp_path):
     fox.convert("P").save(folder / "deeper" / "f.PNG")
     (folder / "notes.txt").write_text("no image")
     return folder
+
+
+def test_a_checkpoint_beside_the_scripts_is_found_from_another_folder(run, place, odd, tmp_path, monkeypatch):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "weights").symlink_to(place)
+    monkeypatch.setattr(checkpoint, "SCRIPTS", tmp_path / "scripts")
+    monkeypatch.chdir(odd)
+    result = run("predict", "teacher_resnet18", "a.jpg", "--json")
+    assert (result.code, result.err) == (0, "")
+    (prediction,) = json.loads(result.out)
+    assert prediction["path"] == "a.jpg" and prediction["classes"][0]["class"] == "fox"
+    # the note on a name that is not complete does not disturb the JSON
+    result = run("predict", "teacher_res", "a.jpg", "--json")
+    assert json.loads(result.out) == [prediction] and "note: 'teacher_res' is not a full name" in result.err
+    # what is found nowhere is looked up in both folders
+    result = run("predict", "vgg", "a.jpg")
+    assert result.code == 2 and f"in {odd}/weights: none yet; in {tmp_path}/scripts/weights: " in result.err
+
+
+def test_a_shared_checkpoint_is_found_from_another_folder(odd):
+    """In a process of its own: nothing but the path of the script leads to the checkpoint."""
+    command = [sys.executable, REPOSITORY / "predict.py", "quantized_pruned_kd_squeezenet1_1", "a.jpg"]
+    result = subprocess.run(command, cwd=odd, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("a.jpg\n") and result.stdout.count("%") == 5
 
 
 def test_every_kind_of_image_and_of_model(run, place, odd):

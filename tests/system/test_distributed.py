@@ -220,6 +220,44 @@ def test_on_each_machine_the_other_processes_wait_for_what_the_first_creates(tmp
     assert names == ["0", "00True", "01True", "02True", "1", "10True", "11True", "12True"]
 
 
+def _create_once(folder, environment):
+    os.environ.update(environment)
+    distributed.start()
+    with distributed.main_process_first():
+        if not (folder / "shared").exists():
+            time.sleep(1)  # one that does not wait for this comes to the same conclusion
+            (folder / "shared").touch()
+            (folder / f"created by {distributed.rank()}").touch()
+        with (folder / "order").open("a") as file:
+            file.write(f"{distributed.rank()}\n")
+    distributed.stop()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_machines_that_share_a_disk_create_a_thing_once(tmp_path, size):
+    """The main process comes first, then the first process of the other machine, then the rest."""
+    pool = []
+    for rank, environment in enumerate(processes.meetings(2 * size)):
+        environment |= {"LOCAL_RANK": str(rank % size), "LOCAL_WORLD_SIZE": str(size)}
+        pool.append(processes.CONTEXT.Process(target=_create_once, args=(tmp_path, environment)))
+        pool[-1].start()
+    for process in pool:
+        process.join()
+    assert [process.exitcode for process in pool] == [0] * len(pool)
+    assert [path.name for path in tmp_path.glob("created by *")] == ["created by 0"]
+    order = list(map(int, (tmp_path / "order").read_text().split()))
+    assert order[:2] == [0, size] and sorted(order) == list(range(2 * size))
+
+
+def test_the_processes_of_one_machine_are_counted(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert distributed.local_world_size() == 1  # the variable is left over: no group has been joined
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    assert distributed.local_world_size() == 4
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert distributed.local_world_size() == 1
+
+
 def test_one_process_is_a_group_of_its_own():
     assert (distributed.rank(), distributed.world_size(), distributed.is_main_process()) == (0, 1, True)
     model = torch.nn.Linear(2, 2)

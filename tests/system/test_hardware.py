@@ -5,6 +5,8 @@ import pytest
 import torch
 from torchvision.models import get_model
 
+from common.evaluation import metrics
+from common.stage import Stage
 from common.system import hardware
 
 CPU = torch.device("cpu")
@@ -79,3 +81,54 @@ def test_the_summary_counts_the_threads(monkeypatch):
     for count, text in ((1, "cpu, 1 thread, bfloat16"), (2, "cpu, 2 threads, bfloat16")):
         monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
         assert hardware.summary(CPU, torch.bfloat16) == text
+
+
+class Copied:
+    """Stands in for a tensor, and notes how it is copied."""
+
+    def to(self, device, non_blocking=False):
+        self.target, self.non_blocking = device, non_blocking
+        return self
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", False), ("cuda:1", True), ("mps", True)])
+def test_only_a_copy_to_an_accelerator_is_asynchronous(device, expected):
+    values = Copied()
+    assert hardware.copy_to(values, torch.device(device)) is values
+    assert (values.target, values.non_blocking) == (torch.device(device), expected)
+
+
+def float32_flags():
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+
+@pytest.fixture
+def tf32():
+    """TF32 is allowed, as on a machine that trains; what was before comes back."""
+    before = float32_flags()
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    yield ("high", True)
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def test_in_full_float32_nothing_is_tf32_and_after_it_all_is_as_before(tf32):
+    with hardware.full_float32():
+        assert float32_flags() == ("highest", False)
+    assert float32_flags() == tf32
+
+
+def test_full_float32_ends_with_an_error_too(tf32):
+    with pytest.raises(KeyError), hardware.full_float32():
+        raise KeyError
+    assert float32_flags() == tf32
+
+
+def test_a_stage_tests_in_full_float32(monkeypatch, tf32):
+    seen = []
+    monkeypatch.setattr(metrics, "evaluate", lambda *_, **__: seen.append(float32_flags()))
+    stage = Stage.__new__(Stage)
+    stage.test_loader, stage.device = [], CPU
+    stage.test(torch.nn.Identity())
+    assert seen == [("highest", False)] and float32_flags() == tf32

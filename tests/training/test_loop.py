@@ -217,3 +217,21 @@ def test_every_epoch_is_one_line_with_and_without_validation(capsys):
                 expected.append(f"validation loss {row['val_loss']:.3f}, top-1 {row['val_top1']:.2%}")
             assert len(expected) == parts
             assert line == f"epoch {row['epoch']}/2: {'; '.join(expected)}; {row['seconds']:.0f} s"
+
+
+class Noted(torch.Tensor):
+    """A tensor that notes whether its copies are asynchronous."""
+
+    def to(self, *args, **options):
+        copies.append(options.get("non_blocking", False))
+        return super().to(*args, **options).as_subclass(torch.Tensor)
+
+
+copies = []
+
+
+def test_a_step_on_the_cpu_waits_for_its_images_and_labels():
+    copies.clear()
+    noted = Listed([tuple(part.as_subclass(Noted) for part in batch) for batch in separable(16)])
+    fit(Flat(), cross_entropy, noted, None, epochs=1, lr=0.01, weight_decay=0.0, device=CPU)
+    assert len(copies) >= 4 and not any(copies)

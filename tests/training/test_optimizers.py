@@ -4,6 +4,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torchvision.models import get_model
 
 from common.cli import options
 from common.training import optimizers
@@ -84,3 +85,43 @@ def test_every_optimizer_and_schedule_learns(optimizer):
 def test_the_choices_of_the_command_line_are_those_of_the_training():
     assert set(options.OPTIMIZERS) == set(optimizers.OPTIMIZERS)
     assert set(options.SCHEDULES) == set(optimizers.SCHEDULES)
+
+
+def decays_of(model):
+    """The weight decay of each parameter, by its name."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = optimizers.build("adamw", model, lr=0.1, weight_decay=0.25).param_groups
+    decays = {names[parameter]: group["weight_decay"] for group in groups for parameter in group["params"]}
+    assert len(decays) == len(names) == sum(len(group["params"]) for group in groups)
+    return decays
+
+
+@pytest.mark.parametrize(
+    ("arch", "without", "decayed"),
+    [
+        ("convnext_tiny", "layer_scale", "features.1.0.block.0.weight"),
+        ("vit_b_16", "class_token", "conv_proj.weight"),
+        ("vit_b_16", "pos_embedding", "encoder.layers.encoder_layer_0.self_attention.in_proj_weight"),
+        ("swin_t", "relative_position_bias_table", "features.1.0.attn.qkv.weight"),
+    ],
+)
+def test_only_weights_of_layers_decay(arch, without, decayed):
+    with torch.device("meta"):
+        model = get_model(arch, weights=None)
+    decays = decays_of(model)
+    others = [name for name in decays if name.endswith(without)]
+    assert others and all(decays[name] == 0 for name in others)
+    assert decays[decayed] == 0.25
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert len(layers) > 20 and all(decays[f"{name}.weight"] == 0.25 for name in layers)
+    assert all(decay == 0 for name, decay in decays.items() if name.endswith("bias"))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)],
+)
+def test_the_name_of_an_optimizer_gives_its_kind(name, kind):
+    # with more than one parameter: the name of none of them takes its place
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    assert type(optimizers.build(name, model, lr=0.1, weight_decay=0.25)) is kind

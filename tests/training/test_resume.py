@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from common.evaluation import results
-from common.models import checkpoint
-from common.system import files
+from common.models import architectures, checkpoint
+from common.system import files, hardware
 from common.training import loop, resume
 from tests import processes
 from tests.conftest import REPOSITORY, write_images
@@ -207,6 +207,80 @@ def test_a_folder_that_becomes_read_only_ends_the_run_in_one_line_and_the_state_
     assert result.code == 2 and re.search(r"error: cannot write \S+: Read-only file system\n$", result.err)
     assert len(states(tmp_path)) == 1 and len(list((tmp_path / "w").iterdir())) == 1
     assert stage("--resume").code == 0 and not states(tmp_path)
+
+
+ROW = {"stage": "kd", "name": "kd_resnet18", "split": "0123", "parent_sha256": None, "teacher_sha256": None,
+       "pretrained_sha256": None}  # fmt: skip
+
+
+def same_run(one, other):
+    """Whether two rows, each given as (hashes, options), are those of the same run."""
+    keys = [resume.run_key(ROW | hashes | {"options": options}) for hashes, options in (one, other)]
+    return keys[0] == keys[1]
+
+
+@pytest.mark.parametrize(
+    ("option", "column"),
+    [
+        ("weights", "parent_sha256"),
+        ("teacher", "parent_sha256"),  # of a student
+        ("teacher", "teacher_sha256"),  # of pruning and quantization
+        ("pretrained", "pretrained_sha256"),
+    ],
+)
+def test_a_file_that_a_run_starts_from_counts_by_its_content_and_not_by_its_path(option, column):
+    first = ({column: "aa"}, {option: "w/a.pt", "seed": 1})
+    assert same_run(first, ({column: "aa"}, {option: "/home/w/a.pt", "seed": 1}))
+    assert not same_run(first, ({column: "bb"}, {option: "w/a.pt", "seed": 1}))
+    assert not same_run(first, ({column: "aa"}, {option: "w/a.pt", "seed": 2}))
+    # without a hash the option is all that there is
+    assert not same_run(({}, {option: "none"}), ({}, {option: "default"}))
+    assert not same_run(first, ({}, {option: "w/a.pt", "seed": 1}))
+
+
+def test_other_images_of_the_same_names_are_another_run():
+    assert not same_run(({"split": "0123"}, {}), ({"split": "4567"}, {}))
+
+
+def test_overwritten_pretrained_weights_are_another_run(stage, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights = tmp_path / "initial.pth"
+    options = ("--epochs", 0, "--resume", "--pretrained")
+
+    def write(value):
+        state = architectures.build("squeezenet1_1", 3).state_dict()
+        state["features.0.bias"].fill_(value)
+        torch.save(state, weights)
+
+    write(1)
+    assert "finished before" not in stage(*options, weights).out
+    for spelling in (weights, "initial.pth", "w/../initial.pth"):
+        assert "finished before" in stage(*options, spelling).out
+    write(2)
+    assert "finished before" not in stage(*options, weights).out
+    biases = [
+        checkpoint.load(path)["state_dict"]["features.0.bias"][0] for path in visible(tmp_path / "w", "*.pt")
+    ]
+    assert sorted(biases) == [1, 2]
+
+
+def test_a_resumed_run_on_another_machine_prints_a_note(stage, tmp_path, monkeypatch):
+    assert stage(stop_at=5).code == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(hardware, "summary", lambda device, precision: "cuda:7, bfloat16")
+        assert stage("--resume", stop_at=1).code == 130
+        note = stage("--resume").out
+    assert re.search(
+        r"^note: the run began with cpu, .*; the rest has another precision or speed$", note, re.M
+    )
+    # the row says where it began
+    (path,) = visible(tmp_path / "w", "*.pt")
+    assert checkpoint.load(path)["lineage"][-1]["machine"].startswith("cpu, ")
+
+
+def test_a_run_that_is_resumed_on_the_same_machine_prints_no_note(stage):
+    assert stage(stop_at=5).code == 130
+    assert "the run began with" not in stage("--resume").out
 
 
 def test_a_full_disk_ends_the_run_in_one_line_and_the_last_state_is_kept(image_folder, tmp_path):
