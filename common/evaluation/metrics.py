@@ -230,16 +230,23 @@ def complexity(model: nn.Module, image_size: int) -> dict[str, int]:
     Raises:
         UserError: The model does not accept images of this size.
     """
-    shapes = copy.deepcopy(model).to_empty(device="meta").eval()
-    example = torch.zeros(1, 3, image_size, image_size, device="meta")
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            shapes(example)
+        try:
+            macs = _count_macs(copy.deepcopy(model).to_empty(device="meta").eval(), image_size)
+        except RuntimeError:  # a network whose forward pass depends on values cannot run without data
+            macs = _count_macs(copy.deepcopy(model).cpu().eval(), image_size)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         name = type(model).__name__
         raise UserError(f"{name} does not accept images of {image_size} pixels: {reason}") from None
-    return {"params": count_parameters(model), "macs": counter.get_total_flops() // 2}
+    return {"params": count_parameters(model), "macs": macs}
+
+
+def _count_macs(model: nn.Module, image_size: int) -> int:
+    example = torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(example)
+    return counter.get_total_flops() // 2
 
 
 def describe_size(model: nn.Module, image_size: int) -> str:

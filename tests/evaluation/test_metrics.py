@@ -214,3 +214,11 @@ def test_each_batch_is_copied_as_its_device_needs(monkeypatch):
     monkeypatch.setattr(metrics.hardware, "copy_to", lambda x, device: devices.append(device) or x)
     metrics.evaluate(Fixed(torch.eye(3)), batches([0, 1, 2], 2), CPU)
     assert devices == [CPU, CPU]
+
+
+def test_the_macs_of_a_network_that_reads_its_values_are_counted_with_data():
+    class Gated(torch.nn.Conv2d):
+        def forward(self, images):
+            return super().forward(images) if images.sum().item() == 0 else images
+
+    assert metrics.complexity(Gated(3, 4, 1, bias=False), 8) == {"params": 12, "macs": 12 * 64}
