@@ -1,4 +1,4 @@
-"""Structured pruning: remove whole channels, and fine-tune what is left.
+"""Structured pruning: remove whole channels, reconstruct the outputs of the layers, and fine-tune.
 
     python train_pruning.py --weights kd_resnet18 --pruning-ratio 0.4
     python train_pruning.py --weights kd_resnet18 --target-size 2MB --target-precision int8
@@ -13,7 +13,6 @@ from common.cli.parser import Parser, new_file, number
 
 def main(args):
     # imported here, so that --help does not load torch
-    from common.budget.widths import widths_for_budget
     from common.compression import pruning
     from common.evaluation import metrics
     from common.stage import Stage
@@ -38,21 +37,21 @@ def main(args):
             draw_sensitivity(stage, model, groups, args.sensitivity)
 
         # 2. choose how many channels each layer keeps, and remove those with the lowest ranks
-        if state := stage.progress.upcoming():
-            widths = pruning.widths_from_state(state["model"], groups)
-        elif args.channel_ratio:
-            widths = pruning.widths_for_fraction(groups, 1 - (1 - args.channel_ratio) ** (1 / steps))
-        else:
-            widths = widths_for_budget(model, groups, budget.at_step(step, steps), **network)
-        model = pruning.prune(model, groups, widths, **network)
+        widths = choose_widths(stage, model, groups, budget and budget.at_step(step, steps))
+        original, model = model, pruning.prune(model, groups, widths, **network)
         print(f"step {step}/{steps}: {metrics.describe_size(model, stage.image_size)}")
         log.append({"pruned": stage.validate(model, "pruned")})
 
-        # 3. compute the batch-norm statistics of the smaller layers anew
+        # 3. reconstruct: fit each layer to the outputs that it had before (least squares)
+        if args.reconstruct == "least-squares":
+            stage.reconstruct(model, original, pruning.kept_channels(original, groups, widths, **network))
+            log[-1]["reconstructed"] = stage.validate(model, "reconstructed")
+
+        # 4. compute the batch-norm statistics of the smaller layers anew
         stage.recalibrate_batch_norm(model)
         log[-1]["recalibrated"] = stage.validate(model, "with batch norm recalibrated")
 
-        # 4. fine-tune
+        # 5. fine-tune
         model, rows = stage.fit(model, loss_fn, epochs)
         log[-1]["fine_tuned"] = stage.validate(model, "fine-tuned")
         history += [{"step": step} | row for row in rows]
@@ -61,6 +60,19 @@ def main(args):
         model, stage.test(model), history, budget=budget, extra_metrics={"validation": log, "target": None},
         next_command="train_quantization.py --weights {path.name}",
     )  # fmt: skip
+
+
+def choose_widths(stage, model, groups, budget):
+    """How many channels each layer keeps: those of a resumed run, or of --channel-ratio, or of the budget."""
+    from common.budget.widths import widths_for_budget
+    from common.compression import pruning
+
+    if state := stage.progress.upcoming():
+        return pruning.widths_from_state(state["model"], groups)
+    if budget is None:
+        kept = (1 - stage.args.channel_ratio) ** (1 / stage.args.pruning_steps)
+        return pruning.widths_for_fraction(groups, 1 - kept)
+    return widths_for_budget(model, groups, budget, classifier=stage.classifier, image_size=stage.image_size)
 
 
 def draw_sensitivity(stage, model, groups, path):
@@ -108,9 +120,16 @@ def parse_args(argv=None):
         "--sensitivity", type=new_file(".png", ".svg"), metavar="FILE.png",
         help="draw the accuracy on validation with a fraction of one layer's channels removed",
     )  # fmt: skip
-    steps = number(int, 1)
     group.add_argument(
-        "--pruning-steps", type=steps, default=1, metavar="N", help="prune and fine-tune N times"
+        "--reconstruct", choices=("least-squares", "none"), default="least-squares",
+        help="fit the layers that are left to the outputs that they had before; default: least-squares",
+    )  # fmt: skip
+    group.add_argument(
+        "--calibration-batches", type=number(int, 1), default=8, metavar="N",
+        help="batches of training images that --reconstruct uses; default: 8",
+    )  # fmt: skip
+    group.add_argument(
+        "--pruning-steps", type=number(int, 1), default=1, metavar="N", help="prune and fine-tune N times"
     )
     options.add_teacher_options(parser, required=False)
     options.add_data_options(parser)

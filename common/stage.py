@@ -4,6 +4,7 @@ A script creates one, and calls its methods in the order of its technique. The s
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from common.budget import costs
 from common.budget.target import Budget
 from common.cli import launch, options, targets
+from common.compression import reconstruction
 from common.compression.distillation import LossFn, cross_entropy, distillation_loss_fn
 from common.compression.target_devices import TARGET_DEVICES
 from common.data import cache, datasets
@@ -190,6 +192,29 @@ class Stage:
             epochs=self.args.epochs if epochs is None else epochs,
             device=self.device, precision=self.precision, progress=self.progress, **hooks,
         )  # fmt: skip
+
+    def reconstruct(self, model: nn.Module, original: nn.Module, kept: dict[str, torch.Tensor]) -> None:
+        """Fits a pruned network to the outputs of the original one, on --calibration-batches of training.
+
+        A network that this is not possible for stays as it is, with a note.
+
+        Args:
+            model: Moved to the device, and changed in place.
+            original: The network before it was pruned; moved to the device.
+            kept: The result of `pruning.kept_channels`.
+        """
+        batches = itertools.islice(self.loaders.train, self.args.calibration_batches)
+        try:
+            fits = reconstruction.least_squares(model, original, kept, batches, self.device)
+        except UserError as error:
+            print(f"note: pruned without reconstruction: {error}")
+            return
+        before, after = (
+            sum(getattr(fit, key) for fit in fits) / max(1, len(fits)) for key in ("before", "after")
+        )
+        print(
+            f"reconstructed {len(fits)} layers: relative error of their outputs {before:.3f} => {after:.3f}"
+        )
 
     def recalibrate_batch_norm(self, model: nn.Module) -> None:
         """Computes the batch-norm statistics anew, on one epoch of training images.

@@ -185,6 +185,31 @@ def prune(
     return pruned.train(model.training)
 
 
+def kept_channels(
+    model: nn.Module, groups: list[Group], widths: Widths, *, classifier: str, image_size: int
+) -> dict[str, Tensor]:
+    """Finds out which channels `prune` keeps.
+
+    Args:
+        model: Not changed.
+        groups: The result of `rank` for this model.
+        widths: As for `prune`.
+        classifier: Name of the layer that yields the logits.
+        image_size: Side of the images, in pixels.
+
+    Returns:
+        Of each Conv2d and Linear layer, the indices of the output channels that are left, int64 [channels].
+    """
+    numbered = copy.deepcopy(model)
+    for module in numbered.modules():
+        if isinstance(module, LAYERS):  # each weight is the number of its output channel
+            numbers = torch.arange(len(module.weight)).to(module.weight)
+            module.weight.data.copy_(numbers.reshape(-1, *[1] * (module.weight.ndim - 1)))
+    pruned = prune(numbered, groups, widths, classifier=classifier, image_size=image_size)
+    layers = [(name, module) for name, module in pruned.named_modules() if isinstance(module, LAYERS)]
+    return {name: module.weight.detach().flatten(1)[:, 0].long() for name, module in layers}
+
+
 def widths_from_state(state: dict[str, Tensor], groups: list[Group]) -> Widths:
     """Reads the widths of a model that is pruned already.
 

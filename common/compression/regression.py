@@ -1,0 +1,162 @@
+"""Ridge regression of the weights of a layer, from sums over images and positions (the normal equations)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.system import distributed, seeding
+
+POSITIONS = 64  # of each image and layer: neighbors have nearly the same values
+
+
+def positions(layer: nn.Module, outputs: Tensor, *seed: int) -> Tensor:
+    """Draws positions of a layer's output.
+
+    Args:
+        layer: Conv2d or Linear.
+        outputs: Its output for a batch, [N, C, H, W] or [N, ..., C].
+        *seed: Integers of at least 0.
+
+    Returns:
+        Indices into H * W, int64 [P]; a Linear layer has one.
+    """
+    count = outputs.shape[2:].numel() if isinstance(layer, nn.Conv2d) else 1
+    generator = torch.Generator().manual_seed(seeding.derive_seed(*seed))
+    return torch.randperm(count, generator=generator)[:POSITIONS].to(outputs.device)
+
+
+def rows(layer: nn.Module, outputs: Tensor, chosen: Tensor, channels: Tensor | None = None) -> Tensor:
+    """Arranges outputs as rows.
+
+    Args:
+        layer: Conv2d or Linear; its groups are those of the result.
+        outputs: [N, C, H, W] or [N, ..., C].
+        chosen: The result of `positions`.
+        channels: The indices of the channels that are used; None for all.
+
+    Returns:
+        [groups, rows, channels of a group]; the rows of an image follow each other.
+    """
+    outputs = outputs.flatten(0, -2)[..., None] if isinstance(layer, nn.Linear) else outputs.flatten(2)
+    outputs = outputs[:, :, chosen]
+    outputs = outputs if channels is None else outputs[:, channels]
+    return outputs.unflatten(1, (_groups(layer), -1)).permute(1, 0, 3, 2).flatten(1, 2)
+
+
+def patches(layer: nn.Module, inputs: Tensor, chosen: Tensor) -> Tensor:
+    """Arranges what outputs are computed from as rows.
+
+    Args:
+        layer: Conv2d or Linear.
+        inputs: [N, C, H, W] or [N, ..., C].
+        chosen: Positions of the output, the result of `positions`.
+
+    Returns:
+        [groups, rows, weights of an output channel], in the order of `rows`.
+    """
+    if isinstance(layer, nn.Linear):
+        return inputs.flatten(0, -2)[None]
+    padding = layer._reversed_padding_repeated_twice
+    if any(padding):
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        inputs = F.pad(inputs, padding, mode=mode)
+    width = (inputs.shape[3] - layer.dilation[1] * (layer.kernel_size[1] - 1) - 1) // layer.stride[1] + 1
+    y, x = (
+        (start * layer.stride[axis])[:, None]
+        + torch.arange(layer.kernel_size[axis], device=inputs.device) * layer.dilation[axis]
+        for axis, start in enumerate((chosen // width, chosen % width))
+    )
+    columns = inputs[:, :, y[:, :, None], x[:, None, :]]  # [N, C, P, height, width of the kernel]
+    columns = columns.flatten(3).unflatten(1, (layer.groups, -1))
+    return columns.permute(1, 0, 3, 2, 4).flatten(3).flatten(1, 2)
+
+
+def _groups(layer: nn.Module) -> int:
+    return layer.groups if isinstance(layer, nn.Conv2d) else 1
+
+
+@dataclass
+class Sums:
+    """Sums over rows, float64 on the CPU.
+
+    Attributes:
+        gram: Of x x^T, where x is a patch and a 1: [groups, K + 1, K + 1].
+        cross: Of x d^T, where d is the difference that is to be computed: [groups, K + 1, channels].
+        squares: Of d^2, over all channels.
+        moments: Of y and y^2, where y is the target: [2, groups, channels].
+    """
+
+    gram: Tensor | float = 0.0
+    cross: Tensor | float = 0.0
+    squares: Tensor | float = 0.0
+    moments: Tensor | float = 0.0
+
+    @classmethod
+    def of(cls, x: Tensor, difference: Tensor, target: Tensor) -> "Sums":
+        """Computes the sums of some rows.
+
+        Args:
+            x: Patches, [groups, rows, K].
+            difference: [groups, rows, channels].
+            target: [groups, rows, channels].
+
+        Returns:
+            The sums.
+        """
+        count = torch.full_like(x[:, :1, :1], x.shape[1])
+        total = x.sum(1, keepdim=True)
+        gram = torch.cat([torch.cat([x.mT @ x, total], 1), torch.cat([total, count], 2).mT], 2)
+        cross = torch.cat([x.mT @ difference, difference.sum(1, keepdim=True)], 1)
+        moments = torch.stack([target.sum(1), target.square().sum(1)])
+        return cls(*(each.double().cpu() for each in (gram, cross, difference.square().sum(), moments)))
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(*(one + two for one, two in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def all_reduce(self) -> "Sums":
+        """The sums of all processes together."""
+        return Sums(*(distributed.all_reduce(each) for each in vars(self).values()))
+
+    def squared_error(self, change: Tensor) -> Tensor:
+        """The sum of squares of what is left of the difference.
+
+        Args:
+            change: [groups, K + 1, channels]: of the weights, and of the intercept.
+
+        Returns:
+            float64 [].
+        """
+        return self.squares - 2 * (change * self.cross).sum() + (change * (self.gram @ change)).sum()
+
+    def relative_error(self, change: Tensor) -> float:
+        """`squared_error` over the variance of the target.
+
+        Args:
+            change: See `squared_error`.
+
+        Returns:
+            0 for an exact fit.
+        """
+        variance = self.moments[1].sum() - (self.moments[0] ** 2).sum() / self.gram[0, -1, -1]
+        return float(self.squared_error(change) / variance)
+
+    def ridge(self, strength: float, *, intercept: bool) -> Tensor:
+        """Solves the ridge regression of the difference on the patches; the intercept is not penalized.
+
+        Args:
+            strength: Of the penalty, in units of the mean diagonal of the Gram matrix.
+            intercept: Whether there is one.
+
+        Returns:
+            The change of the weights and of the intercept, float64 [groups, K + 1, channels].
+        """
+        count, change = self.gram[:, -1:, -1:].clamp(min=1), torch.zeros_like(self.cross)
+        mean_x, mean_d = self.gram[:, :-1, -1:] / count * intercept, self.cross[:, -1:] / count * intercept
+        centered = self.gram[:, :-1, :-1] - count * mean_x * mean_x.mT
+        diagonal = centered.diagonal(dim1=1, dim2=2)
+        diagonal += (strength * diagonal.mean(1, keepdim=True)).clamp(min=torch.finfo(torch.float32).tiny)
+        change[:, :-1] = torch.linalg.solve(centered, self.cross[:, :-1] - count * mean_x * mean_d)
+        change[:, -1:] = mean_d - mean_x.mT @ change[:, :-1]
+        return change
