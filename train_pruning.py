@@ -29,10 +29,9 @@ def main(args):
 
     for step, epochs in enumerate(split_epochs(args.epochs, steps), start=1):
         # 1. rank the channels; layers that must be pruned together form a group (DepGraph)
-        if args.importance == "taylor":
-            pruning.accumulate_gradients(model, stage.loaders.train, stage.device)
-        scope = args.scope or ("local" if args.channel_ratio else "global")
-        groups = pruning.rank(model, args.importance, scope, seed=(args.seed, step), **network)
+        batches = stage.loaders.train, stage.device, args.calibration_batches
+        seen = importance.collect(args.importance, model, *batches)
+        groups = pruning.rank(model, args.importance, args.scope, seed=(args.seed, step), covariances=seen, **network)
         if args.sensitivity and step == 1:
             draw_sensitivity(stage, model, groups, args.sensitivity)
 

@@ -1,3 +1,4 @@
+import copy
 import shutil
 
 import pytest
@@ -6,7 +7,9 @@ from PIL import Image
 from torch import nn
 
 import train_pruning
+from common.compression import reconstruction
 from common.compression.distillation import cross_entropy
+from common.compression.reconstruction import Fit
 from common.evaluation.metrics import complexity, count_parameters
 from common.models import checkpoint, lineage
 from common.stage import Stage
@@ -279,3 +282,29 @@ def test_batch_norm_gets_the_statistics_of_the_training_images(new_stage):
     stage.recalibrate_batch_norm(model)
     means = torch.stack([images.mean((0, 2, 3)) for images, _ in stage.loaders.train.at(0)])
     assert torch.allclose(model[0].running_mean, means.mean(0), atol=1e-5)
+
+
+def test_a_network_is_reconstructed_on_some_batches_of_training(new_stage, monkeypatch, capsys):
+    stage, calls = new_stage("--calibration-batches", 2), []
+    stage.begin(stage.model)
+
+    def least_squares(*arguments):
+        calls.append([arguments[:3], len(list(arguments[3])), arguments[4]])
+        return [Fit("one", 0.5, 0.25), Fit("two", 0.3, 0.05)]
+
+    monkeypatch.setattr(reconstruction, "least_squares", least_squares)
+    stage.reconstruct("pruned", "original", {})
+    assert calls == [[("pruned", "original", {}), 2, stage.device]]
+    assert "2 layers: relative error of their outputs 0.400 => 0.150" in capsys.readouterr().out
+
+
+def test_a_network_that_cannot_be_reconstructed_is_pruned_with_a_note(new_stage, monkeypatch, capsys):
+    stage = new_stage()
+    stage.begin(stage.model)
+    model = copy.deepcopy(stage.model)
+    capsys.readouterr()
+    monkeypatch.setattr(reconstruction.fx, "symbolic_trace", lambda model: model.missing)
+    stage.reconstruct(model, stage.model, {})
+    (note,) = capsys.readouterr().out.splitlines()
+    assert note.startswith("note: pruned without reconstruction: SqueezeNet cannot be traced")
+    assert all(torch.equal(value, stage.model.state_dict()[key]) for key, value in model.state_dict().items())

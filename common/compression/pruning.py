@@ -7,31 +7,18 @@ channels of each group; a scope determines which channels compete with each othe
 
 import contextlib
 import copy
-import itertools
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 import torch_pruning
 from torch import Tensor, nn
-from torch_pruning import importance as scorers
 
-from common.compression.distillation import cross_entropy
-from common.system import distributed, seeding
+from common.compression.importance import IMPORTANCES, ROUND_TO, Covariances, reconstruction_error
+from common.system import seeding
 from common.system.errors import UserError
-from common.system.terminal import progress_bar
 
 LAYERS = nn.Conv2d | nn.Linear
-ROUND_TO = 8  # widths stay multiples of this: others are slow, and some int8 kernels crash on odd ones
-GRADIENT_BATCHES = 16  # of training images, for the Taylor importance
-IMPORTANCES = {
-    "magnitude": scorers.GroupMagnitudeImportance(p=2),
-    "taylor": scorers.GroupTaylorImportance(),
-    "lamp": scorers.LAMPImportance(p=2),
-    "bn-scale": scorers.BNScaleImportance(),
-    "random": scorers.RandomImportance(),
-}
 Widths = dict[str, int]  # the number of output channels that a layer keeps, by its name
 
 
@@ -70,6 +57,7 @@ def rank(
     classifier: str,
     image_size: int,
     seed: tuple[int, ...] = (0,),
+    covariances: Covariances | None = None,
 ) -> list[Group]:
     """Finds the groups of a model, and ranks their channels.
 
@@ -78,13 +66,14 @@ def rank(
         importance: What scores a channel. "magnitude": the squared L2 norm, mean over the layers of the
             group. "lamp": that norm over the sum of those in the group that are no smaller (Lee et al., ICLR
             2021). "bn-scale": the batch-norm weight (Liu et al., ICCV 2017). "taylor": weight times gradient,
-            from `accumulate_gradients` (Molchanov et al., CVPR 2019). "random". All but lamp and random are
-            divided by their mean in the group.
+            from `accumulate_gradients` (Molchanov et al., CVPR 2019). "random". "reconstruction": see
+            `importance.reconstruction_error`. The others but lamp are divided by their mean in the group.
         scope: Which channels compete. "local": those of a group; "global": all; "isomorphic": those of
             groups with the same structure (Fang et al., ECCV 2024).
         classifier: Name of the layer that yields the logits; it is not pruned.
         image_size: Side of the images, in pixels.
         seed: Of random scores.
+        covariances: The result of `importance.collect` for this model.
 
     Returns:
         The groups.
@@ -98,7 +87,10 @@ def rank(
         graph = torch_pruning.DependencyGraph().build_dependency(model, _example(model, image_size))
         ignored = [model.get_submodule(classifier)]
         for group in graph.get_all_groups(ignored_layers=ignored, root_module_types=[nn.Conv2d, nn.Linear]):
-            score = IMPORTANCES[importance](group)
+            if importance == "reconstruction":
+                score = reconstruction_error(group, names, covariances)
+            else:
+                score = IMPORTANCES[importance](group)
             if score is None:
                 continue
             out = graph.is_out_channel_pruning_fn
@@ -124,26 +116,6 @@ def _quantiles(scores: list[Tensor], scopes: list) -> list[Tensor]:
         for index, part in zip(members, parts, strict=True):
             quantiles[index] = part
     return quantiles
-
-
-def accumulate_gradients(model: nn.Module, batches: Iterable, device: torch.device) -> None:
-    """Leaves gradients of the cross-entropy in the parameters, for the Taylor importance.
-
-    They are summed over the first 16 batches, and over all processes. Weights and batch-norm statistics do
-    not change.
-
-    Args:
-        model: Moved to `device`, and put into eval mode.
-        batches: (images, labels) of training.
-        device: Where the model runs.
-    """
-    model.to(device).eval().zero_grad()
-    some = itertools.islice(batches, GRADIENT_BATCHES)
-    for images, labels in progress_bar(some, total=GRADIENT_BATCHES, desc="gradients", unit="batch"):
-        cross_entropy(model, images.to(device), labels.to(device))[0].backward()
-    for parameter in model.parameters():
-        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        parameter.grad = distributed.all_reduce(gradient)
 
 
 def prune(

@@ -26,7 +26,6 @@ from common.system.terminal import progress_bar
 
 RIDGE = 1e-3
 CACHE_BYTES = 2**30  # of the values between two layers, for all images; what is larger is computed again
-LAYERS = nn.Conv2d | nn.Linear
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,10 @@ def least_squares(
 ) -> list[Fit]:
     """Fits the layers of a pruned network to the outputs of the original one.
 
-    Conv2d (dense, grouped and depthwise) and Linear layers are fitted. The intercept becomes part of the
-    bias, or of the running mean of the batch norm that follows; a layer with neither gets none. A layer whose
-    outputs are those of the original one stays as it is, bit for bit. The sums are those of all processes.
+    Conv2d (dense, grouped and depthwise) and Linear layers are fitted, except the largest (see
+    `regression.LARGEST`). The intercept becomes part of the bias, or of the running mean of the batch norm that
+    follows; a layer with neither gets none. A layer whose outputs are those of the original one stays as it is,
+    bit for bit. The sums are those of all processes.
 
     Args:
         pruned: Changed in place; moved to `device`, and put into eval mode.
@@ -145,12 +145,12 @@ class _Traced:
 class _Pair:
     """The pruned and the original network, run on the same images up to one layer after the other.
 
-    `layers` are the indices of the nodes that call a Conv2d or Linear layer.
+    `layers` are the indices of the nodes that call a layer that can be fitted.
     """
 
     def __init__(self, pruned: nn.Module, original: nn.Module, batches: Iterable):
         self.new, self.old = _Traced(pruned), _Traced(original)
-        self.layers = [i for i in range(len(self.new.nodes)) if isinstance(self.new.layer(i), LAYERS)]
+        self.layers = [i for i in range(len(self.new.nodes)) if regression.is_possible(self.new.layer(i))]
         start = next(i for i, node in enumerate(self.new.nodes) if node.op == "placeholder")
         # the values of each batch after the last layer for which they are small enough to be stored
         self._cached = [({self.new.nodes[start]: x}, {self.old.nodes[start]: x}) for x, _ in batches]

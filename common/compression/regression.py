@@ -9,6 +9,19 @@ from torch.nn import functional as F
 from common.system import distributed, seeding
 
 POSITIONS = 64  # of each image and layer: neighbors have nearly the same values
+LARGEST = 8192  # weights of an output channel: a matrix of as many rows and columns takes half a gigabyte
+
+
+def is_possible(module: nn.Module) -> bool:
+    """Whether a module is a layer whose weights a regression can find.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        True for Conv2d and Linear with at most 8,192 weights of an output channel.
+    """
+    return isinstance(module, nn.Conv2d | nn.Linear) and module.weight[0].numel() <= LARGEST
 
 
 def positions(layer: nn.Module, outputs: Tensor, *seed: int) -> Tensor:
@@ -118,6 +131,11 @@ class Sums:
     def all_reduce(self) -> "Sums":
         """The sums of all processes together."""
         return Sums(*(distributed.all_reduce(each) for each in vars(self).values()))
+
+    def covariance(self) -> Tensor:
+        """The covariance of the patches of the first group, float64 [K, K]."""
+        count, mean = self.gram[0, -1, -1], self.gram[0, :-1, -1:] / self.gram[0, -1, -1]
+        return self.gram[0, :-1, :-1] / count - mean * mean.T
 
     def squared_error(self, change: Tensor) -> Tensor:
         """The sum of squares of what is left of the difference.

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.squeezenet import Fire
 
-from common.compression import pruning
+from common.compression import importance, pruning
 from common.evaluation.metrics import count_parameters
 from common.models import architectures
 from common.system.errors import UserError
@@ -145,7 +145,7 @@ def test_taylor_removes_channels_without_a_gradient_however_large_their_weights(
     with torch.no_grad():
         model[0].weight[dead] *= 100
         model[1].bias[dead] = -1e6  # so far below 0 that the ReLU gives 0
-    pruning.accumulate_gradients(model, [(torch.randn(8, 3, 8, 8), torch.arange(8) % 4)], CPU)
+    importance.accumulate_gradients(model, [(torch.randn(8, 3, 8, 8), torch.arange(8) % 4)], CPU)
     assert pruned_by(model, 0.5, network, "taylor")[1].bias.tolist() == [0] * 8
     assert (pruned_by(model, 0.5, network, "magnitude")[1].bias < 0).all()
 
@@ -158,7 +158,7 @@ def test_gradients_are_summed_over_the_first_sixteen_batches_and_nothing_else_ch
     sum(F.cross_entropy(plain(images), labels) for images, labels in batches[:16]).backward()
     for _ in range(2):  # earlier gradients do not count
         left = iter(batches)
-        pruning.accumulate_gradients(model, left, CPU)
+        importance.accumulate_gradients(model, left, CPU)
         assert len(list(left)) == 4
     for own, other in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(own.grad, other.grad)
@@ -222,7 +222,7 @@ def test_the_widths_of_a_pruned_model_give_the_same_model_again():
 @pytest.mark.parametrize("importance", ["lamp", "magnitude", "taylor", "bn-scale"])
 def test_channels_with_only_zeros_are_removed_first(importance):
     model, network = chain(16, 16, 8)
-    pruning.accumulate_gradients(model, [(torch.randn(4, 3, 8, 8), torch.arange(4))], CPU)
+    importance.accumulate_gradients(model, [(torch.randn(4, 3, 8, 8), torch.arange(4))], CPU)
     with torch.no_grad():
         for layer in (model[0], model[1], model[3]):
             layer.weight.zero_()

@@ -130,12 +130,14 @@ def test_the_accuracies_before_and_after_each_step_are_stored(script, teacher, p
     out = script("train_pruning", "--weights", "squeezenet1_1", "--pruning-steps", 2, "--epochs", 2)
     created = checkpoint.load(checkpoint.find("pruned_squeezenet1_1", place / "weights"))
     stored = created["metrics"]["validation"]
-    assert [list(each) for each in stored] == [["before"], *[["pruned", "recalibrated", "fine_tuned"]] * 2]
-    printed = re.findall(r"(before pruning|pruned|recalibrated|fine-tuned), on validation: top-1 (\S+)%", out)
+    points = ["pruned", "reconstructed", "recalibrated", "fine_tuned"]
+    assert [list(each) for each in stored] == [["before"], points, points]
+    titles = "before pruning|pruned|reconstructed|recalibrated|fine-tuned"
+    printed = re.findall(rf"({titles}), on validation: top-1 (\S+)%", out)
     assert [float(percentage) for _, percentage in printed] == pytest.approx(
         [round(100 * top1, 2) for each in stored for top1 in each.values()]
     )
-    options = ("--val-fraction", 0, "--epochs", 0, "--model-name", "x")
-    script("train_pruning", "--weights", "squeezenet1_1", *options)
+    options = ("--val-fraction", 0, "--epochs", 0, "--model-name", "x", "--reconstruct", "none")
+    assert "reconstructed" not in script("train_pruning", "--weights", "squeezenet1_1", *options)
     stored = checkpoint.load(checkpoint.find("pruned_x", place / "weights"))["metrics"]["validation"]
     assert set(stored[1].values()) == {None}
