@@ -33,8 +33,8 @@ def widths_for_budget(
         image_size: Side of the images, in pixels.
 
     Returns:
-        The width of each layer in `groups`, without those that keep all channels for a budget of RAM; {} for
-        a model that meets the budget already.
+        The width of each layer in `groups`; a layer without an entry keeps all channels. {} for a model that
+        meets the budget already.
 
     Raises:
         UserError: The budget cannot be met.
