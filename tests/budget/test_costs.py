@@ -241,11 +241,9 @@ def test_an_int8_model_without_a_form_in_onnx_is_an_error_that_names_the_other_e
 
 
 def test_ram_is_that_of_one_image_in_the_precision_of_the_target(parent):
-    model, content, path = parent("mobilenet_v2")
+    model, content, path = parent("squeezenet1_1")
     row = row_of(content, path, "pruned")
-    values = (96 + 24) * (
-        SIDE // 2
-    ) ** 2  # of the largest layer, and a quarter of the pixels of as many channels
+    values = 64 * 15**2 + 64 * 7**2  # before and after the first pooling
     for precision, size in (("fp32", 4), ("int8", 1)):
         budget = costs.make_budget("ram", "0.5", model, content, row, precision=precision, target=EMBEDDED)
         assert (budget.start, budget.limit) == (size * values, size * values / 2)

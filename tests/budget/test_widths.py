@@ -180,7 +180,7 @@ def test_for_ram_the_importance_that_is_lost_is_weighed_against_the_values_that_
 
 
 def test_for_ram_channels_are_given_back_where_others_have_made_room():
-    # the second layer loses 8 channels of 16 values, then the first has to lose 8 of 64 values, which is enough
+    # the second layer loses 8 channels of 16 values, then the first loses 8 of 64 values, which is enough
     model = nn.Sequential(
         nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 16, 2, stride=2), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4),
