@@ -204,6 +204,7 @@ def test_with_int8_the_latency_of_the_quantized_model_counts(parent, monkeypatch
     before = [type(module) for module in model.modules()]
     # half of what the unpruned network takes in int8, not of what it takes in float32
     assert (budget.limit, budget.start, budget.cost(model)) == (1.5, 3, 3)
+    assert costs.make_budget("latency", "0.5", model, content, row, **more | {"precision": "fp32"}).limit == 4
     assert [type(module) for module in model.modules()] == before
 
 
