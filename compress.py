@@ -46,7 +46,7 @@ def main(args):
 
     # distill, prune and quantize; validation selects the winner
     kind, text = targets.budget(args)
-    conditions = {"image_size": args.image_size, "threads": args.threads}
+    conditions = {"image_size": args.image_size, "threads": args.threads, "latency_in": args.latency_in}
     target = TARGET_DEVICES[args.target_device]
     search = Search(
         Candidate("", path, score.top1, score.ci95), kind, text, stages=stages(args, path),
@@ -99,7 +99,7 @@ def stages(args, source):
         return run(
             train_pruning, weights=path, teacher=teacher, **{f"target_{kind}": target},
             target_precision=precision, target_device=args.target_device, threads=args.threads,
-            importance=importance, scope=scope, lr=args.lr, epochs=epochs,
+            latency_in=args.latency_in, importance=importance, scope=scope, lr=args.lr, epochs=epochs,
         )  # fmt: skip
 
     def quantize(path):

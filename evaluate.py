@@ -1,4 +1,4 @@
-"""Compare checkpoints and ONNX files on a data set: accuracy beside their parents', size, and latency here.
+"""Compare checkpoints and ONNX files on a data set: accuracy beside their parents', size, RAM, latency here.
 
     python evaluate.py teacher_resnet50 quantized_resnet50 --plot resnet50.png
 
@@ -47,21 +47,35 @@ def main(args):
         timed = latency.measure(
             opened.model, side, batch=args.batch_size, threads=args.threads, memory_format=memory_format
         )
-        measured.append((path, opened.content, opened.engine, timed))
+        measured.append((path, opened.content, opened.engine, timed, ram_of(opened)))
     if not measured:
         raise UserError(f"no checkpoint in {args.output_dir} has the classes of this data set")
 
     # compare with the parents, also with those that were not asked for
     rows = []
-    for path, content, engine, timed in measured:
+    for path, content, engine, timed, ram in measured:
         parent = comparison.find_parent(path, content, paths)
         if parent and parent not in scores:
             scores[parent] = score(predictor.load(parent, args.engine, args.threads))
         compared = (timed, args.threads, parent, scores.get(parent))
-        rows.append(comparison.Row(path, content, engine, scores[path], *compared))
+        rows.append(comparison.Row(path, content, engine, scores[path], *compared, ram_bytes=ram))
     images = f"{len(splits.test)} test images of {args.dataset}"
     conditions = f"{images}. {latency.conditions(args.threads, args.batch_size, loads)}"
     report(args, rows, splits.classes, conditions)
+
+
+def ram_of(opened):
+    """The peak of the activations of one image, in bytes; None where it is not known, as of an ONNX file."""
+    from common.evaluation import memory
+    from common.system.errors import UserError
+
+    if opened.path.suffix == ".onnx":
+        return None
+    try:
+        return memory.checkpoint_bytes(opened.content, opened.model)
+    except UserError as error:
+        print(f"note: {error}")
+        return None
 
 
 def report(args, rows, classes, conditions):
@@ -95,8 +109,7 @@ def report(args, rows, classes, conditions):
 
 def in_onnx_runtime(row, batch_size):
     """The row with the latency of its ONNX file, which is what is deployed; None where it has none."""
-    from common.deployment import onnx_model
-    from common.evaluation import latency
+    from common.deployment import onnx_latency
     from common.models import checkpoint
     from common.system.errors import UserError
 
@@ -105,15 +118,14 @@ def in_onnx_runtime(row, batch_size):
     content = checkpoint.load(row.path)
     engine = f"{'int8' if content['int8'] else 'fp32'} ONNX Runtime"
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
         try:
-            with onnx_model.export(content, checkpoint.rebuild(content), file):
-                pass
+            timed = onnx_latency.measure(
+                content, lambda: checkpoint.rebuild(content), Path(folder, "model.onnx"),
+                batch=batch_size, threads=row.threads,
+            )  # fmt: skip
         except UserError as error:
             print(f"note: no latency in ONNX Runtime: {error}")
             return replace(row, latency=None)
-        model, side = onnx_model.OnnxModel(file, row.threads), content["image_size"]
-        timed = latency.measure(model, side, batch=batch_size, threads=row.threads)
     return replace(row, engine=engine, latency=timed)
 
 

@@ -103,7 +103,8 @@ def parse_args(argv=None):
     targets.add_budget_options(target)
     group.add_argument(
         "--target-precision", choices=("fp32", "int8"), default="fp32",
-        help="int8: the target is for what train_quantization.py will create; default: fp32",
+        help="int8: the target is for what train_quantization.py will create, and a fraction of latency or "
+        "RAM is one of the unpruned network in int8; default: fp32",
     )  # fmt: skip
     targets.add_conditions(group)
     group.add_argument(

@@ -148,7 +148,7 @@ class Stage:
             The budget.
 
         Raises:
-            UserError: The model cannot be quantized, as --target-precision int8 asks for.
+            UserError: The model cannot be quantized, as --target-precision int8 asks for, or measured.
         """
         args = self.args
         if (target := targets.budget(args)) is None:
@@ -156,7 +156,7 @@ class Stage:
         return costs.make_budget(
             *target, model, self.parent, self.row,
             precision=args.target_precision, target=TARGET_DEVICES[args.target_device],
-            threads=args.threads, parent_bytes=self.row["parent_bytes"],
+            threads=args.threads, latency_in=args.latency_in, parent_bytes=self.row["parent_bytes"],
         )  # fmt: skip
 
     def validate(self, model: nn.Module, title: str) -> float | None:

@@ -1,7 +1,9 @@
-"""What a model costs: parameters, multiply-accumulates, bytes of its file, milliseconds on this machine."""
+"""What a model costs: parameters, multiply-accumulates, bytes of its file and of RAM, milliseconds here."""
 
 import copy
+import hashlib
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +12,11 @@ from torch import nn
 from common.budget.target import Budget
 from common.compression import int8_engines, int8_state, quantization
 from common.compression.target_devices import TargetDevice
-from common.evaluation import latency, metrics
+from common.deployment import onnx_latency
+from common.evaluation import latency, memory, metrics
 from common.models import architectures, checkpoint, lineage
 from common.system import files, units
+from common.system.errors import UserError
 
 RESERVE = 4096  # bytes that metrics and further rows of the lineage may take in a file
 PLACEHOLDERS = {"n": 0, "top1": 0.0, "top5": 0.0, "loss": 0.0, "ci95": [0.0, 0.0], "params": 0, "macs": 0}
@@ -43,48 +47,55 @@ def make_budget(
     precision: str = "fp32",
     target: TargetDevice | None = None,
     threads: int = 1,
+    latency_in: str = "onnxruntime",
     parent_bytes: int | None = None,
 ) -> Budget:
     """Builds the budget that a user asks for.
 
     Args:
-        kind: "macs", "size" or "latency" (the median for one image on this machine, with torch's fastest
-            engine).
-        text: An amount, see `units.parse`; a fraction is one of what `model` costs now, in float32.
+        kind: "macs", "size", "latency" (the median for one image on this machine) or "ram" (the peak of the
+            activations of one image).
+        text: An amount, see `units.parse`. A fraction is one of what `model` costs now, in `precision`; of a
+            size one of the file in float32, since that is the file that exists.
         model: The float model of `parent`; not changed.
         parent: The checkpoint that is pruned.
         row: What its lineage gets.
         precision: "fp32", or "int8" for the cost once the model is quantized.
         target: The device to quantize for.
         threads: Of a latency.
+        latency_in: "onnxruntime": of the ONNX file; "torch": with torch's fastest engine.
         parent_bytes: Size of the parent's file, of which a fraction is one.
 
     Returns:
         The budget.
 
     Raises:
-        UserError: The model cannot be quantized.
+        UserError: The model cannot be quantized, or its cost cannot be measured.
     """
     image_size, engine = parent["image_size"], "fp32"
     if precision == "int8":
         engine = int8_engines.use(target)
         quantization.prepare(model, target, image_size)
-    float_costs = {
-        "macs": _macs(image_size),
-        "size": _file_bytes(parent, row),
-        "latency": _milliseconds(image_size, threads),
-    }
-    int8_costs = {
+    else:
+        target = None
+    costs = {
         "macs": lambda: _macs(image_size),
-        "size": lambda: _int8_file_bytes(model, parent, row, target),
-        "latency": lambda: _int8_milliseconds(image_size, threads, target),
+        "size": lambda: _int8_file_bytes(model, parent, row, target) if target else _file_bytes(parent, row),
+        "latency": lambda: _milliseconds(parent, threads, latency_in, target),
+        "ram": lambda: _activation_bytes(image_size, precision),
     }
-    cost = int8_costs[kind]() if precision == "int8" else float_costs[kind]
+    cost = costs[kind]()
+    start = cost(model)
     limit, is_fraction = units.parse(kind, text)
-    if is_fraction:
-        limit *= parent_bytes if kind == "size" and parent_bytes else float_costs[kind](model)
-    conditions = f"{engine} on {latency.cpu()}, {threads} thread(s)" if kind == "latency" else ""
-    return Budget(kind, limit, cost(model), cost, precision, conditions)
+    if is_fraction and kind == "size":
+        limit *= parent_bytes or _file_bytes(parent, row)(model)
+    elif is_fraction:
+        limit *= start
+    conditions = ""
+    if kind == "latency":
+        engine = engine if latency_in == "torch" else f"{precision} ONNX Runtime"
+        conditions = f"{engine} on {latency.cpu()}, {threads} thread(s)"
+    return Budget(kind, limit, start, cost, precision, conditions)
 
 
 def checkpoint_budget(
@@ -97,11 +108,12 @@ def checkpoint_budget(
     image_size: int | None,
     target: TargetDevice,
     threads: int,
+    latency_in: str,
 ) -> Budget:
     """Builds the budget for a checkpoint that is to be pruned: see `make_budget`.
 
     Args:
-        kind: "macs", "size" or "latency".
+        kind: "macs", "size", "latency" or "ram".
         path: The checkpoint.
         text: An amount.
         precision: "fp32" or "int8".
@@ -109,12 +121,13 @@ def checkpoint_budget(
         image_size: Takes the place of the checkpoint's own, in pixels.
         target: The device to quantize for.
         threads: Of a latency.
+        latency_in: "onnxruntime" or "torch".
 
     Returns:
         The budget.
 
     Raises:
-        UserError: The checkpoint cannot be read, or its model cannot be quantized.
+        UserError: The checkpoint cannot be read, or its model cannot be quantized or measured.
     """
     content = checkpoint.load(path)
     content["image_size"] = image_size or content["image_size"]
@@ -123,18 +136,19 @@ def checkpoint_budget(
     model, file_bytes = checkpoint.rebuild(content), path.stat().st_size
     return make_budget(
         kind, text, model, content, row,
-        precision=precision, target=target, threads=threads, parent_bytes=file_bytes,
+        precision=precision, target=target, threads=threads, latency_in=latency_in, parent_bytes=file_bytes,
     )  # fmt: skip
 
 
-def checkpoint_cost(kind: str, path: Path, *, image_size: int | None, threads: int) -> float:
+def checkpoint_cost(kind: str, path: Path, *, image_size: int | None, threads: int, latency_in: str) -> float:
     """Measures a finished checkpoint.
 
     Args:
-        kind: "macs", "size" or "latency".
+        kind: "macs", "size", "latency" or "ram".
         path: The checkpoint, float or int8.
         image_size: Takes the place of the checkpoint's own, in pixels.
         threads: Of a latency.
+        latency_in: "onnxruntime" or "torch".
 
     Returns:
         MACs, bytes or milliseconds.
@@ -143,9 +157,11 @@ def checkpoint_cost(kind: str, path: Path, *, image_size: int | None, threads: i
         UserError: The checkpoint cannot be read or run.
     """
     content = checkpoint.load(path)
+    content["image_size"] = image_size or content["image_size"]
     if kind == "latency":
-        side = image_size or content["image_size"]
-        return latency.measure(checkpoint.rebuild(content), side, batch=1, threads=threads).p50
+        return _time(content, lambda: checkpoint.rebuild(content), threads, latency_in)
+    if kind == "ram":
+        return memory.checkpoint_bytes(content, checkpoint.rebuild(content))
     return path.stat().st_size if kind == "size" else content["metrics"]["macs"]
 
 
@@ -181,13 +197,42 @@ def _int8_file_bytes(model: nn.Module, parent: dict, row: dict, target: TargetDe
     return cost
 
 
-def _milliseconds(image_size: int, threads: int) -> Cost:
-    return lambda model: latency.measure(copy.deepcopy(model).cpu(), image_size, batch=1, threads=threads).p50
+def _activation_bytes(image_size: int, precision: str) -> Cost:
+    return lambda model: memory.BYTES[precision] * memory.peak(model, image_size).values
 
 
-def _int8_milliseconds(image_size: int, threads: int, target: TargetDevice) -> Cost:
+def _milliseconds(parent: dict, threads: int, latency_in: str, target: TargetDevice | None) -> Cost:
+    """The latency in float32, or with a target in int8: of arbitrary scales, which does not change it."""
+    # its metadata are not read, but have to be complete
+    content = {"stage": "pruned"} | parent | {"metrics": PLACEHOLDERS}
+    content["int8"] = target and {"backend": target.backend}
+    # a network that is measured again is not exported again; deleted together with the cost
+    folder = tempfile.TemporaryDirectory()
+
     def cost(model: nn.Module) -> float:
-        int8_model = quantization.skeleton(copy.deepcopy(model).cpu(), target, image_size)
-        return latency.measure(int8_model, image_size, batch=1, threads=threads).p50
+        def build() -> nn.Module:
+            copied = copy.deepcopy(model).cpu()
+            return quantization.skeleton(copied, target, content["image_size"]) if target else copied
+
+        shapes = json.dumps(architectures.shapes(model))
+        file = Path(folder.name, f"{hashlib.sha256(shapes.encode()).hexdigest()}.onnx")
+        return _time(content, build, threads, latency_in, file)
 
     return cost
+
+
+def _time(
+    content: dict, build: Callable[[], nn.Module], threads: int, latency_in: str, file: Path | None = None
+) -> float:
+    """The median for one image; `file`: where the ONNX file is kept."""
+    if latency_in == "torch":
+        return latency.measure(build(), content["image_size"], batch=1, threads=threads).p50
+    with tempfile.TemporaryDirectory() as folder:
+        file = file or Path(folder, "model.onnx")
+        try:
+            return onnx_latency.measure(content, build, file, batch=1, threads=threads).p50
+        except UserError as error:
+            raise UserError(
+                f"the latency in ONNX Runtime cannot be measured: {error}; --latency-in torch measures "
+                "torch's instead"
+            ) from None

@@ -90,7 +90,7 @@ class Search:
 
         Args:
             source: The checkpoint to compress.
-            kind: "macs", "size" or "latency".
+            kind: "macs", "size", "latency" or "ram".
             text: The amount that the user asks for.
             stages: What creates checkpoints.
             budget: (path, text, precision) -> the budget of that checkpoint.

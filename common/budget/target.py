@@ -1,4 +1,4 @@
-"""A budget: a limit on parameters, multiply-accumulates, bytes of the file, or milliseconds."""
+"""A budget: a limit on parameters, multiply-accumulates, bytes of the file or of RAM, or milliseconds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from common.system import units
+from common.system.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,7 @@ class Budget:
     """A limit on what a model costs.
 
     Attributes:
-        kind: "parameters", "macs", "size" (bytes) or "latency" (milliseconds).
+        kind: "parameters", "macs", "size" (bytes), "latency" (milliseconds) or "ram" (bytes).
         limit: The highest cost.
         start: The cost before pruning.
         cost: What a float model costs, or with `precision` "int8" what it will cost once it is quantized.
@@ -39,6 +40,21 @@ class Budget:
     def strict(self) -> bool:
         """Whether the limit may not be exceeded at all."""
         return self.kind != "parameters"
+
+    def unreachable(self, least: float, start: float) -> UserError:
+        """The error for a network that cannot be pruned to the limit.
+
+        Args:
+            least: The lowest cost that it can be pruned to.
+            start: Its cost before.
+
+        Returns:
+            The error, to be raised.
+        """
+        return UserError(
+            f"this network cannot be pruned to {self.describe(self.limit)}: {self.describe(least)} is "
+            f"the least, {least / start:.1%} of {self.describe(start)}"
+        )
 
     def describe(self, cost: float) -> str:
         """Writes a cost for a reader.

@@ -1,4 +1,4 @@
-"""The widths with which a network meets a budget, found by bisection."""
+"""The widths with which a network meets a budget: found by bisection, for RAM where its peak is."""
 
 import math
 from collections.abc import Callable
@@ -7,8 +7,9 @@ from torch import nn
 
 from common.budget.target import Budget
 from common.compression.pruning import ROUND_TO, Group, Widths, prune, widths_for_fraction
+from common.evaluation import memory
+from common.evaluation.memory import Peak
 from common.system import distributed
-from common.system.errors import UserError
 
 MEASURED_MARGIN = 0.97  # of the limit is aimed at where each measurement is a little different
 CLOSE_ENOUGH = 0.005  # of the cost before pruning: half of the point that is promised
@@ -20,8 +21,9 @@ def widths_for_budget(
     """Chooses widths, multiples of 8, so that the pruned model comes as close to a budget as possible.
 
     The fraction of the channels that is removed is found by bisection. Then, if the layer that decides is a
-    large one, another layer gets 8 channels more or less. No layer keeps fewer than 8 channels. Of several
-    processes the main one searches for all: a measured cost differs between them.
+    large one, another layer gets 8 channels more or less. For RAM only layers are pruned whose outputs are
+    kept while it is at its peak. No layer keeps fewer than 8 channels. Of several processes the main one
+    searches for all: a measured cost differs between them.
 
     Args:
         model: The network; not changed.
@@ -31,19 +33,25 @@ def widths_for_budget(
         image_size: Side of the images, in pixels.
 
     Returns:
-        The width of each layer in `groups`; {} for a model that meets the budget already.
+        The width of each layer in `groups`; a layer without an entry keeps all channels. {} for a model that
+        meets the budget already.
 
     Raises:
         UserError: The budget cannot be met.
     """
 
-    def cost(widths: Widths) -> float:
-        return budget.cost(prune(model, groups, widths, classifier=classifier, image_size=image_size))
+    def pruned(widths: Widths) -> nn.Module:
+        return prune(model, groups, widths, classifier=classifier, image_size=image_size)
 
     found = None
     if distributed.is_main_process():
         start = budget.cost(model)
-        found = {} if start <= budget.limit else _search(groups, budget, cost, start)
+        if start <= budget.limit:
+            found = {}
+        elif budget.kind == "ram":
+            found = _search_peak(groups, budget, lambda widths: memory.peak(pruned(widths), image_size))
+        else:
+            found = _search(groups, budget, lambda widths: budget.cost(pruned(widths)), start)
     return distributed.broadcast(found)
 
 
@@ -60,10 +68,7 @@ def _search(groups: list[Group], budget: Budget, cost: Callable[[Widths], float]
 
     least = cost(at(steps))
     if least > budget.limit:
-        raise UserError(
-            f"this network cannot be pruned to {budget.describe(budget.limit)}: {budget.describe(least)} is "
-            f"the least, {least / start:.1%} of {budget.describe(start)}"
-        )
+        raise budget.unreachable(least, start)
     few, many = _bisect(too_large, 0, steps)
     if budget.exact:
         return _adjust(groups, budget, cost, [(at(few), few / steps), (at(many), many / steps)], start)
@@ -103,3 +108,65 @@ def _bisect(too_large: Callable[[int], bool], low: int, high: int) -> tuple[int,
         middle = (low + high) // 2
         low, high = (middle, high) if too_large(middle) else (low, middle)
     return low, high
+
+
+def _search_peak(groups: list[Group], budget: Budget, peak: Callable[[Widths], Peak]) -> Widths:
+    """Removes 8 channels at a time, where the peak is, until the activations fit.
+
+    A fraction of all channels, as for the other budgets, would first remove channels of late layers, in vain:
+    their outputs are small. Of the groups with outputs at the peak, the one is pruned that loses the least
+    importance for each value by which the peak shrinks. By importance alone it would often be one with few
+    values there, which would lose most of its channels.
+    """
+
+    def cost(at: Peak) -> float:
+        return memory.BYTES[budget.precision] * at.values
+
+    widths, now = {}, peak({})
+    start = cost(now)
+    while cost(now) > budget.limit:
+        saved = {group.layers: _values_per_channel(group, now) for group in groups}
+        choices = [group for group in groups if saved[group.layers] and _width(group, widths) > ROUND_TO]
+        if not choices:
+            raise budget.unreachable(cost(now), start)
+        chosen = min(choices, key=lambda each: _importance(each, widths, -1) / saved[each.layers])
+        widths |= dict.fromkeys(chosen.layers, _next_width(chosen, widths, -1))
+        now = peak(widths)
+    return _give_back(groups, widths, lambda candidate: cost(peak(candidate)) <= budget.limit)
+
+
+def _give_back(groups: list[Group], widths: Widths, fits: Callable[[Widths], bool]) -> Widths:
+    """Returns channels, the most important first, that later removals in other groups have made room for."""
+    narrowed = [group for group in groups if group.layers[0] in widths]
+    while narrowed:
+        group = max(narrowed, key=lambda each: _importance(each, widths, 1))
+        wider = widths | dict.fromkeys(group.layers, _next_width(group, widths, 1))
+        possible = fits(wider)
+        if possible:
+            widths = wider
+        if not possible or _width(group, widths) == len(group.scores):
+            narrowed.remove(group)
+    return widths
+
+
+def _values_per_channel(group: Group, at: Peak) -> float:
+    """How many values the peak would shrink by with one channel less."""
+    return sum(each.values / each.channels for each in at.tensors if each.layers & set(group.layers))
+
+
+def _width(group: Group, widths: Widths) -> int:
+    return widths.get(group.layers[0], len(group.scores))
+
+
+def _next_width(group: Group, widths: Widths, direction: int) -> int:
+    """The next multiple of 8 below (-1) the width of a group, or above (1) it, up to all channels."""
+    width = _width(group, widths)
+    if direction < 0:
+        return (width - 1) // ROUND_TO * ROUND_TO
+    return min(len(group.scores), (width // ROUND_TO + 1) * ROUND_TO)
+
+
+def _importance(group: Group, widths: Widths, direction: int) -> float:
+    """The mean quantile of the channels between the width of a group and the next."""
+    low, high = sorted((_width(group, widths), _next_width(group, widths, direction)))
+    return float(group.quantiles.sort(descending=True).values[low:high].mean())

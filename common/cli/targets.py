@@ -12,13 +12,15 @@ IMPORTANCES = ("magnitude", "taylor", "lamp", "bn-scale", "random")
 SCOPES = ("local", "global", "isomorphic")
 TARGETS = {
     "macs": "multiply-accumulates: 0.5 for half of them, or 300M",
-    "size": "the file: 2MB, 500KB, or a fraction of the file",
+    "size": "the file: 2MB, 500KB, or a fraction of the file now, in float32",
     "latency": "for one image on this machine: 5ms, or a fraction of the latency now",
+    "ram": "the peak of the activations of one image, at 4 bytes for each value, in int8 at 1: 512KB, or a "
+    "fraction of the peak now",
 }
 
 
 def add_budget_options(group) -> None:
-    """Adds `--target-macs`, `--target-size` and `--target-latency`, of which one may be given.
+    """Adds `--target-macs` and the options of the other `TARGETS`, of which one may be given.
 
     Args:
         group: A mutually exclusive group.
@@ -64,6 +66,13 @@ def add_conditions(group) -> None:
     add_device_option(group)
     group.add_argument(
         "--threads", type=number(int, 1), default=1, metavar="N", help="of --target-latency; default: 1"
+    )
+    group.add_argument(
+        "--latency-in",
+        choices=("onnxruntime", "torch"),
+        default="onnxruntime",
+        help="what runs the network for --target-latency: ONNX Runtime, which runs the file that export.py "
+        "writes, or torch's engines; default: onnxruntime",
     )
 
 

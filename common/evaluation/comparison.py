@@ -1,4 +1,4 @@
-"""Rows of a comparison: the accuracy of each file and of its parent, its size, its latency."""
+"""Rows of a comparison: the accuracy of each file and of its parent, its size, its RAM, its latency."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ class Row:
         threads: The threads with which the latency was measured.
         parent: The file that it was created from; None where it is not known.
         parent_score: The score of that file on the same images.
+        ram_bytes: The peak of the activations of one image (see `memory`); None where it is not known.
     """
 
     path: Path
@@ -32,6 +33,7 @@ class Row:
     threads: int
     parent: Path | None = None
     parent_score: Score | None = None
+    ram_bytes: int | None = None
 
     @property
     def delta_top1(self) -> float | None:
@@ -74,6 +76,7 @@ class Row:
             "params": self.content["metrics"]["params"],
             "macs": self.content["metrics"]["macs"],
             "bytes": self.file_bytes,
+            "ram_bytes": self.ram_bytes,
             "latency_ms": {
                 "p50": self.latency.p50,
                 "p95": self.latency.p95,

@@ -14,7 +14,8 @@ EXPLANATION = (
     "95 %: Wilson's interval. To parent: top-1 minus that of the file it was created from, in points, on the "
     "same images; p: McNemar's exact test of that difference. Smaller: than the file of the first ancestor. "
     "MACs: of convolutions, linear layers and attention; with *: counted by an earlier version, with batch "
-    "norm, activations and pooling too."
+    "norm, activations and pooling too. RAM: the peak of the activations of one image, 4 bytes a value (1 in "
+    "int8), without the weights."
 )
 
 
@@ -106,7 +107,7 @@ def accuracy_table(rows: list[Row], width: int | None = None) -> str:
 
 
 def cost_table(rows: list[Row], width: int | None = None) -> str:
-    """A table of parameters, MACs, file size, how many times smaller than the first ancestor, and latency.
+    """A table of parameters, MACs, file size, how many times smaller than the first ancestor, RAM, latency.
 
     Args:
         rows: The files of a comparison.
@@ -115,7 +116,7 @@ def cost_table(rows: list[Row], width: int | None = None) -> str:
     Returns:
         Markdown.
     """
-    cells = [("file", "parameters", "MACs", "size", "smaller", "p50", "p95", "engine")]
+    cells = [("file", "parameters", "MACs", "size", "smaller", "RAM", "p50", "p95", "engine")]
     for row in rows:
         metrics = row.content["metrics"]
         cells.append(
@@ -125,6 +126,7 @@ def cost_table(rows: list[Row], width: int | None = None) -> str:
                 _macs(metrics),
                 f"{row.file_bytes / 1e6:.2f} MB",
                 f"{row.compression:.1f} x" if row.compression else "-",
+                f"{row.ram_bytes / 1024:,.0f} KiB" if row.ram_bytes else "-",
                 f"{row.latency.p50:.2f} ms",
                 f"{row.latency.p95:.2f} ms",
                 row.engine,

@@ -3,17 +3,20 @@
 import math
 import re
 
+BYTES = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "KiB": 2**10, "MiB": 2**20}
 UNITS = {
     "macs": {"": 1, "K": 1e3, "M": 1e6, "G": 1e9},
-    "size": {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30},
+    "size": BYTES | {"GB": 1e9, "GiB": 2**30},
     "latency": {"": 1, "us": 1e-3, "ms": 1, "s": 1e3},
+    "ram": BYTES,
 }
-EXACT_UNITS = {"macs": "K", "size": "B", "latency": "ms"}
+EXACT_UNITS = {"macs": "K", "size": "B", "latency": "ms", "ram": "B"}
 FORMATS = {
     "parameters": "{:,.0f} parameters",
     "macs": "{:,.0f} MACs",
     "size": "{:,.0f} bytes",
     "latency": "{:.2f} ms",
+    "ram": "{:,.0f} bytes of RAM",
 }
 
 
@@ -21,7 +24,7 @@ def parse(kind: str, text: str) -> tuple[float, bool]:
     """Reads an amount.
 
     Args:
-        kind: "macs", "size" (bytes) or "latency" (milliseconds).
+        kind: "macs", "size" (bytes), "latency" (milliseconds) or "ram" (bytes).
         text: A number with a unit, such as "2MB". A number of at most 1 without a unit is a fraction of what
             the model costs now.
 
@@ -46,7 +49,7 @@ def format_exact(kind: str, amount: float) -> str:
     """Writes an amount so that `parse` reads the same value, and never a fraction.
 
     Args:
-        kind: "macs", "size" or "latency".
+        kind: "macs", "size", "latency" or "ram".
         amount: In MACs, bytes or milliseconds.
 
     Returns:
@@ -60,13 +63,14 @@ def describe(kind: str, amount: float, precision: str = "fp32", conditions: str 
     """Writes an amount for a reader.
 
     Args:
-        kind: "parameters", "macs", "size" or "latency".
+        kind: "parameters", "macs", "size", "latency" or "ram".
         amount: In parameters, MACs, bytes or milliseconds.
         precision: "fp32", or "int8" where the amount is that of the quantized model.
-        conditions: How it was measured, such as the engine and the CPU.
+        conditions: How it was measured, such as the engine and the CPU; may begin with the precision.
 
     Returns:
         Such as "1,200,000 bytes (int8)".
     """
-    notes = [precision] * (precision == "int8") + [conditions] * bool(conditions)
+    named = precision == "int8" and not conditions.startswith(precision)
+    notes = [precision] * named + [conditions] * bool(conditions)
     return FORMATS[kind].format(amount) + (f" ({', '.join(notes)})" if notes else "")

@@ -5,10 +5,12 @@ from common.budget import costs
 from common.budget.costs import RESERVE
 from common.budget.widths import widths_for_budget
 from common.compression import int8_engines, int8_state, pruning, quantization
-from common.evaluation import latency, metrics
+from common.deployment import onnx_latency, onnx_model, qdq
+from common.evaluation import latency, memory, metrics
 from common.evaluation.latency import Latency
 from common.evaluation.metrics import Score, count_parameters
 from common.models import architectures, checkpoint, lineage
+from common.system.errors import UserError
 from tests.compression.networks import CPU, EMBEDDED, SERVER, each_target, network_options, pruned_by
 
 CLASSES, SIDE = ["cat", "dog", "fox"], 32
@@ -145,17 +147,27 @@ def test_a_budget_of_parameters_is_a_fraction_of_those_of_the_model(parent):
     assert budget.cost(model) == count
 
 
-def test_what_was_achieved_is_stored_with_its_conditions(parent, monkeypatch):
+@pytest.mark.parametrize(
+    ("latency_in", "precision", "engine"),
+    [
+        ("onnxruntime", "fp32", "fp32 ONNX Runtime"),
+        ("onnxruntime", "int8", "int8 ONNX Runtime"),
+        ("torch", "fp32", "fp32"),
+        ("torch", "int8", "int8, qnnpack"),
+    ],
+)
+def test_what_was_achieved_is_stored_with_its_conditions(parent, monkeypatch, latency_in, precision, engine):
     model, content, path = parent("squeezenet1_1")
-    monkeypatch.setattr(latency, "measure", lambda *_, **__: Latency(2.5, 3.0, 1))
+    for module in (latency, onnx_latency):
+        monkeypatch.setattr(module, "measure", lambda *_, **__: Latency(2.5, 3.0, 1))
     monkeypatch.setattr(latency, "cpu", lambda: "Abacus, NEON")
-    row = row_of(content, path, "pruned")
-    budget = costs.make_budget("latency", "5ms", model, content, row, threads=2)
+    more = {"precision": precision, "target": EMBEDDED, "threads": 2, "latency_in": latency_in}
+    budget = costs.make_budget("latency", "5ms", model, content, row_of(content, path, "pruned"), **more)
     assert budget.achieved(model) == {
-        "of": "latency", "precision": "fp32", "limit": 5, "achieved": 2.5,
-        "conditions": "fp32 on Abacus, NEON, 2 thread(s)",
+        "of": "latency", "precision": precision, "limit": 5, "achieved": 2.5,
+        "conditions": f"{engine.removeprefix('int8, ')} on Abacus, NEON, 2 thread(s)",
     }  # fmt: skip
-    assert budget.describe(1.5) == "1.50 ms (fp32 on Abacus, NEON, 2 thread(s))"
+    assert budget.describe(1.5) == f"1.50 ms ({engine} on Abacus, NEON, 2 thread(s))"
 
 
 def test_a_latency_is_met(parent, monkeypatch):
@@ -167,7 +179,8 @@ def test_a_latency_is_met(parent, monkeypatch):
         return Latency(count_parameters(measured) / 1e5, 99.0, batch)
 
     monkeypatch.setattr(latency, "measure", milliseconds)
-    budget = costs.make_budget("latency", "0.5", model, content, row_of(content, path, "pruned"), threads=2)
+    row, more = row_of(content, path, "pruned"), {"threads": 2, "latency_in": "torch"}
+    budget = costs.make_budget("latency", "0.5", model, content, row, **more)
     assert budget.limit == count_parameters(model) / 2e5
     pruned = within(model, budget)
     # three hundredths are left for the difference of the next measurement
@@ -175,25 +188,73 @@ def test_a_latency_is_met(parent, monkeypatch):
     assert set(calls) == {(SIDE, 1, 2)}
 
 
-def test_with_int8_the_latency_of_the_quantized_model_counts(parent, monkeypatch):
+@pytest.mark.parametrize("latency_in", ["torch", "onnxruntime"])
+def test_with_int8_the_latency_of_the_quantized_model_counts(parent, monkeypatch, latency_in):
     model, content, path = parent("squeezenet1_1")
 
-    def milliseconds(measured, *_, **__):
+    def milliseconds(measured):
         quantized = any(key.endswith("_input_scale_0") for key in measured.state_dict())
         return Latency(3.0 if quantized else 8.0, 9.0, 1)
 
-    monkeypatch.setattr(latency, "measure", milliseconds)
+    monkeypatch.setattr(latency, "measure", lambda measured, *_, **__: milliseconds(measured))
+    monkeypatch.setattr(onnx_latency, "measure", lambda _, build, *__, **___: milliseconds(build()))
     row = row_of(content, path, "pruned")
-    budget = costs.make_budget("latency", "0.5", model, content, row, precision="int8", target=EMBEDDED)
+    more = {"precision": "int8", "target": EMBEDDED, "latency_in": latency_in}
+    budget = costs.make_budget("latency", "0.5", model, content, row, **more)
     before = [type(module) for module in model.modules()]
-    assert (budget.limit, budget.start, budget.cost(model)) == (4, 3, 3)
-    assert budget.conditions.startswith("qnnpack on ")
+    # half of what the unpruned network takes in int8, not of what it takes in float32
+    assert (budget.limit, budget.start, budget.cost(model)) == (1.5, 3, 3)
+    assert costs.make_budget("latency", "0.5", model, content, row, **more | {"precision": "fp32"}).limit == 4
     assert [type(module) for module in model.modules()] == before
+
+
+def test_in_onnx_runtime_each_network_is_exported_once_with_what_a_file_needs(parent, monkeypatch):
+    model, content, path = parent("squeezenet1_1")
+    exported = []
+
+    def measure(content, build, file, *, batch, threads):
+        onnx_model.metadata(content)
+        assert content["int8"] == {"backend": "qnnpack"} and (batch, threads) == (1, 2)
+        exported.append((file.name, content["image_size"]))
+        return Latency(1.0, 1.0, 1)
+
+    monkeypatch.setattr(onnx_latency, "measure", measure)
+    more = {"precision": "int8", "target": EMBEDDED, "threads": 2}
+    budget = costs.make_budget("latency", "5ms", model, content, row_of(content, path, "pruned"), **more)
+    for other in (model, pruned_by(model, 0.5, options(model)), pruned_by(model, 0.5, options(model))):
+        budget.cost(other)
+    start, again, pruned, pruned_again = exported
+    assert start == again != pruned == pruned_again and start[1] == SIDE
+    # also of an architecture that is not yet a checkpoint
+    content = lineage.new_checkpoint("squeezenet1_1", CLASSES, SIDE)
+    costs.make_budget("latency", "5ms", model, content, {}, **more)
+
+
+def test_an_int8_model_without_a_form_in_onnx_is_an_error_that_names_the_other_engine(parent, monkeypatch):
+    def to_qdq(*_):
+        raise UserError("the operation x cannot be written as ONNX")
+
+    monkeypatch.setattr(qdq, "to_qdq", to_qdq)
+    model, content, path = parent("squeezenet1_1")
+    more = {"precision": "int8", "target": EMBEDDED}
+    with pytest.raises(UserError, match=r"the operation x cannot be written as ONNX; --latency-in torch"):
+        costs.make_budget("latency", "0.5", model, content, row_of(content, path, "pruned"), **more)
+
+
+def test_ram_is_that_of_one_image_in_the_precision_of_the_target(parent):
+    model, content, path = parent("squeezenet1_1")
+    row = row_of(content, path, "pruned")
+    values = 64 * 15**2 + 64 * 7**2  # before and after the first pooling
+    for precision, size in (("fp32", 4), ("int8", 1)):
+        budget = costs.make_budget("ram", "0.5", model, content, row, precision=precision, target=EMBEDDED)
+        assert (budget.start, budget.limit) == (size * values, size * values / 2)
+        assert budget.conditions == ""
+    assert costs.make_budget("ram", "9KB", model, content, row).limit == 9000
 
 
 def test_the_budget_of_a_checkpoint_is_that_of_its_model(parent):
     model, content, path = parent("squeezenet1_1")
-    conditions = {"options": options_of("pruned"), "target": EMBEDDED, "threads": 1}
+    conditions = {"options": options_of("pruned"), "target": EMBEDDED, "threads": 1, "latency_in": "torch"}
     for kind, text in (("macs", "0.5"), ("size", "0.5"), ("size", "300KB")):
         budget = costs.checkpoint_budget(kind, path, text, "fp32", image_size=None, **conditions)
         row, full = row_of(content, path, "pruned"), path.stat().st_size
@@ -206,16 +267,28 @@ def test_the_budget_of_a_checkpoint_is_that_of_its_model(parent):
 
 def test_the_cost_of_a_finished_checkpoint_is_measured(parent, monkeypatch):
     model, _, path = parent("squeezenet1_1")
-    assert costs.checkpoint_cost("size", path, image_size=None, threads=1) == path.stat().st_size
-    macs = costs.checkpoint_cost("macs", path, image_size=None, threads=1)
+    conditions = {"threads": 2, "latency_in": "onnxruntime"}
+    assert costs.checkpoint_cost("size", path, image_size=None, **conditions) == path.stat().st_size
+    macs = costs.checkpoint_cost("macs", path, image_size=None, **conditions)
     assert macs == metrics.complexity(model, SIDE)["macs"]
+    for image_size in (None, 48):
+        ram = costs.checkpoint_cost("ram", path, image_size=image_size, **conditions)
+        assert ram == 4 * memory.peak(model, image_size or SIDE).values
     calls = []
 
     def measure(measured, image_size, *, batch, threads):
-        calls.append((image_size, batch, threads))
+        calls.append(("torch", image_size, batch, threads))
+        return Latency(2.5, 3.0, batch)
+
+    def measure_onnx(content, build, file, *, batch, threads):
+        assert count_parameters(build()) == count_parameters(model) and not file.exists()
+        calls.append(("onnxruntime", content["image_size"], batch, threads))
         return Latency(2.5, 3.0, batch)
 
     monkeypatch.setattr(latency, "measure", measure)
-    for image_size in (None, 48):
-        assert costs.checkpoint_cost("latency", path, image_size=image_size, threads=2) == 2.5
-    assert calls == [(SIDE, 1, 2), (48, 1, 2)]
+    monkeypatch.setattr(onnx_latency, "measure", measure_onnx)
+    for runtime in ("onnxruntime", "torch"):
+        for image_size in (None, 48):
+            conditions = {"image_size": image_size, "threads": 2, "latency_in": runtime}
+            assert costs.checkpoint_cost("latency", path, **conditions) == 2.5
+    assert calls == [(runtime, side, 1, 2) for runtime in ("onnxruntime", "torch") for side in (SIDE, 48)]

@@ -194,6 +194,28 @@ def test_nothing_is_tried_where_the_source_meets_the_budget(results):
         results.search()
 
 
+@pytest.mark.parametrize(
+    ("kind", "precisions"), [("macs", ["fp32"]), ("size", ["fp32", "int8"]), ("ram", ["fp32", "int8"])]
+)
+def test_int8_is_tried_where_it_costs_less(results, kind, precisions):
+    asked = []
+
+    def budget(path, text, precision):
+        asked.append((text, precision))
+        return Budget(kind, LIMIT, LIMIT if precision == "int8" else 2 * LIMIT, lambda model: 0.0, precision)
+
+    results.prune = lambda path, target, *_: results.create("pruned", 0.5)
+    search = Search(
+        Candidate("", results.source, 0.8, (0.7, 0.9)), kind, "0.5",
+        stages=Stages(None, results.prune, results.quantize), budget=budget, cost=lambda path: 2 * LIMIT,
+        students=[], epochs=EPOCHS, limits=results.folder / "limits.json",
+    )  # fmt: skip
+    search._promising(search.source)
+    # the fraction is one of the float model; what follows has to meet the same amount
+    assert asked[0] == ("0.5", "fp32") and [precision for _, precision in asked[1:]] == precisions
+    assert {units.parse(kind, text) for text, _ in asked[1:]} == {(LIMIT, False)}
+
+
 def test_where_nothing_meets_the_budget_each_reason_is_given(results):
     results.starts[results.source, "int8"] = "it cannot be quantized"
 

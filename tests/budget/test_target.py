@@ -25,6 +25,7 @@ def test_a_step_changes_only_the_limit():
         ("macs", True, True),
         ("size", True, True),
         ("latency", False, True),
+        ("ram", True, True),
     ],
 )
 def test_only_a_latency_is_measured_and_only_parameters_may_be_exceeded(kind, exact, strict):
@@ -37,6 +38,14 @@ def test_a_cost_is_described_with_its_unit_and_its_conditions():
     assert Budget("size", 1, 2, count_parameters, "int8").describe(1200) == "1,200 bytes (int8)"
     latency = Budget("latency", 1, 2, count_parameters, "int8", "qnnpack on NEON")
     assert latency.describe(1.5) == "1.50 ms (int8, qnnpack on NEON)"
+
+
+def test_an_unreachable_limit_is_an_error_that_names_the_least():
+    error = Budget("ram", 1000, 4000, count_parameters, "int8").unreachable(1500, 4000)
+    assert str(error) == (
+        "this network cannot be pruned to 1,000 bytes of RAM (int8): 1,500 bytes of RAM (int8) is the least, "
+        "37.5% of 4,000 bytes of RAM (int8)"
+    )
 
 
 def test_what_was_achieved_is_the_cost_of_the_pruned_model():

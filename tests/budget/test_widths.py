@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -5,6 +7,7 @@ from torch import nn
 from common.budget import costs, widths
 from common.budget.target import Budget
 from common.compression import pruning
+from common.evaluation import memory, metrics
 from common.evaluation.metrics import count_parameters
 from common.models import architectures
 from common.system import distributed
@@ -134,6 +137,81 @@ def test_a_model_that_exceeds_the_limit_when_it_is_measured_again_is_pruned_furt
     # one of the full network, one of the smallest, and six to find one of 64 steps
     assert count_parameters(within(model, measured(8), network)) <= limit
     assert count_parameters(within(model, measured(1000), network)) > limit
+
+
+def ram(limit, start, precision="int8", image_size=8):
+    def cost(model):
+        return memory.BYTES[precision] * memory.peak(model, image_size).values
+
+    return Budget("ram", limit, start, cost, precision)
+
+
+def found_for(model, budget, network, quantiles=None):
+    """The widths, where the channels of the groups have these quantiles, by the root of the group."""
+    groups = pruning.rank(model, "lamp", "global", **network)
+    quantiles = {name: torch.as_tensor(values) for name, values in (quantiles or {}).items()}
+    groups = [replace(each, quantiles=quantiles.get(each.layers[0], each.quantiles)) for each in groups]
+    return widths.widths_for_budget(model, groups, budget, **network)
+
+
+def test_for_ram_the_least_important_channels_at_the_peak_are_removed_and_no_others():
+    # 64 pixels; the peak is that of the outputs of the first two layers
+    model, network = chain(32, 64, 16)
+    weak = [0.1] * 8 + [0.2] * 8 + [0.8] * 16
+    quantiles = {"0": weak, "3": [0.15] * 8 + [0.5] * 56, "6": [0.0] * 16}
+    start = (32 + 64) * 64
+    expected = {96: {}, 95: {"0": 24}, 88: {"0": 24}, 80: {"0": 24, "3": 56}, 72: {"0": 16, "3": 56}}
+    for channels, kept in expected.items():
+        assert found_for(model, ram(channels * 64, start), network, quantiles) == kept
+    assert found_for(model, ram(4 * 88 * 64, 4 * start, "fp32"), network, quantiles) == {"0": 24}
+
+
+def test_for_ram_the_importance_that_is_lost_is_weighed_against_the_values_that_are_saved():
+    # at the peak the first layer has four times as many values per channel as the second
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 64, 2, stride=2), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 4),
+    )  # fmt: skip
+    network, start = {"classifier": "6", "image_size": 8}, 32 * 64 + 64 * 16
+    quantiles = {"0": [0.4] * 32, "2": [0.2] * 64}
+    assert found_for(model, ram(start - 1, start), network, quantiles) == {"0": 24}
+    quantiles["2"] = [0.05] * 64
+    assert found_for(model, ram(start - 1, start), network, quantiles) == {"2": 56}
+
+
+def test_for_ram_channels_are_given_back_where_others_have_made_room():
+    # the second layer loses 8 channels of 16 values, then the first loses 8 of 64 values, which is enough
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 16, 2, stride=2), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4),
+    )  # fmt: skip
+    network, start = {"classifier": "6", "image_size": 8}, 32 * 64 + 16 * 16
+    quantiles = {"0": [0.5] * 32, "2": [0.0] * 16}
+    assert found_for(model, ram(start - 8 * 64, start), network, quantiles) == {"0": 24, "2": 16}
+    assert found_for(model, ram(start - 8 * 64 - 1, start), network, quantiles) == {"0": 24, "2": 8}
+
+
+def test_a_limit_of_ram_below_the_least_is_an_error():
+    model, network = chain(32, 64, 16)
+    least = (8 + 8) * 64  # the image and 8 channels would be less
+    with pytest.raises(UserError, match=r"pruned to 1,023 bytes of RAM .* 1,024 bytes of RAM .*16\.7%"):
+        found_for(model, ram(least - 1, 96 * 64), network)
+    assert set(found_for(model, ram(least, 96 * 64), network).values()) == {8}
+
+
+def test_ram_is_halved_by_the_early_layers_of_a_real_network_alone():
+    model = architectures.build("mobilenet_v2", CLASSES)
+    network = network_options(model, CLASSES, image_size=64)
+    before, now = metrics.complexity(model, 64), memory.peak(model, 64).values
+    budget, pruned = ram(now / 2, now, image_size=64), model
+    for step in (1, 2):
+        pruned = within(pruned, budget.at_step(step, 2), network)
+        assert memory.peak(pruned, 64).values <= budget.at_step(step, 2).limit
+    after = metrics.complexity(pruned, 64)
+    assert after["params"] > 0.99 * before["params"] and after["macs"] > 0.85 * before["macs"]
+    old = architectures.shapes(model)
+    changed = {key for key, shape in architectures.shapes(pruned).items() if shape != old[key]}
+    assert {key.split(".")[1] for key in changed} <= {"0", "1", "2", "3", "4"}
 
 
 def test_only_the_main_process_measures_and_the_others_get_its_widths(monkeypatch):

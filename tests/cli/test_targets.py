@@ -1,5 +1,6 @@
 import pytest
 
+import compress
 import train_pruning
 import train_quantization
 from common.cli import targets
@@ -14,6 +15,16 @@ def test_the_budget_is_the_target_option_that_was_given(kind):
 
 def test_without_a_target_option_there_is_no_budget():
     assert targets.budget(train_pruning.parse_args(["--weights", "x", "--pruning-ratio", "0.5"])) is None
+
+
+def test_a_latency_is_one_of_what_ships_unless_torch_is_asked_for(capsys):
+    for script, options in ((train_pruning, []), (compress, ["--target-ram", "512KB"])):
+        assert script.parse_args(["--weights", "x", *options]).latency_in == "onnxruntime"
+        args = script.parse_args(["--weights", "x", *options, "--latency-in", "torch"])
+        assert args.latency_in == "torch"
+        with pytest.raises(SystemExit):
+            script.parse_args(["--weights", "x", *options, "--latency-in", "tflite"])
+    assert "invalid choice: 'tflite'" in capsys.readouterr().err
 
 
 def test_two_target_options_exclude_each_other(capsys):

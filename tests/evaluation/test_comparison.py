@@ -6,7 +6,7 @@ from tests.evaluation.rows import row_of, score_of
 
 KEYS = (
     "name path stage arch image_size n top1 top5 ci95 parent delta_top1 mcnemar_p params macs bytes "
-    "latency_ms"
+    "ram_bytes latency_ms"
 )
 
 
@@ -18,9 +18,11 @@ def test_a_row_is_compared_with_its_parent(tmp_path):
         score_of(True, False, False, False),
         parent=tmp_path / "teacher.pt",
         parent_score=score_of(True, True, True, False),
+        ram_bytes=5000,
     )
     values = child.as_dict()
     assert list(values) == KEYS.split()
+    assert values["ram_bytes"] == 5000
     assert values["delta_top1"] == -0.5 and values["mcnemar_p"] == 0.5 and values["parent"] == "teacher.pt"
     assert values["latency_ms"] == {
         "p50": 2.0,
@@ -36,7 +38,7 @@ def test_without_a_parent_the_difference_is_not_known(tmp_path):
     (tmp_path / "t.pt").write_bytes(bytes(100))
     alone = row_of(tmp_path / "t.pt", [{"parent": None}])
     assert alone.as_dict()["delta_top1"] is None and alone.as_dict()["mcnemar_p"] is None
-    assert alone.compression == 1.0
+    assert alone.compression == 1.0 and alone.as_dict()["ram_bytes"] is None
     (tmp_path / "m.onnx").write_bytes(bytes(10))
     assert row_of(tmp_path / "m.onnx").compression is None
     # files that were created before sizes were stored

@@ -66,11 +66,12 @@ def test_the_tables_contain_the_values_of_the_rows(teacher_and_child):
         "teacher_x_0.5000", "kd", "20", "50.00%", "29.9-70.1", "100.00%", "83.9-100.0", "-", "-",
     ]  # fmt: skip
     assert cells[3][3] == "25.00%" and cells[3][7:] == ["-25.00", "0.062"]  # 2 / 2^5
-    cells = cells_of(tables.cost_table(teacher_and_child))
+    teacher, child = teacher_and_child
+    cells = cells_of(tables.cost_table([teacher, replace(child, ram_bytes=1470 * 1024)]))
     assert cells[2] == [
-        "teacher_x_0.5000", "2.00 M", "3 M", "4.00 MB", "1.0 x", "2.00 ms", "3.00 ms", "fp32 torch",
+        "teacher_x_0.5000", "2.00 M", "3 M", "4.00 MB", "1.0 x", "-", "2.00 ms", "3.00 ms", "fp32 torch",
     ]  # fmt: skip
-    assert cells[3][3:5] == ["0.50 MB", "8.0 x"]
+    assert cells[3][3:6] == ["0.50 MB", "8.0 x", "1,470 KiB"] and "RAM: the peak" in tables.EXPLANATION
 
 
 def test_printed_tables_fit_the_width_however_long_the_names(teacher_and_child):

@@ -130,7 +130,10 @@ def test_a_pruning_target_out_of_reach_names_the_smallest_network(refused):
         (["--target-size", "1KB"], "cannot be pruned to 1,000 bytes"),
         (["--target-size", "1KB", "--target-precision", "int8"], "bytes (int8) is the least"),
         (["--target-macs", "1000"], "MACs is the least"),
-        (["--target-latency", "1us"], "ms (fp32 on"),
+        (["--target-latency", "1us"], "ms (fp32 ONNX Runtime on"),
+        (["--target-latency", "1us", "--latency-in", "torch"], "ms (fp32 on"),
+        (["--target-ram", "1KB"], "cannot be pruned to 1,000 bytes of RAM"),
+        (["--target-ram", "1KB", "--target-precision", "int8"], "bytes of RAM (int8) is the least"),
         (
             ["--target-latency", "5 parsecs"],
             "'5 parsecs' is not a number with one of us, ms, s, nor a fraction",

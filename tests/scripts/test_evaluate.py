@@ -5,9 +5,13 @@ import shutil
 
 import pytest
 
-from common.evaluation import latency
+import evaluate
+from common.deployment import onnx_latency
+from common.evaluation import latency, memory
 from common.models import architectures, checkpoint, lineage
+from common.system.errors import UserError
 from tests.conftest import write_images
+from tests.evaluation.rows import row_of
 
 METRICS = {"top1": 0.5, "ci95": [0.4, 0.6], "n": 100, "params": 724_000, "macs": 1}
 
@@ -60,6 +64,8 @@ def test_a_folder_without_training_images_is_evaluated(run, options, tmp_path, s
     assert "6 test images of folder" in " ".join(result.out.split())
     (row,) = json.loads((tmp_path / "results.json").read_text())
     assert row["n"] == 6 and f"{path}: top-1 {row['top1']:.2%}" in result.out
+    # 64 channels of 19 x 19 pixels before the first pooling and 9 x 9 after it, 4 bytes for each value
+    assert row["ram_bytes"] == 4 * 64 * (19**2 + 9**2) and " 110 KiB |" in result.out
     # of other classes it is refused as before
     path = saved(tmp_path / "w", ["car", "bus", "van"], "teacher_cars")
     assert "does not fit this data set" in run("evaluate", path, *options).err
@@ -76,6 +82,32 @@ def test_checkpoints_beside_the_scripts_are_evaluated_from_another_folder(
         result = run("evaluate", *named, *options, "--output-dir", "weights")
         assert result.code == 0, result.err
         assert f"{path}: top-1 " in result.out
+
+
+def test_ram_is_unknown_for_a_network_that_cannot_be_traced(run, options, tmp_path, monkeypatch):
+    def peak(*_):
+        raise UserError("the RAM of SqueezeNet is not known: control flow")
+
+    monkeypatch.setattr(memory, "peak", peak)
+    saved(tmp_path / "w", ["cat", "dog", "fox"], "teacher_pets")
+    result = run("evaluate", *options, "--json", tmp_path / "results.json")
+    assert result.code == 0 and "note: the RAM of SqueezeNet is not known: control flow\n" in result.out
+    (row,) = json.loads((tmp_path / "results.json").read_text())
+    assert row["ram_bytes"] is None
+
+
+def test_the_plot_shows_the_latency_in_onnx_runtime(options, tmp_path, monkeypatch, capsys):
+    path = saved(tmp_path / "w", ["cat", "dog", "fox"], "teacher_pets")
+    row = row_of(path)
+    deployed = evaluate.in_onnx_runtime(row, 1)
+    assert deployed.engine == "fp32 ONNX Runtime" and deployed.latency != row.latency
+
+    def refuse(*_, **__):
+        raise UserError("no form in ONNX")
+
+    monkeypatch.setattr(onnx_latency, "measure", refuse)
+    assert evaluate.in_onnx_runtime(row, 1).latency is None
+    assert "note: no latency in ONNX Runtime: no form in ONNX" in capsys.readouterr().out
 
 
 def test_a_printed_line_is_never_wider_than_120_columns(run, options, tmp_path):

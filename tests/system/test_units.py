@@ -23,6 +23,12 @@ from common.system import units
         ("latency", "5", (5, False)),
         ("latency", "0.5", (0.5, True)),
         ("latency", "0.5ms", (0.5, False)),
+        ("ram", "512KB", (512_000, False)),
+        ("ram", "0.5 MiB", (2**19, False)),
+        ("ram", "512KiB", (2**19, False)),
+        ("ram", "1MB", (1_000_000, False)),
+        ("ram", "200000B", (200_000, False)),
+        ("ram", "0.5", (0.5, True)),
     ],
 )
 def test_an_amount_has_a_unit_and_a_number_up_to_1_without_one_is_a_fraction(kind, text, expected):
@@ -36,6 +42,7 @@ def test_an_amount_has_a_unit_and_a_number_up_to_1_without_one_is_a_fraction(kin
         *(("size", text) for text in ("", "MB", "nan", "inf", "3XB", "1e9", "-1", "1,5MB", "2 MB x", "0x10")),
         *(("size", text) for text in ("0", "0.0", "0MB", "9" * 400)),
         *(("macs", text) for text in ("5ms", "5MB")),
+        *(("ram", text) for text in ("1GB", "5ms")),
         *(("latency", text) for text in ("5M", "5MB", "50%")),
     ],
 )
@@ -55,6 +62,7 @@ def test_an_error_names_the_units():
         *(("macs", amount) for amount in (1, 0.5 * 333_333_333, 123_456_789, 4.1e9)),
         *(("size", amount) for amount in (1, 0.5, 0.3 * 44_792_831, 10**9 + 1)),
         *(("latency", amount) for amount in (0.04, 1, 1 / 3, 12_345.678)),
+        *(("ram", amount) for amount in (1, 0.5 * 1_505_280, 0.3 * 752_641)),
     ],
 )
 def test_the_exact_text_of_an_amount_is_parsed_to_the_same_amount_and_never_to_a_fraction(kind, amount):
@@ -69,6 +77,8 @@ def test_the_exact_text_of_an_amount_is_parsed_to_the_same_amount_and_never_to_a
         (("size", 1_200_000, "int8"), "1,200,000 bytes (int8)"),
         (("latency", 4.567, "fp32", "2 threads"), "4.57 ms (2 threads)"),
         (("latency", 4.567, "int8", "2 threads"), "4.57 ms (int8, 2 threads)"),
+        (("latency", 4.567, "int8", "int8 ONNX Runtime"), "4.57 ms (int8 ONNX Runtime)"),
+        (("ram", 1_505_280, "int8"), "1,505,280 bytes of RAM (int8)"),
     ],
 )
 def test_an_amount_is_described_with_its_precision_and_conditions(arguments, text):

@@ -1,0 +1,70 @@
+"""train_pruning.py with the targets that a user of a device feels: RAM and latency."""
+
+import pytest
+
+from common.deployment import qdq
+from common.evaluation import latency, memory
+from common.models import checkpoint
+from common.system.errors import UserError
+from common.training import loop
+
+
+@pytest.fixture
+def prune(run, image_folder, tmp_path, monkeypatch):
+    """prune(*options): train_pruning.py on an untrained network, as (result, the content that was saved)."""
+    monkeypatch.setattr(latency, "WARMUP_SECONDS", 0)
+    monkeypatch.setattr(latency, "MEASURED_SECONDS", 0)
+
+    def run_script(*options):
+        result = run(
+            "train_pruning", "--model", "squeezenet1_1", "--pretrained", "none", "--image-size", 48,
+            "--dataset", "folder", "--data-dir", image_folder, "--output-dir", tmp_path / "w", "--workers", 0,
+            "--batch-size", 8, "--epochs", 1, *options,
+        )  # fmt: skip
+        saved = list((tmp_path / "w").glob("*.pt"))
+        return result, checkpoint.load(saved[0]) if saved else None
+
+    return run_script
+
+
+@pytest.mark.parametrize(("precision", "size", "steps"), [("fp32", 4, 1), ("int8", 1, 2)])
+def test_a_target_of_ram_is_met(prune, precision, size, steps):
+    result, content = prune(
+        "--target-ram", "0.5", "--target-precision", precision, "--pruning-steps", steps, "--epochs", steps
+    )
+    assert result.code == 0, result.err
+    full = size * (64 * 23**2 + 64 * 11**2)  # before and after the first pooling
+    target = content["metrics"]["target"]
+    assert (target["of"], target["precision"], target["limit"]) == ("ram", precision, full / 2)
+    peak = memory.peak(checkpoint.rebuild(content), 48)
+    assert target["achieved"] == size * peak.values <= full / 2
+    assert f"{full // 2:,} bytes of RAM" in result.out
+
+
+@pytest.mark.parametrize(
+    ("options", "conditions"),
+    [
+        (("--threads", 2), "fp32 ONNX Runtime on "),
+        (("--target-precision", "int8"), "int8 ONNX Runtime on "),
+        (("--latency-in", "torch"), "fp32 on "),
+        (("--latency-in", "torch", "--target-precision", "int8"), "qnnpack on "),
+    ],
+)
+def test_a_target_of_latency_is_measured_where_the_network_runs(prune, options, conditions):
+    result, content = prune("--target-latency", "30s", *options)  # no measurement is needed to meet it
+    assert result.code == 0, result.err
+    target = content["metrics"]["target"]
+    assert target["limit"] == 30_000 and 0 < target["achieved"] < 30_000
+    assert target["conditions"].startswith(conditions)
+    assert target["conditions"].endswith(f"{2 if '--threads' in options else 1} thread(s)")
+
+
+def test_an_int8_network_without_a_form_in_onnx_is_refused_before_training(prune, monkeypatch):
+    def to_qdq(*_):
+        raise UserError("the operation x cannot be written as ONNX")
+
+    monkeypatch.setattr(qdq, "to_qdq", to_qdq)
+    monkeypatch.setattr(loop, "fit", lambda *_, **__: pytest.fail("trained"))
+    result, content = prune("--target-latency", "0.5", "--target-precision", "int8")
+    assert (result.code, content, result.err.count("\n")) == (2, None, 1)
+    assert "the operation x cannot be written as ONNX; --latency-in torch" in result.err
