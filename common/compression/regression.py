@@ -132,11 +132,6 @@ class Sums:
         """The sums of all processes together."""
         return Sums(*(distributed.all_reduce(each) for each in vars(self).values()))
 
-    def covariance(self) -> Tensor:
-        """The covariance of the patches of the first group, float64 [K, K]."""
-        count, mean = self.gram[0, -1, -1], self.gram[0, :-1, -1:] / self.gram[0, -1, -1]
-        return self.gram[0, :-1, :-1] / count - mean * mean.T
-
     def squared_error(self, change: Tensor) -> Tensor:
         """The sum of squares of what is left of the difference.
 

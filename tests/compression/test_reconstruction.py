@@ -87,7 +87,7 @@ def test_no_layer_is_worse_than_before_and_the_network_is_much_nearer():
     assert distance(pruned, model) < 0.2 * before
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "densenet121"])
+@pytest.mark.parametrize("arch", ["mobilenet_v3_small", "squeezenet1_1"])
 def test_torchvision_networks_predict_nearly_what_they_did_for_the_images_that_were_used(arch):
     model, (images, _) = random_network(arch).eval(), batches(1, 16)[0]
     pruned, kept = pruned_and_kept(model, 0.25, network_options(model, 5, SIDE))
