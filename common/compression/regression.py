@@ -118,12 +118,14 @@ class Sums:
         Returns:
             The sums.
         """
+        # in float64, since the mean is subtracted later
+        x, difference, target = x.double(), difference.double(), target.double()
         count = torch.full_like(x[:, :1, :1], x.shape[1])
         total = x.sum(1, keepdim=True)
         gram = torch.cat([torch.cat([x.mT @ x, total], 1), torch.cat([total, count], 2).mT], 2)
         cross = torch.cat([x.mT @ difference, difference.sum(1, keepdim=True)], 1)
         moments = torch.stack([target.sum(1), target.square().sum(1)])
-        return cls(*(each.double().cpu() for each in (gram, cross, difference.square().sum(), moments)))
+        return cls(*(each.cpu() for each in (gram, cross, difference.square().sum(), moments)))
 
     def __add__(self, other: "Sums") -> "Sums":
         return Sums(*(one + two for one, two in zip(vars(self).values(), vars(other).values(), strict=True)))
