@@ -201,7 +201,9 @@ def _reconstruct_a_part(file, environment):
     moments = importance.second_moments(model, mine, CPU)
     reconstruction.least_squares(pruned, model, kept, mine, CPU)
     if distributed.is_main_process():
-        torch.save(pruned.state_dict() | {f"moment of {name}": value for name, value in moments.items()}, file)
+        torch.save(
+            pruned.state_dict() | {f"moment of {name}": value for name, value in moments.items()}, file
+        )
     distributed.stop()
 
 
