@@ -94,9 +94,9 @@ def second_moments(model: nn.Module, batches: Iterable, device: torch.device) ->
     calls = itertools.count()
 
     def add(layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
-        (x,) = regression.rows(layer, inputs[0], regression.positions(layer, inputs[0], next(calls)))
+        x = regression.rows(layer, inputs[0], regression.positions(layer, inputs[0], next(calls))).squeeze(0)
         total, count = sums.get(names[layer], (0.0, 0))
-        sums[names[layer]] = (total + (x.T @ x).double().cpu(), count + torch.tensor(float(len(x))))
+        sums[names[layer]] = (total + (x.T @ x).double(), count + len(x))
 
     layers = [layer for layer in names if _is_dense(layer) and layer.weight.shape[1] <= regression.LARGEST]
     hooks = [layer.register_forward_hook(add) for layer in layers]
@@ -107,8 +107,11 @@ def second_moments(model: nn.Module, batches: Iterable, device: torch.device) ->
     finally:
         for hook in hooks:
             hook.remove()
-    everywhere = {name: [distributed.all_reduce(each) for each in sums[name]] for name in sorted(sums)}
-    return {name: total / count for name, (total, count) in everywhere.items()}
+    moments = {}
+    for name, (total, count) in sorted(sums.items()):
+        everywhere = distributed.all_reduce(torch.tensor(float(count)))
+        moments[name] = distributed.all_reduce(total.cpu()) / everywhere
+    return moments
 
 
 def _costs(model: nn.Module, image: Tensor, per: str | None) -> dict[nn.Module, int] | None:

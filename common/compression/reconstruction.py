@@ -34,7 +34,7 @@ class Fit:
 
     Attributes:
         layer: Its name.
-        before, after: Mean squared error over the variance of the original outputs.
+        before, after: Mean squared error over the mean square of the original outputs.
     """
 
     layer: str

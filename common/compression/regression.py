@@ -52,9 +52,9 @@ def rows(layer: nn.Module, outputs: Tensor, chosen: Tensor, channels: Tensor | N
     Returns:
         [groups, rows, channels of a group]; the rows of an image follow each other.
     """
-    outputs = outputs.flatten(0, -2)[..., None] if isinstance(layer, nn.Linear) else outputs.flatten(2)
-    outputs = outputs[:, :, chosen]
-    outputs = outputs if channels is None else outputs[:, channels]
+    outputs = outputs.flatten(0, -2).unsqueeze(-1) if isinstance(layer, nn.Linear) else outputs.flatten(2)
+    outputs = outputs.index_select(2, chosen)
+    outputs = outputs if channels is None else outputs.index_select(1, channels)
     return outputs.unflatten(1, (_groups(layer), -1)).permute(1, 0, 3, 2).flatten(1, 2)
 
 
@@ -70,20 +70,20 @@ def patches(layer: nn.Module, inputs: Tensor, chosen: Tensor) -> Tensor:
         [groups, rows, weights of an output channel], in the order of `rows`.
     """
     if isinstance(layer, nn.Linear):
-        return inputs.flatten(0, -2)[None]
+        return inputs.flatten(0, -2).unsqueeze(0)
     padding = layer._reversed_padding_repeated_twice
     if any(padding):
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         inputs = F.pad(inputs, padding, mode=mode)
     width = (inputs.shape[3] - layer.dilation[1] * (layer.kernel_size[1] - 1) - 1) // layer.stride[1] + 1
     y, x = (
-        (start * layer.stride[axis])[:, None]
+        (start * layer.stride[axis]).unsqueeze(1)
         + torch.arange(layer.kernel_size[axis], device=inputs.device) * layer.dilation[axis]
         for axis, start in enumerate((chosen // width, chosen % width))
     )
-    columns = inputs[:, :, y[:, :, None], x[:, None, :]]  # [N, C, P, height, width of the kernel]
-    columns = columns.flatten(3).unflatten(1, (layer.groups, -1))
-    return columns.permute(1, 0, 3, 2, 4).flatten(3).flatten(1, 2)
+    places = y.unsqueeze(2) * inputs.shape[3] + x.unsqueeze(1)  # [P, height, width of the kernel]
+    columns = inputs.flatten(2).index_select(2, places.flatten()).unflatten(2, (len(chosen), -1))
+    return columns.unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2, 4).flatten(3).flatten(1, 2)
 
 
 def _groups(layer: nn.Module) -> int:
@@ -92,19 +92,19 @@ def _groups(layer: nn.Module) -> int:
 
 @dataclass
 class Sums:
-    """Sums over rows, float64 on the CPU.
+    """Sums over rows, float64.
 
     Attributes:
         gram: Of x x^T, where x is a patch and a 1: [groups, K + 1, K + 1].
         cross: Of x d^T, where d is the difference that is to be computed: [groups, K + 1, channels].
         squares: Of d^2, over all channels.
-        moments: Of y and y^2, where y is the target: [2, groups, channels].
+        target: Of y^2, where y is what the layer should compute, over all channels.
     """
 
     gram: Tensor | float = 0.0
     cross: Tensor | float = 0.0
     squares: Tensor | float = 0.0
-    moments: Tensor | float = 0.0
+    target: Tensor | float = 0.0
 
     @classmethod
     def of(cls, x: Tensor, difference: Tensor, target: Tensor) -> "Sums":
@@ -124,15 +124,14 @@ class Sums:
         total = x.sum(1, keepdim=True)
         gram = torch.cat([torch.cat([x.mT @ x, total], 1), torch.cat([total, count], 2).mT], 2)
         cross = torch.cat([x.mT @ difference, difference.sum(1, keepdim=True)], 1)
-        moments = torch.stack([target.sum(1), target.square().sum(1)])
-        return cls(*(each.cpu() for each in (gram, cross, difference.square().sum(), moments)))
+        return cls(gram, cross, difference.square().sum(), target.square().sum())
 
     def __add__(self, other: "Sums") -> "Sums":
         return Sums(*(one + two for one, two in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def all_reduce(self) -> "Sums":
-        """The sums of all processes together."""
-        return Sums(*(distributed.all_reduce(each) for each in vars(self).values()))
+        """The sums of all processes together, on the CPU."""
+        return Sums(*(distributed.all_reduce(each.cpu()) for each in vars(self).values()))
 
     def squared_error(self, change: Tensor) -> Tensor:
         """The sum of squares of what is left of the difference.
@@ -146,7 +145,7 @@ class Sums:
         return self.squares - 2 * (change * self.cross).sum() + (change * (self.gram @ change)).sum()
 
     def relative_error(self, change: Tensor) -> float:
-        """`squared_error` over the variance of the target.
+        """`squared_error` over the squares of the target.
 
         Args:
             change: See `squared_error`.
@@ -154,8 +153,7 @@ class Sums:
         Returns:
             0 for an exact fit.
         """
-        variance = self.moments[1].sum() - (self.moments[0] ** 2).sum() / self.gram[0, -1, -1]
-        return float(self.squared_error(change) / variance)
+        return max(0.0, float(self.squared_error(change) / self.target))
 
     def ridge(self, strength: float, *, intercept: bool) -> Tensor:
         """Solves the ridge regression of the difference on the patches; the intercept is not penalized.
