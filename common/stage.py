@@ -214,9 +214,8 @@ class Stage:
         before, after = (
             sum(getattr(fit, key) for fit in fits) / max(1, len(fits)) for key in ("before", "after")
         )
-        print(
-            f"reconstructed {len(fits)} layers: relative error of their outputs {before:.3f} => {after:.3f}"
-        )
+        layers = f"{len(fits)} layer{'s' * (len(fits) != 1)}"
+        print(f"reconstructed {layers}: relative error of the outputs {before:.3f} => {after:.3f}")
 
     def recalibrate_batch_norm(self, model: nn.Module) -> None:
         """Computes the batch-norm statistics anew, on one epoch of training images.

@@ -295,7 +295,7 @@ def test_a_network_is_reconstructed_on_some_batches_of_training(new_stage, monke
     monkeypatch.setattr(reconstruction, "least_squares", least_squares)
     stage.reconstruct("pruned", "original", {})
     assert calls == [[("pruned", "original", {}), 2, stage.device]]
-    assert "2 layers: relative error of their outputs 0.400 => 0.150" in capsys.readouterr().out
+    assert "2 layers: relative error of the outputs 0.400 => 0.150" in capsys.readouterr().out
 
 
 def test_a_network_that_cannot_be_reconstructed_is_pruned_with_a_note(new_stage, monkeypatch, capsys):
