@@ -27,8 +27,7 @@ SHARED = (  # options that all stages get as they are given here
 
 
 def main(args):
-    from common.budget import costs  # imported here, so that --help does not load torch
-    from common.budget.search import Candidate, Search
+    from common.budget.candidates import Candidate  # imported here, so that --help does not load torch
     from common.data import cache, datasets, loaders
     from common.evaluation import metrics, results
     from common.models import architectures, checkpoint, lineage
@@ -48,23 +47,13 @@ def main(args):
         loaders.make_loaders, splits, batch_size=args.batch_size, seed=args.seed, cache=args.cache,
         workers=args.workers,
     )  # fmt: skip
-    val = batches(content | {"image_size": sizes[0]}).of("val")
+    size = content["image_size"] if content["image_size"] in sizes else sizes[0]
+    val = batches(content | {"image_size": size}).of("val")
     score = metrics.evaluate(checkpoint.rebuild(content), val, val.device)
 
     # distill, prune and quantize; validation selects the winner
-    kind, text = targets.budget(args)
-    conditions = {"threads": args.threads, "latency_in": args.latency_in}
-    target = TARGET_DEVICES[args.target_device]
-    search = Search(
-        Candidate("", path, content["image_size"], score.top1, score.ci95), kind, text,
-        stages=stages(args, path),
-        budget=functools.partial(
-            costs.checkpoint_budget, kind, options=vars(args), target=target, **conditions
-        ),
-        cost=functools.partial(costs.checkpoint_cost, kind, **conditions),
-        students=args.student, sizes=sizes, epochs=args.epochs,
-        remembered=Path(args.output_dir, checkpoint.CANDIDATES, "limits.json"),
-    )  # fmt: skip
+    source = Candidate("", path, content["image_size"], score.top1, score.ci95)
+    search = new_search(args, source, sizes)
     winner = search.run()
     report = search.report(winner, len(splits.train))
 
@@ -83,9 +72,29 @@ def main(args):
     return path
 
 
+def new_search(args, source, sizes):
+    """The search for the budget of `args`, from the candidate `source`, at the image sizes `sizes`."""
+    from common.budget import costs
+    from common.budget.search import Search
+    from common.models import checkpoint
+
+    kind, text = targets.budget(args)
+    conditions = {"threads": args.threads, "latency_in": args.latency_in}
+    target = TARGET_DEVICES[args.target_device]
+    return Search(
+        source, kind, text, stages=stages(args, source.path),
+        budget=functools.partial(
+            costs.checkpoint_budget, kind, options=vars(args), target=target, **conditions
+        ),
+        cost=functools.partial(costs.checkpoint_cost, kind, **conditions),
+        students=args.student, sizes=sizes, epochs=args.epochs,
+        remembered=Path(args.output_dir, checkpoint.CANDIDATES, "limits.json"),
+    )  # fmt: skip
+
+
 def stages(args, source):
     """The stages as functions, with the options of `args`; they write into the folder of the candidates."""
-    from common.budget.search import Stages
+    from common.budget.candidates import Stages
     from common.models import checkpoint
 
     folder = Path(args.output_dir) / checkpoint.CANDIDATES

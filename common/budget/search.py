@@ -236,12 +236,11 @@ class Search:
         Returns:
             See `candidates.report`.
         """
-        rule = (
-            f"Of each network at most {FINISHED} candidates were finished: the best in the trials, and one that "
-            "validation cannot distinguish from it."
-        )
         text = candidates.report(self.kind, self.limit, self.tried, self.refused, winner, images)
-        return f"{text} {rule}"
+        return (
+            f"{text} Of each network at most {FINISHED} candidates were finished: the best in the trials, "
+            "and one that validation cannot distinguish from it."
+        )
 
 
 def _promising(plans: list[Plan]) -> list[Plan]:
