@@ -182,7 +182,9 @@ class Search:
         plans = []
         with self._noting(start, precision, size):
             fits = self._cost_of(start, precision, size) <= self.limit
-            if fits and size == start.image_size:
+            # the source in float32 is no candidate: it meets the budget only at an image size after the first
+            as_it_is = size == start.image_size and (precision == "int8" or start is not self.source)
+            if fits and as_it_is:
                 return [Plan("", start, precision, size, None, start)]
             for recipe in RECIPES[self.kind][: 1 if fits else None]:
                 how = (

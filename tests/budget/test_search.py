@@ -125,7 +125,6 @@ def test_the_most_accurate_of_those_that_meet_the_budget_wins(results):
         ((), {("fp32", SECOND): 0.41, ("int8", FIRST): 0.6}, [("int8", FIRST), ("fp32", SECOND)]),
         (("int8",), {("fp32", FIRST): 0.9}, [("fp32", FIRST), ("int8", None)]),
         (("int8",), {("fp32", SECOND): 0.5}, [("int8", None)]),
-        (("fp32", "int8"), {}, [("int8", None)]),
     ],
 )
 def test_what_validation_cannot_distinguish_from_the_best_is_finished(results, fits, top1, finished):
@@ -225,6 +224,15 @@ def test_a_network_that_fits_at_another_image_size_is_fine_tuned_there(results):
     # the source (0.8) and the best of the trials
     assert results.calls[6:8] == [("quantize", results.source), ("prune", "int8", FIRST, 48, EPOCHS)]
     assert names[-1] == "fine-tune for int8 at 48 pixels, quantize"
+
+
+def test_a_source_that_fits_at_its_own_image_size_is_fine_tuned(results):
+    results.starts[results.source, "fp32", SIDE] = LIMIT
+    results.starts[results.source, "int8"] = "it cannot be quantized"
+    results.top1 = {("fp32", SIDE): 0.8}
+    winner = results.search(sizes=(96, SIDE)).run()
+    assert winner.path != results.source and winner.recipe == "fine-tune for fp32 at 64 pixels"
+    assert results.calls[-1] == ("prune", "fp32", FIRST, SIDE, EPOCHS)
 
 
 def test_a_budget_is_one_of_the_first_image_size_and_is_built_once_for_each_network(results):
