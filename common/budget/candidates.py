@@ -117,11 +117,10 @@ def report(
     rows += [(text, "-", "-", "-", "-", "not possible") for text in refused]
     others = [each.top1 for each in tried if each is not winner and each.cost and each.cost <= limit]
     ahead = f", {100 * (winner.top1 - max(others)):.2f} points ahead of the next" if others else ""
-    stages = {each.path: each for each in tried}.values()
     return (
         f"{tables.markdown(rows, left=2)}\n\n"
         f"{1 + len(others)} of them were finished and meet the budget, {units.describe(kind, limit)}. "
         f"The winner has the highest top-1 on validation, {winner.top1:.2%}{ahead}.\n\n"
-        f"The search trained {sum(each.epochs for each in stages)} epochs of {images} images in all, "
-        f"{sum(each.seconds for each in stages):.0f} s."
+        f"The search trained {sum(each.epochs for each in tried)} epochs of {images} images in all, "
+        f"{sum(each.seconds for each in tried):.0f} s."
     )

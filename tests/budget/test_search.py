@@ -42,7 +42,9 @@ class Results:
     def distill(self, arch, size, epochs):
         self.calls.append(("distill", arch, size, epochs))
         made = self.students[arch]
-        return self.create(f"kd_{arch}", made[epochs], epochs=epochs) if isinstance(made, dict) else made
+        if not isinstance(made, dict):
+            return made
+        return self.create(f"kd_{arch}", made[epochs], size=size, epochs=epochs)
 
     def prune(self, path, target, precision, importance, scope, size, epochs):
         assert target == "100.000000B" and (importance, scope) in RECIPES["size"]
@@ -233,6 +235,21 @@ def test_a_source_that_fits_at_its_own_image_size_is_fine_tuned(results):
     winner = results.search(sizes=(96, SIDE)).run()
     assert winner.path != results.source and winner.recipe == "fine-tune for fp32 at 64 pixels"
     assert results.calls[-1] == ("prune", "fp32", FIRST, SIDE, EPOCHS)
+
+
+def test_a_student_is_distilled_at_the_first_image_size_and_compressed_at_all(results):
+    results.unprunable = results.source
+    student = results.students["vgg11"] = results.create("kd_vgg11", 0.7, size=96)
+    results.starts[student, "fp32"] = "not possible"
+    results.starts[student, "int8"] = LIMIT
+    results.top1 = {("int8", SIDE): 0.65}
+    results.search(["vgg11"], sizes=(96, SIDE)).run()
+    # at its own size, 96, it is quantized as it is
+    assert results.calls == [
+        ("distill", "vgg11", 96, SHORT), ("distill", "vgg11", 96, EPOCHS),
+        ("prune", "int8", FIRST, SIDE, 0), ("prune", "int8", FIRST, SIDE, SHORT),
+        ("quantize", student), ("prune", "int8", FIRST, SIDE, EPOCHS), results.calls[-1],
+    ]  # fmt: skip
 
 
 def test_a_budget_is_one_of_the_first_image_size_and_is_built_once_for_each_network(results):
