@@ -13,7 +13,7 @@ from common.cli.parser import Parser, new_file, number
 
 def main(args):
     # imported here, so that --help does not load torch
-    from common.compression import pruning
+    from common.compression import importance, pruning
     from common.evaluation import metrics
     from common.stage import Stage
     from common.training.loop import split_epochs
@@ -23,27 +23,28 @@ def main(args):
     model, loss_fn, steps = stage.model, stage.loss_fn(), args.pruning_steps
     if finished := stage.begin(model):
         return finished
-    network = {"classifier": stage.classifier, "image_size": stage.image_size}
     budget = None if args.channel_ratio else stage.budget(model)
     log, history = [{"before": stage.validate(model, "before pruning")}], []
 
     for step, epochs in enumerate(split_epochs(args.epochs, steps), start=1):
         # 1. rank the channels; layers that must be pruned together form a group (DepGraph)
-        batches = stage.loaders.train, stage.device, args.calibration_batches
-        seen = importance.collect(args.importance, model, *batches)
-        groups = pruning.rank(model, args.importance, args.scope, seed=(args.seed, step), covariances=seen, **network)
+        kind = budget.kind if budget else ""
+        score = importance.prepare(args.importance, model, stage.loaders.train, stage.device, kind)
+        groups = pruning.rank(model, score, args.scope, seed=(args.seed, step), **stage.network)
         if args.sensitivity and step == 1:
             draw_sensitivity(stage, model, groups, args.sensitivity)
 
         # 2. choose how many channels each layer keeps, and remove those with the lowest ranks
         widths = choose_widths(stage, model, groups, budget and budget.at_step(step, steps))
-        original, model = model, pruning.prune(model, groups, widths, **network)
+        original, model = model, pruning.prune(model, groups, widths, **stage.network)
         print(f"step {step}/{steps}: {metrics.describe_size(model, stage.image_size)}")
         log.append({"pruned": stage.validate(model, "pruned")})
 
         # 3. reconstruct: fit each layer to the outputs that it had before (least squares)
         if args.reconstruct == "least-squares":
-            stage.reconstruct(model, original, pruning.kept_channels(original, groups, widths, **network))
+            stage.reconstruct(
+                model, original, pruning.kept_channels(original, groups, widths, **stage.network)
+            )
             log[-1]["reconstructed"] = stage.validate(model, "reconstructed")
 
         # 4. compute the batch-norm statistics of the smaller layers anew
@@ -71,7 +72,7 @@ def choose_widths(stage, model, groups, budget):
     if budget is None:
         kept = (1 - stage.args.channel_ratio) ** (1 / stage.args.pruning_steps)
         return pruning.widths_for_fraction(groups, 1 - kept)
-    return widths_for_budget(model, groups, budget, classifier=stage.classifier, image_size=stage.image_size)
+    return widths_for_budget(model, groups, budget, **stage.network)
 
 
 def draw_sensitivity(stage, model, groups, path):
@@ -79,13 +80,9 @@ def draw_sensitivity(stage, model, groups, path):
     from common.evaluation import metrics, plots
 
     def top1(pruned):
-        return metrics.evaluate(pruned, batches, stage.device).top1
+        return metrics.evaluate(pruned, stage.loaders.of("val"), stage.device).top1
 
-    batches, network = (
-        stage.loaders.of("val"),
-        {"classifier": stage.classifier, "image_size": stage.image_size},
-    )
-    plots.draw_sensitivity(groups, sensitivity.measure(model, groups, top1, **network), path)
+    plots.draw_sensitivity(groups, sensitivity.measure(model, groups, top1, **stage.network), path)
     print(f"saved {path}")
 
 
@@ -108,8 +105,9 @@ def parse_args(argv=None):
     )  # fmt: skip
     targets.add_conditions(group)
     group.add_argument(
-        "--importance", choices=targets.IMPORTANCES, default="lamp",
-        help="what ranks the channels; taylor uses training images; default: lamp",
+        "--importance", choices=targets.IMPORTANCES, default="reconstruction",
+        help="what ranks the channels; reconstruction: the error that is left after least squares, for each "
+        "parameter or MAC; default: reconstruction",
     )  # fmt: skip
     group.add_argument(
         "--scope", choices=targets.SCOPES,
@@ -135,7 +133,9 @@ def parse_args(argv=None):
     options.add_data_options(parser)
     options.add_training_options(parser, epochs=20, lr=5e-4)
     options.add_stage_options(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.scope = args.scope or ("local" if args.channel_ratio else "global")
+    return args
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def main(args):
             f"{UNIFORM} 1/{part}", UNIFORM,
             lambda limit=limit: run(
                 train_pruning, "--weights", source, "--target-size", limit, "--importance", "magnitude",
-                "--scope", "local", "--epochs", total, "--resume",
+                "--scope", "local", "--reconstruct", "none", "--epochs", total, "--resume",
             ),
             part,
         )  # fmt: skip

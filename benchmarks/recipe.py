@@ -11,6 +11,7 @@ adds a line of JSON to --output; runs that are there are not repeated. The table
 
 import copy
 import functools
+import itertools
 import json
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from common.budget import costs
 from common.budget.widths import widths_for_budget
 from common.cli import launch, options
 from common.cli.parser import Parser
-from common.compression import pruning, quantization
+from common.compression import importance, pruning, quantization, reconstruction
 from common.compression.distillation import cross_entropy, distillation_loss_fn
 from common.compression.target_devices import TARGET_DEVICES
 from common.data import datasets
@@ -103,17 +104,27 @@ class Fold:
         seeding.seed_everything(self.number)
         return self.fine_tune(self.build(STUDENT), loss, lr=2e-4, epochs=8)
 
-    def prune(self, taught: bool, recalibrate: bool):
-        classifier = architectures.classifier(self.teacher, len(self.classes))
-        network = {"classifier": classifier, "image_size": SIDE}
-        groups = pruning.rank(self.teacher, "lamp", "global", **network)
-        budget = costs.parameter_budget(self.teacher, 0.5)
-        widths = widths_for_budget(self.teacher, groups, budget, **network)
-        model = pruning.prune(self.teacher, groups, widths, **network)
+    def prune(
+        self, taught=True, recalibrate=True, *, kind="parameters", fraction=0.5, criterion="lamp",
+        scope="global", reconstruct=False, **options,
+    ):  # fmt: skip
+        teacher, batches = self.teacher, self.loaders().train
+        network = {"classifier": architectures.classifier(teacher, len(self.classes)), "image_size": SIDE}
+        score = importance.prepare(criterion, teacher, batches, CPU, kind)
+        groups = pruning.rank(teacher, score, scope, **network)
+        if kind == "parameters":
+            budget = costs.parameter_budget(teacher, fraction)
+        else:
+            budget = costs.make_budget(kind, str(fraction), teacher, self.view, {})
+        widths = widths_for_budget(teacher, groups, budget, **network)
+        model = pruning.prune(teacher, groups, widths, **network)
+        if reconstruct:
+            kept = pruning.kept_channels(teacher, groups, widths, **network)
+            reconstruction.least_squares(model, teacher, kept, itertools.islice(batches, 8), CPU)
         if recalibrate:
-            update_bn(self.loaders().train, model)
-        loss = distillation_loss_fn(self.teacher, temperature=3.0, alpha=0.9) if taught else cross_entropy
-        return self.fine_tune(model, loss)
+            update_bn(batches, model)
+        loss = distillation_loss_fn(teacher, temperature=3.0, alpha=0.9) if taught else cross_entropy
+        return self.fine_tune(model, loss, **options)
 
     def quantize(self, taught: bool):
         loaders, epochs = self.loaders(), 2
@@ -127,6 +138,14 @@ class Fold:
         return metrics.evaluate(converted.int8, loaders.test, CPU)
 
 
+CRITERIA = (
+    ("reconstruction", "global"), ("lamp", "global"), ("taylor", "global"), ("magnitude", "local"),
+)  # fmt: skip
+TARGETS = {
+    "50 % of the parameters": {"kind": "parameters", "fraction": 0.5},
+    "50 % of the MACs": {"kind": "macs", "fraction": 0.5},
+    "20 % of the parameters": {"kind": "parameters", "fraction": 0.2},  # in int8, 1/16 of the float file
+}
 SMALL_CROP = v2.Compose([v2.Resize(resized_side(SIDE), antialias=True), v2.RandomCrop(SIDE)])
 VARIANTS = {  # the first of each group is the one that the others are compared with
     "teacher": {
@@ -150,6 +169,25 @@ VARIANTS = {  # the first of each group is the one that the others are compared 
         "recalibrated, teacher": lambda fold: fold.prune(True, True),
         "recalibrated, no teacher": lambda fold: fold.prune(False, True),
         "not recalibrated, teacher": lambda fold: fold.prune(True, False),
+    },
+    **{
+        f"{text}, criterion": {
+            f"{criterion}, {scope}": lambda fold, criterion=criterion, scope=scope, target=target: fold.prune(
+                **target, criterion=criterion, scope=scope, reconstruct=True, epochs=0
+            )
+            for criterion, scope in CRITERIA
+        }
+        for text, target in TARGETS.items()
+    },
+    **{
+        f"{text}, {epochs} epochs": {
+            name: lambda fold, reconstruct=name == "least squares", target=target, epochs=epochs: fold.prune(
+                **target, criterion="reconstruction", reconstruct=reconstruct, epochs=epochs
+            )
+            for name in ("least squares", "none")
+        }
+        for text, target in itertools.islice(TARGETS.items(), 2)
+        for epochs in (0, 4, 16)
     },
     "quantization": {
         "teacher": lambda fold: fold.quantize(True),

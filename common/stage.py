@@ -36,7 +36,8 @@ class Stage:
         parent_path: Its file; None for a new architecture.
         model: The model of the parent, or of the new architecture, on the CPU.
         splits: The images; `num_classes` and `image_size` (pixels) describe them.
-        classifier: Name of the layer of `model` that yields the logits.
+        classifier: Name of the layer of `model` that yields the logits; `network`: it and the image size, as
+            the functions of pruning take them.
         loaders: The batches, `row`: the stage's row of the lineage, `progress`: the state of the run; all
             three from `begin` on.
     """
@@ -74,6 +75,7 @@ class Stage:
             self.model = architectures.build(arch, self.num_classes, args.pretrained)
         self.image_size = self.parent["image_size"]
         self.classifier = architectures.classifier(self.model, self.num_classes)
+        self.network = {"classifier": self.classifier, "image_size": self.image_size}
         self.before = self.parent["metrics"] | metrics.complexity(self.model, self.image_size)
 
     def loss_fn(self) -> LossFn:

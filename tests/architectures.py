@@ -45,6 +45,7 @@ def main(arch: str, folder: Path, images: Path) -> dict:
         if name == "pruned":
             counts = re.search(r"parameters\s+([\d,]+) => ([\d,]+)", output.getvalue()).groups()
             result["parameters"] = [int(count.replace(",", "")) for count in counts]
+            result["reconstructed"] = int(re.search(r"reconstructed (\d+) layers", output.getvalue())[1])
     return result | {
         "bytes": {name: Path(result[name]).stat().st_size for name in ("pruned", "int8", "onnx")}
     }

@@ -8,7 +8,7 @@ import argparse
 from common.cli.parser import amount, number
 from common.compression.target_devices import ENGINES, TARGET_DEVICES
 
-IMPORTANCES = ("magnitude", "taylor", "lamp", "bn-scale", "random", "reconstruction")
+IMPORTANCES = ("reconstruction", "lamp", "magnitude", "taylor", "bn-scale", "random")
 SCOPES = ("local", "global", "isomorphic")
 TARGETS = {
     "macs": "multiply-accumulates: 0.5 for half of them, or 300M",

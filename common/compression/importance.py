@@ -1,7 +1,7 @@
 """What scores the channels of a group of layers; the lowest scores are removed first."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch_pruning
@@ -15,11 +15,15 @@ from common.system.terminal import progress_bar
 
 ROUND_TO = 8  # widths stay multiples of this: others are slow, and some int8 kernels crash on odd ones
 GRADIENT_BATCHES = 16  # of training images, for the Taylor importance
-RIDGE = 1e-3  # of the mean variance of the inputs, as in the reconstruction
+MOMENT_BATCHES = 8  # of training images, for the reconstruction error
+RIDGE = 1e-3  # of the mean of diag(H), as in the reconstruction
 TINY = torch.finfo(torch.float32).tiny  # where all values are 0
 READS = (torch_pruning.prune_conv_in_channels, torch_pruning.prune_linear_in_channels)
-Covariances = dict[str, Tensor]  # of the inputs of each layer, float64 [K, K], by its name
+Moments = dict[str, Tensor]  # E[x x^T] of the inputs x of each layer, float64 [C, C], by its name
+Importance = Callable[[torch_pruning.Group], Tensor | None]  # the scores of the channels of a group
 
+# of each kind of budget, what the error of a channel is divided by; the search for RAM divides by the values
+COSTS = {"parameters": "parameters", "size": "parameters", "macs": "macs", "latency": "macs"}
 IMPORTANCES = {
     "magnitude": scorers.GroupMagnitudeImportance(p=2),
     "taylor": scorers.GroupTaylorImportance(),
@@ -29,29 +33,28 @@ IMPORTANCES = {
 }
 
 
-def collect(
-    importance: str, model: nn.Module, batches: Iterable, device: torch.device, count: int
-) -> Covariances | None:
-    """Collects what an importance has to know of training images. Weights and statistics do not change.
+def prepare(
+    importance: str, model: nn.Module, batches: Iterable, device: torch.device, kind: str = ""
+) -> Importance:
+    """Shows a network as many training images as an importance needs. Weights and statistics do not change.
 
     Args:
-        importance: "taylor": gradients of the cross-entropy, left in the parameters. "reconstruction": the
-            covariances. Others need nothing.
+        importance: Of `IMPORTANCES`, or "reconstruction" for `ReconstructionError`.
         model: Moved to `device`, and put into eval mode.
         batches: (images, labels) of training.
         device: Where the model runs.
-        count: Of the batches that are used for the covariances.
+        kind: Of the budget: the reconstruction error is divided by what a channel costs, as in `COSTS`.
 
     Returns:
-        The covariances; None for other importances.
+        What scores a group.
     """
+    if importance == "reconstruction":
+        moments = second_moments(model, itertools.islice(batches, MOMENT_BATCHES), device)
+        image = next(iter(batches))[0][:1].to(device)
+        return ReconstructionError(model, moments, _costs(model, image, COSTS.get(kind)))
     if importance == "taylor":
         accumulate_gradients(model, batches, device)
-    return (
-        covariances(model, itertools.islice(batches, count), device)
-        if importance == "reconstruction"
-        else None
-    )
+    return IMPORTANCES[importance]
 
 
 def accumulate_gradients(model: nn.Module, batches: Iterable, device: torch.device) -> None:
@@ -75,8 +78,8 @@ def accumulate_gradients(model: nn.Module, batches: Iterable, device: torch.devi
 
 
 @torch.no_grad()
-def covariances(model: nn.Module, batches: Iterable, device: torch.device) -> Covariances:
-    """Computes the covariance of what each layer multiplies its weights with.
+def second_moments(model: nn.Module, batches: Iterable, device: torch.device) -> Moments:
+    """Computes E[x x^T] of the inputs x of each layer, over images and positions.
 
     Args:
         model: Moved to `device`, and put into eval mode.
@@ -84,105 +87,136 @@ def covariances(model: nn.Module, batches: Iterable, device: torch.device) -> Co
         device: Where the model runs.
 
     Returns:
-        Of each Conv2d that is not grouped, and of each Linear, float64 [K, K] on the CPU, where K are the
-        weights of an output channel.
+        Of each Conv2d that is not grouped, and of each Linear, float64 [C, C] on the CPU, where C are its
+        input channels. Layers with more than `regression.LARGEST` have no entry.
     """
     sums, names = {}, {module: name for name, module in model.named_modules()}
+    calls = itertools.count()
 
     def add(layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
-        name = names[layer]
-        chosen = regression.positions(layer, outputs, len(sums))
-        nothing = outputs.new_zeros(1, 1, 1)
-        patches = regression.patches(layer, inputs[0], chosen)
-        new = regression.Sums.of(patches, nothing.expand(1, patches.shape[1], 1), nothing)
-        sums[name] = sums.get(name, regression.Sums()) + new
+        (x,) = regression.rows(layer, inputs[0], regression.positions(layer, inputs[0], next(calls)))
+        total, count = sums.get(names[layer], (0.0, 0))
+        sums[names[layer]] = (total + (x.T @ x).double().cpu(), count + torch.tensor(float(len(x))))
 
-    layers = [layer for layer in names if regression.is_possible(layer) and not _is_grouped(layer)]
+    layers = [layer for layer in names if _is_dense(layer) and layer.weight.shape[1] <= regression.LARGEST]
     hooks = [layer.register_forward_hook(add) for layer in layers]
     try:
         with hardware.full_float32():
-            for images, _ in progress_bar(batches, desc="covariances", unit="batch"):
+            for images, _ in progress_bar(batches, desc="moments", unit="batch"):
                 model.to(device).eval()(images.to(device))
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: sums[name].all_reduce().covariance() for name in sorted(sums)}
+    everywhere = {name: [distributed.all_reduce(each) for each in sums[name]] for name in sorted(sums)}
+    return {name: total / count for name, (total, count) in everywhere.items()}
 
 
-def reconstruction_error(
-    group: torch_pruning.Group, names: dict[nn.Module, str], covariances: Covariances
-) -> Tensor | None:
-    """Scores each channel by the error that is left once the next layers are reconstructed without it.
+def _costs(model: nn.Module, image: Tensor, per: str | None) -> dict[nn.Module, int] | None:
+    """How much each Conv2d and Linear costs, in parameters or in MACs for one image; None for no `per`."""
+    costs = {}
+
+    def note(layer: nn.Module, _inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
+        positions = outputs.numel() // outputs.shape[1 if isinstance(layer, nn.Conv2d) else -1]
+        costs[layer] = layer.weight.numel() * (positions if per == "macs" else 1)
+
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    with torch.no_grad():
+        model(image)
+    for hook in hooks:
+        hook.remove()
+    return costs if per else None
+
+
+class ReconstructionError:
+    """Scores a channel by the error that is left once the layers that read it are reconstructed without it.
 
     Eight channels at a time are removed, those that increase the error least, and the others compensate for
-    them as far as they can. Removing the columns c of a layer with weights W and inputs of covariance H adds
-    tr(W_c [H^-1]_cc^-1 W_c^T) to its squared error (Optimal Brain Surgeon: Hassibi, Stork, NeurIPS 1992; for
-    channels: Kurtic, Frantar, Alistarh, "ZipLM", NeurIPS 2023).
-
-    Args:
-        group: Layers that are pruned together.
-        names: Of all modules.
-        covariances: The result of `covariances`.
-
-    Returns:
-        float64 [channels]: the increase of the squared error, relative to the variance of the outputs, summed
-        over the layers that read the channels. None where no layer reads them.
-    """
-    channels, readers = len(group[0].idxs), []
-    for dep, indices in group:
-        layer = dep.target.module
-        if dep.handler in READS and not _is_grouped(layer):
-            inputs = torch.tensor(indices).reshape(channels, -1)
-            readers.append(_Reader(layer, covariances.get(names[layer]), inputs))
-    if not readers:
-        return None
-    scores, left, highest = torch.zeros(channels, dtype=torch.float64), torch.arange(channels), 0.0
-    while len(left):
-        errors = sum(reader.errors(left) for reader in readers)
-        lowest = errors.argsort(stable=True)[:ROUND_TO]
-        # a channel that is removed later never ranks below one that is removed before
-        scores[left[lowest]] = errors[lowest].clamp(min=highest)
-        highest = float(scores.max())
-        for reader in readers:
-            reader.remove(left[lowest])
-        left = left[~torch.isin(left, left[lowest])]
-    return scores
-
-
-def _is_grouped(layer: nn.Module) -> bool:
-    return getattr(layer, "groups", 1) > 1
-
-
-class _Reader:
-    """A layer that reads the channels of a group; one that is too large for a regression cannot compensate.
-
-    `_weight`: W over the standard deviation of the outputs, [outputs, K]. `_inverse`: H^-1, [K, K].
-    `_columns`: the columns of W that each channel is multiplied with, [channels, b].
+    them as far as they can at the same position. Removing the columns c of a layer with weights W and inputs
+    x, H = E[x x^T], adds tr([H^-1]_cc^-1 (W^T W)_cc) to its squared error (Optimal Brain Surgeon: Hassibi,
+    Stork, NeurIPS 1992; for channels: Kurtic, Frantar, Alistarh, "ZipLM", NeurIPS 2023). The positions of a
+    kernel are taken as independent.
     """
 
-    def __init__(self, layer: nn.Module, covariance: Tensor | None, inputs: Tensor):
-        weight, kernel = layer.weight.detach().flatten(1).double().cpu(), layer.weight[0, 0].numel()
-        self._columns = (inputs[:, :, None] * kernel + torch.arange(kernel)).flatten(1)
-        self._inverse, spread = None, weight
-        if covariance is not None:
-            spread = weight @ covariance
-            ridge = (RIDGE * covariance.diagonal().mean()).clamp(min=TINY)
-            self._inverse = torch.linalg.inv(covariance + ridge * torch.eye(len(covariance)).double())
-        self._weight = weight / (spread * weight).sum().clamp(min=TINY).sqrt()
+    def __init__(self, model: nn.Module, moments: Moments, costs: dict[nn.Module, int] | None = None):
+        """Prepares the matrices of each layer.
 
-    def errors(self, channels: Tensor) -> Tensor:
-        """What the removal of each channel adds to the relative squared error, float64 [channels]."""
-        columns = self._columns[channels]
-        weights = self._weight[:, columns].permute(1, 2, 0)  # [channels, b, outputs]
-        if self._inverse is None:
-            return weights.square().sum((1, 2))
-        blocks = self._inverse[columns[:, :, None], columns[:, None, :]]
-        return (torch.linalg.solve(blocks, weights) * weights).sum((1, 2))
+        Args:
+            model: The network.
+            moments: The result of `second_moments`.
+            costs: Of each layer, such as its parameters: scores are divided by the cost of a channel.
+        """
+        self._matrices, self._costs = {}, costs
+        for name, layer in model.named_modules():
+            if _is_dense(layer):
+                weight = layer.weight.detach().double().cpu().movedim(1, -1).flatten(0, -2)  # [rows, C]
+                product, moment = weight.T @ weight, moments.get(name)
+                if moment is None:  # a layer that is too large for a regression does not compensate
+                    self._matrices[layer] = None, product / product.trace().clamp(min=TINY)
+                else:
+                    ridge = (RIDGE * moment.diagonal().mean()).clamp(min=TINY)
+                    inverse = torch.linalg.inv(moment + ridge * torch.eye(len(moment)).double())
+                    self._matrices[layer] = inverse, product / (product * moment).sum().clamp(min=TINY)
 
-    def remove(self, channels: Tensor) -> None:
-        """Removes channels; the others compensate for them."""
-        if self._inverse is not None:
-            gone = self._columns[channels].flatten()
-            factor = torch.linalg.solve(self._inverse[gone][:, gone], self._inverse[gone])
-            self._weight -= self._weight[:, gone] @ factor
-            self._inverse -= self._inverse[:, gone] @ factor
+    def __call__(self, group: torch_pruning.Group) -> Tensor | None:
+        """Scores the channels of a group.
+
+        Args:
+            group: Layers that are pruned together.
+
+        Returns:
+            float64 [channels]: the increase of the squared error over the mean square of the outputs, summed
+            over the layers that read the channels, and divided by the cost. None where no layer reads them.
+        """
+        count, readers = len(group[0].idxs), []
+        for dep, indices in group:
+            if dep.handler in READS and dep.target.module in self._matrices:
+                columns = torch.tensor(indices)
+                matrices = [
+                    m if m is None else m[columns][:, columns] for m in self._matrices[dep.target.module]
+                ]
+                readers.append([*matrices, torch.arange(len(columns)).reshape(count, -1)])
+        if not readers:
+            return None
+        scores, left, highest = torch.zeros(count, dtype=torch.float64), torch.arange(count), 0.0
+        while len(left):
+            errors = sum(_errors(*reader, left) for reader in readers)
+            lowest = errors.argsort(stable=True)[:ROUND_TO]
+            # a channel that is removed later never ranks below one that is removed before
+            scores[left[lowest]] = errors[lowest].clamp(min=highest)
+            highest = float(scores.max())
+            for reader in readers:
+                reader[:2] = _without(*reader, left[lowest])
+            left = left[~torch.isin(left, left[lowest])]
+        if self._costs is not None:
+            scores *= count / sum(self._costs.get(dep.target.module, 0) for dep, _ in group)
+        return scores
+
+
+def _is_dense(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d | nn.Linear) and getattr(module, "groups", 1) == 1
+
+
+def _errors(inverse: Tensor | None, product: Tensor, columns: Tensor, channels: Tensor) -> Tensor:
+    """What the removal of each channel adds to the error; `columns`: those of each channel, [channels, b]."""
+    if columns.shape[1] == 1:
+        alone = product.diagonal() if inverse is None else product.diagonal() / inverse.diagonal()
+        return alone[columns[channels, 0]]
+    rows, columns = columns[channels][:, :, None], columns[channels][:, None, :]
+    blocks = product[rows, columns]
+    if inverse is not None:
+        blocks = torch.linalg.solve(inverse[rows, columns], blocks)
+    return blocks.diagonal(dim1=1, dim2=2).sum(1)
+
+
+def _without(
+    inverse: Tensor | None, product: Tensor, columns: Tensor, channels: Tensor
+) -> list[Tensor | None]:
+    """H^-1 and W^T W once some channels are removed and the others compensate for them."""
+    if inverse is None:
+        return [inverse, product]
+    gone = columns[channels].flatten()
+    factor = torch.linalg.solve(inverse[gone][:, gone], inverse[gone])  # W becomes W - W_gone factor
+    change = product[:, gone] @ factor
+    product = product - change - change.T + factor.T @ product[gone][:, gone] @ factor
+    return [inverse - inverse[:, gone] @ factor, product]

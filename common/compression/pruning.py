@@ -14,7 +14,7 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 
-from common.compression.importance import IMPORTANCES, ROUND_TO, Covariances, reconstruction_error
+from common.compression.importance import IMPORTANCES, ROUND_TO, Importance
 from common.system import seeding
 from common.system.errors import UserError
 
@@ -51,29 +51,27 @@ class Group:
 
 def rank(
     model: nn.Module,
-    importance: str,
+    importance: str | Importance,
     scope: str,
     *,
     classifier: str,
     image_size: int,
     seed: tuple[int, ...] = (0,),
-    covariances: Covariances | None = None,
 ) -> list[Group]:
     """Finds the groups of a model, and ranks their channels.
 
     Args:
         model: The network.
-        importance: What scores a channel. "magnitude": the squared L2 norm, mean over the layers of the
-            group. "lamp": that norm over the sum of those in the group that are no smaller (Lee et al., ICLR
-            2021). "bn-scale": the batch-norm weight (Liu et al., ICCV 2017). "taylor": weight times gradient,
-            from `accumulate_gradients` (Molchanov et al., CVPR 2019). "random". "reconstruction": see
-            `importance.reconstruction_error`. The others but lamp are divided by their mean in the group.
+        importance: What scores a channel: the result of `importance.prepare`, or the name of one that needs
+            no images. "magnitude": the squared L2 norm, mean over the layers of the group. "lamp": that norm
+            over the sum of those in the group that are no smaller (Lee et al., ICLR 2021). "bn-scale": the
+            batch-norm weight (Liu et al., ICCV 2017). "taylor": weight times gradient (Molchanov et al., CVPR
+            2019). "random". All of these but lamp and random are divided by their mean in the group.
         scope: Which channels compete. "local": those of a group; "global": all; "isomorphic": those of
             groups with the same structure (Fang et al., ECCV 2024).
         classifier: Name of the layer that yields the logits; it is not pruned.
         image_size: Side of the images, in pixels.
         seed: Of random scores.
-        covariances: The result of `importance.collect` for this model.
 
     Returns:
         The groups.
@@ -82,16 +80,13 @@ def rank(
         UserError: The network cannot be pruned, or no layer has such a score.
     """
     names = {module: name for name, module in model.named_modules()}
+    score_of = IMPORTANCES[importance] if isinstance(importance, str) else importance
     layers, scores, scopes, was_training = [], [], [], model.training
     with _refusing(model), seeding.fork_rng(*seed):
         graph = torch_pruning.DependencyGraph().build_dependency(model, _example(model, image_size))
         ignored = [model.get_submodule(classifier)]
         for group in graph.get_all_groups(ignored_layers=ignored, root_module_types=[nn.Conv2d, nn.Linear]):
-            if importance == "reconstruction":
-                score = reconstruction_error(group, names, covariances)
-            else:
-                score = IMPORTANCES[importance](group)
-            if score is None:
+            if (score := score_of(group)) is None:
                 continue
             out = graph.is_out_channel_pruning_fn
             pruned = [dep.target.module for dep, _ in group if out(dep.handler)]
@@ -102,7 +97,7 @@ def rank(
             scopes.append({"local": layers[-1], "global": None, "isomorphic": structure}[scope])
     model.train(was_training)
     if not layers:
-        raise UserError(f"no layer of this network has a {importance} score: choose another --importance")
+        raise UserError("no layer of this network has such a score: choose another --importance")
     return [Group(*each) for each in zip(layers, scores, _quantiles(scores, scopes), strict=True)]
 
 

@@ -49,9 +49,9 @@ def least_squares(
     """Fits the layers of a pruned network to the outputs of the original one.
 
     Conv2d (dense, grouped and depthwise) and Linear layers are fitted, except the largest (see
-    `regression.LARGEST`). The intercept becomes part of the bias, or of the running mean of the batch norm that
-    follows; a layer with neither gets none. A layer whose outputs are those of the original one stays as it is,
-    bit for bit. The sums are those of all processes.
+    `regression.LARGEST`). The intercept becomes part of the bias, or of the running mean of the batch norm
+    that follows; a layer with neither gets none. A layer whose outputs are those of the original one stays as
+    it is, bit for bit. The sums are those of all processes.
 
     Args:
         pruned: Changed in place; moved to `device`, and put into eval mode.

@@ -118,12 +118,14 @@ class Sums:
         Returns:
             The sums.
         """
+        # in float64, since the mean is subtracted later
+        x, difference, target = x.double(), difference.double(), target.double()
         count = torch.full_like(x[:, :1, :1], x.shape[1])
         total = x.sum(1, keepdim=True)
         gram = torch.cat([torch.cat([x.mT @ x, total], 1), torch.cat([total, count], 2).mT], 2)
         cross = torch.cat([x.mT @ difference, difference.sum(1, keepdim=True)], 1)
         moments = torch.stack([target.sum(1), target.square().sum(1)])
-        return cls(*(each.double().cpu() for each in (gram, cross, difference.square().sum(), moments)))
+        return cls(*(each.cpu() for each in (gram, cross, difference.square().sum(), moments)))
 
     def __add__(self, other: "Sums") -> "Sums":
         return Sums(*(one + two for one, two in zip(vars(self).values(), vars(other).values(), strict=True)))
@@ -131,11 +133,6 @@ class Sums:
     def all_reduce(self) -> "Sums":
         """The sums of all processes together."""
         return Sums(*(distributed.all_reduce(each) for each in vars(self).values()))
-
-    def covariance(self) -> Tensor:
-        """The covariance of the patches of the first group, float64 [K, K]."""
-        count, mean = self.gram[0, -1, -1], self.gram[0, :-1, -1:] / self.gram[0, -1, -1]
-        return self.gram[0, :-1, :-1] / count - mean * mean.T
 
     def squared_error(self, change: Tensor) -> Tensor:
         """The sum of squares of what is left of the difference.

@@ -139,7 +139,7 @@ def test_a_pruning_target_out_of_reach_names_the_smallest_network(refused):
             "'5 parsecs' is not a number with one of us, ms, s, nor a fraction",
         ),
         (["--target-macs", "300M", "--pruning-ratio", "0.5"], "not allowed with"),
-        (["--importance", "bn-scale"], "no layer of this network has a bn-scale score"),
+        (["--importance", "bn-scale"], "no layer of this network has such a score"),
         (["--importance", "luck"], "invalid choice: 'luck'"),
         (["--sensitivity", "s.png", "--val-fraction", "0"], "needs validation images"),
         (["--sensitivity", "nowhere/s.png"], "there is no folder nowhere"),
