@@ -49,7 +49,8 @@ def teacher(script, place):
 OPTIONS = ("--epochs", 1, "--quantization-epochs", 1)
 
 
-def test_the_winner_meets_the_budget_and_only_it_is_evaluated_on_test(script, teacher, place):
+def test_the_winner_meets_the_budget_and_only_it_is_evaluated_on_test(script, teacher, place, monkeypatch):
+    monkeypatch.setitem(search.RECIPES, "size", (("lamp", "global"),))  # one is enough here
     budget = ("--target-size", "0.5MB", "--student", "squeezenet1_1", "--pretrained", "none")
     out = script("compress", "--weights", "squeezenet1_1", *budget, *OPTIONS)
     created = place / "weights" / re.search(r"saved \S*/(\S+\.pt), \S+\.md\n", out)[1]
