@@ -1,9 +1,13 @@
 """Compress to a budget: distill, prune and quantize as far as needed, and keep what is best on validation.
 
     python compress.py --weights resnet50 --target-size 4MB --student resnet18
+    python compress.py --weights resnet50 --target-ram 512KB --image-size 224 160 128
 
 reads    weights/teacher_resnet50_<top-1>.pt, and the images of --dataset
 writes   the winner into weights/, its report (.md) beside it, every checkpoint tried into weights/candidates/
+
+The candidates are compared in short trials, and only the most promising are trained for all epochs: see
+common/budget/search.py. The same command again resumes a search that was interrupted.
 """
 
 import functools
@@ -17,14 +21,13 @@ from common.cli.parser import Parser, number, shell_join
 from common.compression.target_devices import TARGET_DEVICES
 
 SHARED = (  # options that all stages get as they are given here
-    "dataset", "data_dir", "workers", "cache", "image_size", "val_fraction", "batch_size", "weight_decay",
-    "optimizer", "schedule", "seed", "device", "precision", "temperature", "alpha", "mixup",
+    "dataset", "data_dir", "workers", "cache", "val_fraction", "batch_size", "weight_decay", "optimizer",
+    "schedule", "seed", "device", "precision", "temperature", "alpha", "mixup",
 )  # fmt: skip
 
 
 def main(args):
-    from common.budget import costs  # imported here, so that --help does not load torch
-    from common.budget.search import Candidate, Search
+    from common.budget.candidates import Candidate  # imported here, so that --help does not load torch
     from common.data import cache, datasets, loaders
     from common.evaluation import metrics, results
     from common.models import architectures, checkpoint, lineage
@@ -34,35 +37,30 @@ def main(args):
     for arch in args.student:
         architectures.check(arch)
     launch.start(args.output_dir, args.device, args.seed)
-    path, content = checkpoint.open_parent(args.weights, args.output_dir, args.image_size)
+    path, content = checkpoint.open_parent(args.weights, args.output_dir)
+    sizes = list(dict.fromkeys(args.image_size or [content["image_size"]]))
     splits = datasets.load_splits(
         args.dataset, args.data_dir, args.val_fraction, index_dir=cache.folder_of(args.cache)
     )
     lineage.check_fits(content, splits)
-    batches = loaders.make_loaders(
-        splits, content, args.batch_size, args.seed, cache=args.cache, workers=args.workers
-    )
-    score = metrics.evaluate(checkpoint.rebuild(content), batches.of("val"), batches.test.device)
+    batches = functools.partial(
+        loaders.make_loaders, splits, batch_size=args.batch_size, seed=args.seed, cache=args.cache,
+        workers=args.workers,
+    )  # fmt: skip
+    size = content["image_size"] if content["image_size"] in sizes else sizes[0]
+    val = batches(content | {"image_size": size}).of("val")
+    score = metrics.evaluate(checkpoint.rebuild(content), val, val.device)
 
     # distill, prune and quantize; validation selects the winner
-    kind, text = targets.budget(args)
-    conditions = {"image_size": args.image_size, "threads": args.threads, "latency_in": args.latency_in}
-    target = TARGET_DEVICES[args.target_device]
-    search = Search(
-        Candidate("", path, score.top1, score.ci95), kind, text, stages=stages(args, path),
-        budget=functools.partial(
-            costs.checkpoint_budget, kind, options=vars(args), target=target, **conditions
-        ),
-        cost=functools.partial(costs.checkpoint_cost, kind, **conditions),
-        students=args.student, epochs=args.epochs,
-        limits=Path(args.output_dir, checkpoint.CANDIDATES, "limits.json"),
-    )  # fmt: skip
+    source = Candidate("", path, content["image_size"], score.top1, score.ci95)
+    search = new_search(args, source, sizes)
     winner = search.run()
-    report = search.report(winner)
+    report = search.report(winner, len(splits.train))
 
     # test the winner only, save
     created = checkpoint.load(winner.path)
-    score = metrics.evaluate(checkpoint.rebuild(created), batches.test, batches.test.device)
+    test = batches(created).test
+    score = metrics.evaluate(checkpoint.rebuild(created), test, test.device)
     images = {"images": splits.fingerprint_of("test"), "image_size": created["image_size"]}
     kept = {key: created["metrics"][key] for key in ("params", "macs")} | {"validation": created["metrics"]}
     created["metrics"] = score.as_dict("test") | images | kept
@@ -74,9 +72,29 @@ def main(args):
     return path
 
 
+def new_search(args, source, sizes):
+    """The search for the budget of `args`, from the candidate `source`, at the image sizes `sizes`."""
+    from common.budget import costs
+    from common.budget.search import Search
+    from common.models import checkpoint
+
+    kind, text = targets.budget(args)
+    conditions = {"threads": args.threads, "latency_in": args.latency_in}
+    target = TARGET_DEVICES[args.target_device]
+    return Search(
+        source, kind, text, stages=stages(args, source.path),
+        budget=functools.partial(
+            costs.checkpoint_budget, kind, options=vars(args), target=target, **conditions
+        ),
+        cost=functools.partial(costs.checkpoint_cost, kind, **conditions),
+        students=args.student, sizes=sizes, epochs=args.epochs,
+        remembered=Path(args.output_dir, checkpoint.CANDIDATES, "limits.json"),
+    )  # fmt: skip
+
+
 def stages(args, source):
     """The stages as functions, with the options of `args`; they write into the folder of the candidates."""
-    from common.budget.search import Stages
+    from common.budget.candidates import Stages
     from common.models import checkpoint
 
     folder = Path(args.output_dir) / checkpoint.CANDIDATES
@@ -88,18 +106,22 @@ def stages(args, source):
         print(f"\n$ {shell_join(['python', Path(script.__file__).name, *words])}", flush=True)
         return script.main(script.parse_args(words))
 
-    def distill(arch):
+    def at(size):
+        return {"image_size": size} if args.image_size else {}
+
+    def distill(arch, size, epochs):
         return run(
-            train_student, teacher=teacher, student=arch, pretrained=args.pretrained, epochs=args.epochs,
-            lr=args.lr,
+            train_student, teacher=teacher, student=arch, pretrained=args.pretrained, epochs=epochs,
+            lr=args.lr, **at(size),
         )  # fmt: skip
 
-    def prune(path, target, precision, importance, scope, epochs):
+    def prune(path, target, precision, importance, scope, size, epochs):
         kind, _ = targets.budget(args)
         return run(
             train_pruning, weights=path, teacher=teacher, **{f"target_{kind}": target},
             target_precision=precision, target_device=args.target_device, threads=args.threads,
             latency_in=args.latency_in, importance=importance, scope=scope, lr=args.lr, epochs=epochs,
+            **at(size),
         )  # fmt: skip
 
     def quantize(path):
@@ -129,7 +151,7 @@ def parse_args(argv=None):
         help="of quantization-aware training, at its own learning rate; default: 10",
     )
     options.add_teacher_options(parser, required=False, default="the checkpoint of --weights")
-    options.add_data_options(parser)
+    options.add_data_options(parser, several_sizes=True)
     options.add_training_options(parser, epochs=20, lr=5e-4)
     parser.set_defaults(resume=True)
     args = parser.parse_args(argv)

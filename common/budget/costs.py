@@ -103,9 +103,9 @@ def checkpoint_budget(
     path: Path,
     text: str,
     precision: str,
+    image_size: int,
     *,
     options: dict,
-    image_size: int | None,
     target: TargetDevice,
     threads: int,
     latency_in: str,
@@ -117,8 +117,8 @@ def checkpoint_budget(
         path: The checkpoint.
         text: An amount.
         precision: "fp32" or "int8".
-        options: Those of the command line, for an estimate of the lineage's size.
         image_size: Takes the place of the checkpoint's own, in pixels.
+        options: Those of the command line, for an estimate of the lineage's size.
         target: The device to quantize for.
         threads: Of a latency.
         latency_in: "onnxruntime" or "torch".
@@ -129,8 +129,7 @@ def checkpoint_budget(
     Raises:
         UserError: The checkpoint cannot be read, or its model cannot be quantized or measured.
     """
-    content = checkpoint.load(path)
-    content["image_size"] = image_size or content["image_size"]
+    content = checkpoint.load(path) | {"image_size": image_size}
     options = options | {"model_name": None}
     row = lineage.new_row(content, path, "pruned", options=options, machine="", split="")
     model, file_bytes = checkpoint.rebuild(content), path.stat().st_size
@@ -140,13 +139,12 @@ def checkpoint_budget(
     )  # fmt: skip
 
 
-def checkpoint_cost(kind: str, path: Path, *, image_size: int | None, threads: int, latency_in: str) -> float:
-    """Measures a finished checkpoint.
+def checkpoint_cost(kind: str, path: Path, *, threads: int, latency_in: str) -> float:
+    """Measures a finished checkpoint, at its own image size.
 
     Args:
         kind: "macs", "size", "latency" or "ram".
         path: The checkpoint, float or int8.
-        image_size: Takes the place of the checkpoint's own, in pixels.
         threads: Of a latency.
         latency_in: "onnxruntime" or "torch".
 
@@ -157,7 +155,6 @@ def checkpoint_cost(kind: str, path: Path, *, image_size: int | None, threads: i
         UserError: The checkpoint cannot be read or run.
     """
     content = checkpoint.load(path)
-    content["image_size"] = image_size or content["image_size"]
     if kind == "latency":
         return _time(content, lambda: checkpoint.rebuild(content), threads, latency_in)
     if kind == "ram":

@@ -1,70 +1,47 @@
-"""The search for the most accurate model within a budget.
+"""The search for the most accurate model within a budget, by successive halving.
 
-From the source, and from each student that it teaches, candidates are pruned by several recipes for a few
-epochs. Only the most promising are trained for all: a round of successive halving (Jamieson, Talwalkar,
-AISTATS 2016).
+All candidates get a trial that costs little; only the most promising are trained for all epochs (Jamieson,
+Talwalkar, AISTATS 2016). Only candidates that were trained for as long are compared, as far as possible: the
+interval of an accuracy tells what validation can distinguish, not what training will still add.
+
+1. The source is pruned by each recipe, in each precision and at each image size, and reconstructed without
+   training. Of each precision and size the better recipe is kept. A precision that is worse than the other at
+   the same size is dropped.
+2. With several image sizes, what is left is trained for a short time before the sizes are compared: a network
+   has to get used to a size that it was not trained at.
+3. Each student is distilled for as short a time. One that is worse than the best of these trials is dropped.
+4. The best candidates of the source are finished. Then the students are distilled for all epochs. One that is
+   not worse than what is finished is compressed in the same way as the source.
+
+"Worse" is one whose interval on validation lies below that of the other.
 """
 
 import contextlib
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from common.budget import candidates, limits
+from common.budget.candidates import Candidate, Plan, Stages
 from common.budget.target import Budget
-from common.evaluation import results, tables
-from common.models import checkpoint, lineage
 from common.system import units
 from common.system.errors import UserError
 
-RECIPES = (("lamp", "global"), ("taylor", "isomorphic"))  # importance and scope
-TRIAL = 8  # a trial has this part of the epochs
-
-
-@dataclass
-class Candidate:
-    """A checkpoint in the search.
-
-    Attributes:
-        recipe: How it was created, for the report.
-        path: Its file.
-        top1: On validation, from 0 to 1.
-        ci95: Wilson's interval of `top1`.
-        cost: In the unit of the budget; None for one that is not finished.
-        note: For the report.
-    """
-
-    recipe: str
-    path: Path
-    top1: float
-    ci95: tuple[float, float]
-    cost: float | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Stages:
-    """The stages as functions: each creates a checkpoint, evaluated on validation, and returns its path.
-
-    Attributes:
-        distill: (architecture) -> path.
-        prune: (path, target, precision, importance, scope, epochs) -> path.
-        quantize: (path) -> path.
-    """
-
-    distill: Callable[[str], Path]
-    prune: Callable[[Path, str, str, str, str, int], Path]
-    quantize: Callable[[Path], Path]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a candidate meets the budget: pruned from `start` by `recipe`, or without one as it is."""
-
-    candidate: Candidate
-    precision: str
-    start: Candidate
-    recipe: tuple[str, str] | None = None
+RECIPES = {  # importance and scope, by kind of budget
+    "macs": (("reconstruction", "global"), ("lamp", "global")),
+    "size": (("reconstruction", "global"), ("lamp", "global")),
+    "latency": (("reconstruction", "global"), ("lamp", "global")),
+    "ram": (("reconstruction", "global"), ("lamp", "global")),  # prunes only layers where the peak is
+}
+PRECISIONS = {  # MACs are the same in int8
+    "macs": ("fp32",),
+    "size": ("fp32", "int8"),
+    "latency": ("fp32", "int8"),
+    "ram": ("fp32", "int8"),
+}
+TRIAL = 8  # a trial with training has this part of the epochs
+FINISHED = 2  # candidates of each network are finished, at most
 
 
 class Search:
@@ -80,36 +57,44 @@ class Search:
         text: str,
         *,
         stages: Stages,
-        budget: Callable[[Path, str, str], Budget],
+        budget: Callable[[Path, str, str, int], Budget],
         cost: Callable[[Path], float],
         students: list[str],
+        sizes: list[int],
         epochs: int,
-        limits: Path,
+        remembered: Path,
     ):
         """Reads the budget.
 
         Args:
-            source: The checkpoint to compress.
+            source: The checkpoint to compress, with the image size that it was trained at.
             kind: "macs", "size", "latency" or "ram".
-            text: The amount that the user asks for.
+            text: The amount that the user asks for; a fraction is one of the source at the first image size.
             stages: What creates checkpoints.
-            budget: (path, text, precision) -> the budget of that checkpoint.
-            cost: (path) -> what a finished checkpoint costs.
-            students: Architectures to distill into.
-            epochs: Of pruning.
-            limits: A JSON file that keeps the limits that were measured: a second search has the same one.
+            budget: (path, text, precision, image size) -> the budget of that checkpoint.
+            cost: (path) -> what a finished checkpoint costs, at its own image size.
+            students: Architectures to distill into, at the first image size.
+            sizes: The image sizes to try, in pixels.
+            epochs: Of distillation and of pruning.
+            remembered: A JSON file that keeps the limits that were measured: a second search has the same
+                one.
 
         Raises:
             UserError: The source meets the budget already.
         """
         self.source, self.kind, self.stages, self.budget, self.cost = source, kind, stages, budget, cost
-        self.students, self.epochs = students, epochs
-        self.limit = _remembered(budget(source.path, text, "fp32"), source.path, text, limits)
+        self.students, self.sizes, self.epochs = students, sizes, epochs
+        self.short = max(1, epochs // TRIAL)
+        first = budget(source.path, text, "fp32", sizes[0])
+        self.limit = limits.remembered(first, source.path, sizes[0], text, remembered)
         self.target = units.format_exact(kind, self.limit)
         self.tried: list[Candidate] = []
         self.refused: list[str] = []
-        if (now := cost(source.path)) <= self.limit:
-            raise UserError(f"nothing to do: {source.path} has {self.describe(now)} already")
+        # what networks cost before they are pruned: to measure a latency, a network has to be exported
+        self._costs = {(source.path, "fp32", sizes[0]): first.start}
+        now = cost(source.path) if kind == "size" else first.start
+        if now <= self.limit:
+            raise UserError(f"nothing to do: {source.path} has {units.describe(kind, now)} already")
 
     def run(self) -> Candidate:
         """Creates the candidates.
@@ -120,123 +105,157 @@ class Search:
         Raises:
             UserError: None meets the budget.
         """
-        for start in (self.source, *self._students()):
-            for plan in self._promising(start):
-                with self._noting(start, plan.precision):
-                    self._finish(plan)
-        meeting = [each for each in self.tried if each.cost is not None and each.cost <= self.limit]
-        if not meeting:
-            costs = [f"{each.recipe}: {self.describe(each.cost)}" for each in self.tried if each.cost]
+        start = time.perf_counter()
+        plans = self._plans(self.source)
+        students = [arch for arch in self.students if self._passes_trial(arch, plans)]
+        self._finish(plans)
+        for arch in students:
+            if student := self._distill(arch, self.epochs, self._meeting()):
+                self._finish(self._plans(student))
+        print(f"\nsearched for {time.perf_counter() - start:.0f} s")
+        if not (meeting := self._meeting()):
+            costs = [f"{each.recipe}: {self._describe(each.cost)}" for each in self.tried if each.cost]
             reasons = "; ".join([*self.refused, *costs])
-            raise UserError(f"nothing meets {self.describe(self.limit)}: {reasons}")
+            raise UserError(f"nothing meets {self._describe(self.limit)}: {reasons}")
         winner = max(meeting, key=lambda each: (each.top1, -each.path.stat().st_size))
         winner.note = "the winner"
         return winner
 
-    def _students(self) -> Iterator[Candidate]:
-        for arch in self.students:
-            try:
-                student = self._tried(f"distill into {arch}", self.stages.distill(arch))
-            except UserError as error:
-                self.refused.append(f"distill into {arch}: {error}")
-                continue
-            yield student
+    def _meeting(self) -> list[Candidate]:
+        """The candidates that are finished and meet the budget."""
+        return [each for each in self.tried if each.cost is not None and each.cost <= self.limit]
 
     def _tried(self, recipe: str, path: Path) -> Candidate:
-        metrics = checkpoint.load(path)["metrics"]
-        self.tried.append(Candidate(recipe.removeprefix(", "), path, metrics["top1"], metrics["ci95"]))
+        self.tried.append(candidates.read(recipe.removeprefix(", "), path))
         return self.tried[-1]
 
+    def _passes_trial(self, arch: str, plans: list[Plan]) -> bool:
+        """Whether a student goes on after a short distillation; without one if all epochs are no more."""
+        return self.short >= self.epochs or bool(
+            self._distill(arch, self.short, [plan.trial for plan in plans])
+        )
+
+    def _distill(self, arch: str, epochs: int, others: Iterable[Candidate]) -> Candidate | None:
+        """The student; None for one that is not possible, or worse than the best of `others`."""
+        is_trial = epochs < self.epochs
+        try:
+            student = self._tried(f"distill into {arch}", self.stages.distill(arch, self.sizes[0], epochs))
+        except UserError as error:
+            self.refused.append(f"distill into {arch}: {error}")
+            return None
+        trial = f"a trial of {_epochs(epochs)}"
+        if student.ci95[1] < _floor(others):
+            student.note = f"dropped after {trial if is_trial else _epochs(epochs)}"
+            return None
+        student.note = f"{trial}, continued" if is_trial else ""
+        return student
+
     @contextlib.contextmanager
-    def _noting(self, start: Candidate, precision: str) -> Iterator[None]:
+    def _noting(self, start: Candidate, precision: str, size: int) -> Iterator[None]:
         """Adds to `refused` why nothing more can be created from `start`."""
         try:
             yield
         except UserError as error:
-            self.refused.append(f"{start.recipe} in {precision}: {error}".strip())
+            self.refused.append(f"{start.recipe} in {precision}{self._at(size)}: {error}".strip())
 
-    def _promising(self, start: Candidate) -> list[Plan]:
-        """The best recipe in each precision; one whose interval is below that of the best is dropped."""
-        best = []
-        for precision in ("fp32",) if self.kind == "macs" else ("fp32", "int8"):  # MACs are the same in int8
-            plans = []
-            with self._noting(start, precision):
-                budget = self.budget(start.path, self.target, precision)
-                if budget.start <= self.limit:
-                    plans.append(Plan(start, precision, start))
-                for recipe in () if plans else RECIPES:
-                    trial = self._prune(start, precision, recipe, self.epochs // TRIAL)
-                    trial.note = f"a trial of {self.epochs // TRIAL} epochs"
-                    plans.append(Plan(trial, precision, start, recipe))
-            if plans:
-                best.append(max(plans, key=lambda plan: plan.candidate.top1))
-        floor = max((plan.candidate.ci95[0] for plan in best), default=0.0)
-        return [plan for plan in best if plan.candidate.ci95[1] >= floor]
+    def _at(self, size: int) -> str:
+        return f" at {size} pixels" if len(self.sizes) > 1 else ""
 
-    def _prune(self, start: Candidate, precision: str, recipe: tuple[str, str], epochs: int) -> Candidate:
-        name = f"{start.recipe}, prune for {precision} by {', '.join(recipe)}"
-        return self._tried(name, self.stages.prune(start.path, self.target, precision, *recipe, epochs))
-
-    def _finish(self, plan: Plan) -> None:
-        """Pruning with all epochs, then int8."""
-        ready = plan.candidate
-        if plan.recipe is not None:
-            plan.candidate.note += ", continued"
-            ready = self._prune(plan.start, plan.precision, plan.recipe, self.epochs)
-        if plan.precision == "int8":
-            ready = self._tried(f"{ready.recipe}, quantize", self.stages.quantize(ready.path))
-        ready.cost = self.cost(ready.path)
-
-    def describe(self, cost: float) -> str:
-        """Writes a cost for a reader.
-
-        Args:
-            cost: In the unit of the budget.
-
-        Returns:
-            The cost with its unit.
-        """
+    def _describe(self, cost: float) -> str:
         return units.describe(self.kind, cost)
 
-    def report(self, winner: Candidate) -> str:
+    def _plans(self, start: Candidate) -> list[Plan]:
+        """How `start` can meet the budget, after trials."""
+        plans = []
+        for size in self.sizes:
+            best = []
+            for precision in PRECISIONS[self.kind]:
+                if trials := self._trials(start, precision, size):
+                    best.append(max(trials, key=lambda plan: plan.trial.top1))
+            plans += _promising(best)
+        if len(self.sizes) > 1 and self.short < self.epochs:
+            plans = [self._trained(plan) for plan in plans]
+        return plans
+
+    def _trials(self, start: Candidate, precision: str, size: int) -> list[Plan]:
+        """A plan for each recipe, pruned without training; one alone if nothing has to be pruned."""
+        plans = []
+        with self._noting(start, precision, size):
+            fits = self._cost_of(start, precision, size) <= self.limit
+            # the source in float32 is no candidate: it meets the budget only at an image size after the first
+            as_it_is = size == start.image_size and (precision == "int8" or start is not self.source)
+            if fits and as_it_is:
+                return [Plan("", start, precision, size, None, start)]
+            for recipe in RECIPES[self.kind][: 1 if fits else None]:
+                how = (
+                    f"fine-tune for {precision}" if fits else f"prune for {precision} by {', '.join(recipe)}"
+                )
+                plan = Plan(f"{start.recipe}, {how}{self._at(size)}", start, precision, size, recipe, start)
+                plan = replace(plan, trial=self._prune(plan, 0))
+                plan.trial.note = "a trial without training"
+                plans.append(plan)
+        return plans
+
+    def _cost_of(self, start: Candidate, precision: str, size: int) -> float:
+        """What a network costs before it is pruned."""
+        key = start.path, precision, size
+        if key not in self._costs:
+            self._costs[key] = self.budget(start.path, self.target, precision, size).start
+        return self._costs[key]
+
+    def _trained(self, plan: Plan) -> Plan:
+        """A plan whose trial had some epochs; the old one for a network that needs none."""
+        if plan.recipe is None:
+            return plan
+        plan.trial.note += ", continued"
+        trial = self._prune(plan, self.short)
+        trial.note = f"a trial of {_epochs(self.short)}"
+        return replace(plan, trial=trial)
+
+    def _prune(self, plan: Plan, epochs: int) -> Candidate:
+        settings = self.target, plan.precision, *plan.recipe, plan.image_size
+        return self._tried(plan.name, self.stages.prune(plan.start.path, *settings, epochs))
+
+    def _finish(self, plans: list[Plan]) -> None:
+        """The most promising plans of a network: pruning with all epochs, then int8."""
+        for plan in _promising(plans)[:FINISHED]:
+            with self._noting(plan.start, plan.precision, plan.image_size):
+                ready = plan.trial
+                if plan.recipe is not None and self.epochs:
+                    plan.trial.note += ", continued"
+                    ready = self._prune(plan, self.epochs)
+                if plan.precision == "int8":
+                    ready = self._tried(f"{ready.recipe}, quantize", self.stages.quantize(ready.path))
+                ready.cost = self.cost(ready.path)
+
+    def report(self, winner: Candidate, images: int) -> str:
         """Describes the search.
 
         Args:
             winner: The result of `run`.
+            images: How many an epoch trains on.
 
         Returns:
-            A Markdown table of all that was tried, and why the winner was selected.
+            See `candidates.report`.
         """
-        rows = [("recipe", "file", "top-1 on validation", "95 %", "cost", "")]
-        for each in self.tried:
-            interval = tables.interval(each.ci95)
-            cost = "-" if each.cost is None else self.describe(each.cost)
-            rows.append((each.recipe, each.path.name, f"{each.top1:.2%}", interval, cost, each.note))
-        rows += [(text, "-", "-", "-", "-", "not possible") for text in self.refused]
-        others = [
-            each.top1 for each in self.tried if each is not winner and each.cost and each.cost <= self.limit
-        ]
-        ahead = f", {100 * (winner.top1 - max(others)):.2f} points ahead of the next" if others else ""
-        reason = (
-            f"{1 + len(others)} of them were finished and meet the budget, {self.describe(self.limit)}. "
-            f"The winner has the highest top-1 on validation, {winner.top1:.2%}{ahead}."
+        text = candidates.report(self.kind, self.limit, self.tried, self.refused, winner, images)
+        return (
+            f"{text} Of each network at most {FINISHED} candidates were finished: the best in the trials, "
+            "and one that validation cannot distinguish from it."
         )
-        return f"{tables.markdown(rows, left=2)}\n\n{reason}"
 
 
-def _remembered(budget: Budget, path: Path, text: str, limits: Path) -> float:
-    """The limit of the first search for this budget: a measurement is a little different each time."""
-    if budget.exact or not units.parse(budget.kind, text)[1]:
-        return budget.limit
-    try:
-        known = json.loads(limits.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    if not isinstance(known, dict):
-        known = {}
-    key = f"{lineage.sha256(path)} {budget.kind} {float(text)} {budget.conditions}"
-    if not isinstance(known.get(key), float):
-        known[key] = budget.limit
-        limits.parent.mkdir(parents=True, exist_ok=True)
-        results.write_text(json.dumps(known, indent=2), limits)
-    return known[key]
+def _promising(plans: list[Plan]) -> list[Plan]:
+    """The plans that validation cannot distinguish from the best, the best first."""
+    floor = _floor(plan.trial for plan in plans)
+    left = [plan for plan in plans if plan.trial.ci95[1] >= floor]
+    return sorted(left, key=lambda plan: plan.trial.top1, reverse=True)
+
+
+def _floor(others: Iterable[Candidate]) -> float:
+    """The lower end of the interval of the best candidate; 0 without one."""
+    return max((each.ci95[0] for each in others), default=0.0)
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'s' * (count != 1)}"

@@ -58,28 +58,25 @@ def add_cache_option(group) -> None:
     )
 
 
-def add_data_options(parser: Parser) -> None:
+def add_data_options(parser: Parser, *, several_sizes: bool = False) -> None:
     """Adds the options of the data set, its cache, the image size and the split.
 
     Args:
         parser: The parser of a script.
+        several_sizes: Whether --image-size takes several values, and becomes a list.
     """
     group = add_dataset_options(parser)
     add_cache_option(group)
+    more = "; of several, to be tried, fractions of a budget are those at the first" if several_sizes else ""
     group.add_argument(
-        "--image-size",
-        type=number(int, 8, 4096),
-        metavar="PIXELS",
-        help="side of the square that the network sees; default: that of the checkpoint, else 224",
-    )
+        "--image-size", type=number(int, 8, 4096), nargs="+" if several_sizes else None, metavar="PIXELS",
+        help=f"side of the square that the network sees{more}; default: that of the checkpoint, else 224",
+    )  # fmt: skip
     group.add_argument(
-        "--val-fraction",
-        type=number(float, 0, 1, below=True),
-        default=0.2,
-        metavar="FRACTION",
+        "--val-fraction", type=number(float, 0, 1, below=True), default=0.2, metavar="FRACTION",
         help="fraction of the training images for validation, which selects the best epoch; "
         "0: keep the last epoch; default: 0.2",
-    )
+    )  # fmt: skip
 
 
 def add_training_options(parser: Parser, *, epochs: int, lr: float) -> None:

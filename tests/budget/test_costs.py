@@ -256,24 +256,22 @@ def test_the_budget_of_a_checkpoint_is_that_of_its_model(parent):
     model, content, path = parent("squeezenet1_1")
     conditions = {"options": options_of("pruned"), "target": EMBEDDED, "threads": 1, "latency_in": "torch"}
     for kind, text in (("macs", "0.5"), ("size", "0.5"), ("size", "300KB")):
-        budget = costs.checkpoint_budget(kind, path, text, "fp32", image_size=None, **conditions)
+        budget = costs.checkpoint_budget(kind, path, text, "fp32", SIDE, **conditions)
         row, full = row_of(content, path, "pruned"), path.stat().st_size
         expected = costs.make_budget(kind, text, model, content, row, parent_bytes=full)
         assert budget.limit == expected.limit
         assert abs(budget.start - expected.start) < RESERVE  # the rows differ by a few characters
-    larger = costs.checkpoint_budget("macs", path, "1M", "fp32", image_size=2 * SIDE, **conditions)
+    larger = costs.checkpoint_budget("macs", path, "1M", "fp32", 2 * SIDE, **conditions)
     assert larger.start == metrics.complexity(model, 2 * SIDE)["macs"]
 
 
 def test_the_cost_of_a_finished_checkpoint_is_measured(parent, monkeypatch):
     model, _, path = parent("squeezenet1_1")
     conditions = {"threads": 2, "latency_in": "onnxruntime"}
-    assert costs.checkpoint_cost("size", path, image_size=None, **conditions) == path.stat().st_size
-    macs = costs.checkpoint_cost("macs", path, image_size=None, **conditions)
+    assert costs.checkpoint_cost("size", path, **conditions) == path.stat().st_size
+    macs = costs.checkpoint_cost("macs", path, **conditions)
     assert macs == metrics.complexity(model, SIDE)["macs"]
-    for image_size in (None, 48):
-        ram = costs.checkpoint_cost("ram", path, image_size=image_size, **conditions)
-        assert ram == 4 * memory.peak(model, image_size or SIDE).values
+    assert costs.checkpoint_cost("ram", path, **conditions) == 4 * memory.peak(model, SIDE).values
     calls = []
 
     def measure(measured, image_size, *, batch, threads):
@@ -288,7 +286,5 @@ def test_the_cost_of_a_finished_checkpoint_is_measured(parent, monkeypatch):
     monkeypatch.setattr(latency, "measure", measure)
     monkeypatch.setattr(onnx_latency, "measure", measure_onnx)
     for runtime in ("onnxruntime", "torch"):
-        for image_size in (None, 48):
-            conditions = {"image_size": image_size, "threads": 2, "latency_in": runtime}
-            assert costs.checkpoint_cost("latency", path, **conditions) == 2.5
-    assert calls == [(runtime, side, 1, 2) for runtime in ("onnxruntime", "torch") for side in (SIDE, 48)]
+        assert costs.checkpoint_cost("latency", path, threads=2, latency_in=runtime) == 2.5
+    assert calls == [(runtime, SIDE, 1, 2) for runtime in ("onnxruntime", "torch")]

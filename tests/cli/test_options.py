@@ -1,7 +1,9 @@
 import importlib
 
+import pytest
 import torch
 
+import compress
 import train_student
 import train_teacher
 from common.cli import options
@@ -41,6 +43,21 @@ def test_the_published_recipes_fit_their_scripts():
     for path in sorted((REPOSITORY / "configs").glob("pet37_mini_*.yaml")):
         stage = path.read_text().split()[2].removesuffix(".py")  # its first line is the command
         importlib.import_module(stage).parse_args(["--config", str(path)])
+
+
+def test_only_compress_takes_several_image_sizes(capsys, tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("image-size: 96\n")
+    for given, expected in (
+        ([], None),
+        (["--image-size", "160"], [160]),
+        (["--image-size", "224", "160", "128"], [224, 160, 128]),
+        (["--config", str(config)], [96]),
+    ):
+        assert compress.parse_args(["--weights", "x", "--target-ram", "0.5", *given]).image_size == expected
+    with pytest.raises(SystemExit):
+        train_teacher.parse_args(["--teacher", "x", "--image-size", "224", "160"])
+    assert "unrecognized arguments: 160" in capsys.readouterr().err
 
 
 def test_training_and_distillation_get_their_own_options():

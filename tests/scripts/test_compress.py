@@ -4,7 +4,10 @@ import re
 
 import pytest
 
-from common.evaluation import int8_agreement
+from common.budget import search
+from common.data import datasets, loaders
+from common.evaluation import int8_agreement, memory
+from common.evaluation.metrics import evaluate
 from common.models import checkpoint
 from common.system import files
 from common.training import loop
@@ -46,7 +49,8 @@ def teacher(script, place):
 OPTIONS = ("--epochs", 1, "--quantization-epochs", 1)
 
 
-def test_the_winner_meets_the_budget_and_only_it_is_evaluated_on_test(script, teacher, place):
+def test_the_winner_meets_the_budget_and_only_it_is_evaluated_on_test(script, teacher, place, monkeypatch):
+    monkeypatch.setitem(search.RECIPES, "size", (("lamp", "global"),))  # one is enough here
     budget = ("--target-size", "0.5MB", "--student", "squeezenet1_1", "--pretrained", "none")
     out = script("compress", "--weights", "squeezenet1_1", *budget, *OPTIONS)
     created = place / "weights" / re.search(r"saved \S*/(\S+\.pt), \S+\.md\n", out)[1]
@@ -70,15 +74,45 @@ def test_the_winner_meets_the_budget_and_only_it_is_evaluated_on_test(script, te
     assert content["lineage"] == same["lineage"] and f"{100 * same['metrics']['top1']:.2f}%" == winner[2]
 
 
-def test_finished_stages_are_not_run_again(script, teacher, place, monkeypatch):
-    compress = ("compress", "--weights", "squeezenet1_1", "--target-size", "0.6MB", *OPTIONS)
-    first = script(*compress)
+def test_several_image_sizes_compete_and_finished_stages_are_not_run_again(
+    script, teacher, place, monkeypatch
+):
+    monkeypatch.setitem(search.RECIPES, "ram", (("lamp", "global"),))  # one is enough here
+    full = memory.checkpoint_bytes(content := checkpoint.load(teacher), checkpoint.rebuild(content))
+    compress = ("compress", "--weights", "squeezenet1_1", "--target-ram", 0.6, *OPTIONS)
+    first = script(*compress, "--image-size", 32, 24)
+    created = place / "weights" / re.search(r"saved \S*/(\S+\.pt), \S+\.md\n", first)[1]
+    content = checkpoint.load(created)
+    size, metrics = content["image_size"], content["metrics"]
+    assert size in (32, 24) and metrics["image_size"] == size and metrics["split"] == "test"
+    # the accuracy is that of the saved model, on test images of its own size
+    splits = datasets.load_splits("folder", place / "data", 0.2)
+    test = loaders.eval_loader(splits.test, content, workers=0)
+    assert evaluate(checkpoint.rebuild(content), test, test.device).top1 == metrics["top1"]
+
+    # the budget is a fraction of what the source needs at the first size, for candidates of either size
+    text = created.with_suffix(".md").read_text()
+    assert f"meet the budget, {0.6 * full:,.0f} bytes of RAM" in text
+    recipes = (
+        "prune for fp32 by lamp, global at 32 pixels",
+        "fine-tune for fp32 at 24 pixels",
+        "| quantize ",
+    )
+    assert all(recipe in text for recipe in recipes)
+    tried = [checkpoint.load(path) for path in (place / "weights" / "candidates").glob("*.pt")]
+    assert {each["image_size"] for each in tried} == {32, 24}
+    assert all(each["metrics"]["image_size"] == each["image_size"] for each in tried)
+    assert all(each["lineage"][1]["options"].get("image_size", 32) == each["image_size"] for each in tried)
+    epochs = sum(each["lineage"][-1]["options"]["epochs"] for each in tried)
+    assert f"trained {epochs} epochs of 24 images in all" in text
+
     before = sorted((place / "weights").rglob("*"))
     monkeypatch.setattr(loop, "fit", lambda *args, **options: pytest.fail("trained again"))
-    again = script(*compress)
+    again = script(*compress, "--image-size", 32, 24)
     assert again.count("finished before") == first.count("\n$ python") > 1
     assert sorted((place / "weights").rglob("*")) == before
     assert again.splitlines()[-4:] == first.splitlines()[-4:]
+    assert created.with_suffix(".md").read_text() == text
 
 
 def test_a_budget_that_cannot_be_met_names_the_least_of_every_precision(script, teacher):
