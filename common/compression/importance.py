@@ -149,17 +149,17 @@ class ReconstructionError:
             moments: The result of `second_moments`.
             costs: Of each layer, such as its parameters: scores are divided by the cost of a channel.
         """
-        self._matrices, self._costs = {}, costs
+        self._matrices, self._large, self._costs = {}, {}, costs
         for name, layer in model.named_modules():
-            if _is_dense(layer):
-                weight = layer.weight.detach().double().cpu().movedim(1, -1).flatten(0, -2)  # [rows, C]
-                product, moment = weight.T @ weight, moments.get(name)
-                if moment is None:  # a layer that is too large for a regression does not compensate
-                    self._matrices[layer] = None, product / product.trace().clamp(min=TINY)
-                else:
-                    ridge = (RIDGE * moment.diagonal().mean()).clamp(min=TINY)
-                    inverse = torch.linalg.inv(moment + ridge * torch.eye(len(moment)).double())
-                    self._matrices[layer] = inverse, product / (product * moment).sum().clamp(min=TINY)
+            if not _is_dense(layer):
+                continue
+            weight = layer.weight.detach().double().cpu().movedim(1, -1).flatten(0, -2)  # [rows, C]
+            if (moment := moments.get(name)) is None:  # too large for a regression: it does not compensate
+                self._large[layer] = weight.square().sum(0) / weight.square().sum().clamp(min=TINY)
+                continue
+            product, ridge = weight.T @ weight, (RIDGE * moment.diagonal().mean()).clamp(min=TINY)
+            inverse = torch.linalg.inv(moment + ridge * torch.eye(len(moment)).double())
+            self._matrices[layer] = inverse, product / (product * moment).sum().clamp(min=TINY)
 
     def __call__(self, group: torch_pruning.Group) -> Tensor | None:
         """Scores the channels of a group.
@@ -171,19 +171,20 @@ class ReconstructionError:
             float64 [channels]: the increase of the squared error over the mean square of the outputs, summed
             over the layers that read the channels, and divided by the cost. None where no layer reads them.
         """
-        count, readers = len(group[0].idxs), []
+        count = len(group[0].idxs)
+        readers, fixed = [], []
         for dep, indices in group:
-            if dep.handler in READS and dep.target.module in self._matrices:
-                columns = torch.tensor(indices)
-                matrices = [
-                    m if m is None else m[columns][:, columns] for m in self._matrices[dep.target.module]
-                ]
+            layer, columns = dep.target.module, torch.tensor(indices)
+            if dep.handler in READS and layer in self._matrices:
+                matrices = [matrix[columns][:, columns] for matrix in self._matrices[layer]]
                 readers.append([*matrices, torch.arange(len(columns)).reshape(count, -1)])
-        if not readers:
+            elif dep.handler in READS and layer in self._large:
+                fixed.append(self._large[layer][columns].reshape(count, -1).sum(1))
+        if not readers and not fixed:
             return None
         scores, left, highest = torch.zeros(count, dtype=torch.float64), torch.arange(count), 0.0
         while len(left):
-            errors = sum(_errors(*reader, left) for reader in readers)
+            errors = sum([_errors(*reader, left) for reader in readers] + [each[left] for each in fixed])
             lowest = errors.argsort(stable=True)[:ROUND_TO]
             # a channel that is removed later never ranks below one that is removed before
             scores[left[lowest]] = errors[lowest].clamp(min=highest)
@@ -200,26 +201,19 @@ def _is_dense(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d | nn.Linear) and getattr(module, "groups", 1) == 1
 
 
-def _errors(inverse: Tensor | None, product: Tensor, columns: Tensor, channels: Tensor) -> Tensor:
+def _errors(inverse: Tensor, product: Tensor, columns: Tensor, channels: Tensor) -> Tensor:
     """What the removal of each channel adds to the error; `columns`: those of each channel, [channels, b]."""
     if columns.shape[1] == 1:
-        alone = product.diagonal() if inverse is None else product.diagonal() / inverse.diagonal()
-        return alone[columns[channels, 0]]
+        return (product.diagonal() / inverse.diagonal())[columns[channels, 0]]
     rows, columns = columns[channels][:, :, None], columns[channels][:, None, :]
-    blocks = product[rows, columns]
-    if inverse is not None:
-        blocks = torch.linalg.solve(inverse[rows, columns], blocks)
+    blocks = torch.linalg.solve(inverse[rows, columns], product[rows, columns])
     return blocks.diagonal(dim1=1, dim2=2).sum(1)
 
 
-def _without(
-    inverse: Tensor | None, product: Tensor, columns: Tensor, channels: Tensor
-) -> list[Tensor | None]:
+def _without(inverse: Tensor, product: Tensor, columns: Tensor, channels: Tensor) -> tuple[Tensor, Tensor]:
     """H^-1 and W^T W once some channels are removed and the others compensate for them."""
-    if inverse is None:
-        return [inverse, product]
     gone = columns[channels].flatten()
     factor = torch.linalg.solve(inverse[gone][:, gone], inverse[gone])  # W becomes W - W_gone factor
     change = product[:, gone] @ factor
     product = product - change - change.T + factor.T @ product[gone][:, gone] @ factor
-    return [inverse - inverse[:, gone] @ factor, product]
+    return inverse - inverse[:, gone] @ factor, product

@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from common.compression import importance, pruning, regression
@@ -94,6 +95,20 @@ def test_the_score_is_the_error_that_least_squares_leave(monkeypatch):
     outputs = inputs @ model[3].weight.detach()[:, :, 0, 0].double().numpy().T
     for channel in range(8):
         others = np.delete(inputs, channel, axis=1)
+        left = outputs - others @ np.linalg.lstsq(others, outputs, rcond=None)[0]
+        assert float(scores[channel]) == pytest.approx((left**2).sum() / (outputs**2).sum(), rel=0.01)
+
+
+def test_a_channel_that_is_flattened_is_removed_with_all_its_columns(monkeypatch):
+    monkeypatch.setattr(importance, "RIDGE", 1e-9)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4, 5), nn.Linear(5, 4))
+    network = {"classifier": "4", "image_size": 2}
+    images = torch.randn(64, 3, 2, 2)
+    scores = scores_of(model, network, importance.second_moments(model, [(images, None)], CPU))["0"]
+    inputs = model[:3](images).detach().double().numpy()
+    outputs = inputs @ model[3].weight.detach().double().numpy().T
+    for channel in range(8):
+        others = np.delete(inputs, slice(4 * channel, 4 * channel + 4), axis=1)
         left = outputs - others @ np.linalg.lstsq(others, outputs, rcond=None)[0]
         assert float(scores[channel]) == pytest.approx((left**2).sum() / (outputs**2).sum(), rel=0.01)
 
