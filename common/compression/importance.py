@@ -17,6 +17,7 @@ ROUND_TO = 8  # widths stay multiples of this: others are slow, and some int8 ke
 GRADIENT_BATCHES = 16  # of training images, for the Taylor importance
 MOMENT_BATCHES = 8  # of training images, for the reconstruction error
 RIDGE = 1e-3  # of the mean of diag(H), as in the reconstruction
+STEPS = 160  # in which the channels of a group are removed, at most
 TINY = torch.finfo(torch.float32).tiny  # where all values are 0
 READS = (torch_pruning.prune_conv_in_channels, torch_pruning.prune_linear_in_channels)
 Moments = dict[str, Tensor]  # E[x x^T] of the inputs x of each layer, float64 [C, C], by its name
@@ -134,11 +135,11 @@ def _costs(model: nn.Module, image: Tensor, per: str | None) -> dict[nn.Module, 
 class ReconstructionError:
     """Scores a channel by the error that is left once the layers that read it are reconstructed without it.
 
-    Eight channels at a time are removed, those that increase the error least, and the others compensate for
-    them as far as they can at the same position. Removing the columns c of a layer with weights W and inputs
-    x, H = E[x x^T], adds tr([H^-1]_cc^-1 (W^T W)_cc) to its squared error (Optimal Brain Surgeon: Hassibi,
-    Stork, NeurIPS 1992; for channels: Kurtic, Frantar, Alistarh, "ZipLM", NeurIPS 2023). The positions of a
-    kernel are taken as independent.
+    Eight or more channels at a time are removed, those that increase the error least, and the others
+    compensate for them as far as they can at the same position. Removing the columns c of a layer with weights
+    W and inputs x, H = E[x x^T], adds tr([H^-1]_cc^-1 (W^T W)_cc) to its squared error (Optimal Brain Surgeon:
+    Hassibi, Stork, NeurIPS 1992; for channels: Kurtic, Frantar, Alistarh, "ZipLM", NeurIPS 2023). The positions
+    of a kernel are taken as independent.
     """
 
     def __init__(self, model: nn.Module, moments: Moments, costs: dict[nn.Module, int] | None = None):
@@ -176,21 +177,20 @@ class ReconstructionError:
         for dep, indices in group:
             layer, columns = dep.target.module, torch.tensor(indices)
             if dep.handler in READS and layer in self._matrices:
-                matrices = [matrix[columns][:, columns] for matrix in self._matrices[layer]]
-                readers.append([*matrices, torch.arange(len(columns)).reshape(count, -1)])
+                readers.append([matrix[columns][:, columns] for matrix in self._matrices[layer]])
             elif dep.handler in READS and layer in self._large:
                 fixed.append(self._large[layer][columns].reshape(count, -1).sum(1))
         if not readers and not fixed:
             return None
         scores, left, highest = torch.zeros(count, dtype=torch.float64), torch.arange(count), 0.0
         while len(left):
-            errors = sum([_errors(*reader, left) for reader in readers] + [each[left] for each in fixed])
-            lowest = errors.argsort(stable=True)[:ROUND_TO]
+            errors = sum([_errors(*reader, count) for reader in readers] + fixed)[left]
+            lowest = errors.argsort(stable=True)[: max(ROUND_TO, count // STEPS)]
             # a channel that is removed later never ranks below one that is removed before
             scores[left[lowest]] = errors[lowest].clamp(min=highest)
             highest = float(scores.max())
             for reader in readers:
-                reader[:2] = _without(*reader, left[lowest])
+                _remove(*reader, left[lowest], count)
             left = left[~torch.isin(left, left[lowest])]
         if self._costs is not None:
             scores *= count / sum(self._costs.get(dep.target.module, 0) for dep, _ in group)
@@ -201,19 +201,22 @@ def _is_dense(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d | nn.Linear) and getattr(module, "groups", 1) == 1
 
 
-def _errors(inverse: Tensor, product: Tensor, columns: Tensor, channels: Tensor) -> Tensor:
-    """What the removal of each channel adds to the error; `columns`: those of each channel, [channels, b]."""
-    if columns.shape[1] == 1:
-        return (product.diagonal() / inverse.diagonal())[columns[channels, 0]]
-    rows, columns = columns[channels][:, :, None], columns[channels][:, None, :]
-    blocks = torch.linalg.solve(inverse[rows, columns], product[rows, columns])
-    return blocks.diagonal(dim1=1, dim2=2).sum(1)
+def _errors(inverse: Tensor, product: Tensor, channels: int) -> Tensor:
+    """What the removal of each channel adds to the error; each has as many columns, one after the other."""
+    if len(inverse) == channels:
+        return product.diagonal() / inverse.diagonal()
+    shape = (channels, len(inverse) // channels) * 2
+    blocks = [
+        matrix.reshape(shape).diagonal(dim1=0, dim2=2).permute(2, 0, 1) for matrix in (inverse, product)
+    ]
+    return torch.linalg.solve(*blocks).diagonal(dim1=1, dim2=2).sum(1)
 
 
-def _without(inverse: Tensor, product: Tensor, columns: Tensor, channels: Tensor) -> tuple[Tensor, Tensor]:
-    """H^-1 and W^T W once some channels are removed and the others compensate for them."""
-    gone = columns[channels].flatten()
-    factor = torch.linalg.solve(inverse[gone][:, gone], inverse[gone])  # W becomes W - W_gone factor
-    change = product[:, gone] @ factor
-    product = product - change - change.T + factor.T @ product[gone][:, gone] @ factor
-    return inverse - inverse[:, gone] @ factor, product
+def _remove(inverse: Tensor, product: Tensor, gone: Tensor, channels: int) -> None:
+    """Changes H^-1 and W^T W to those without the channels `gone`, for which the others compensate."""
+    columns = torch.arange(len(inverse)).reshape(channels, -1)[gone].flatten()
+    factor = torch.linalg.solve(inverse[columns][:, columns], inverse[columns])  # W becomes W - W_gone factor
+    half = product[columns] - product[columns][:, columns] @ factor / 2
+    product.addmm_(half.T, factor, alpha=-1).addmm_(factor.T, half, alpha=-1)
+    inverse.addmm_(inverse[:, columns], factor, alpha=-1)
+    inverse[columns, columns] = 1.0  # no division by 0
