@@ -136,10 +136,10 @@ class ReconstructionError:
     """Scores a channel by the error that is left once the layers that read it are reconstructed without it.
 
     Eight or more channels at a time are removed, those that increase the error least, and the others
-    compensate for them as far as they can at the same position. Removing the columns c of a layer with weights
-    W and inputs x, H = E[x x^T], adds tr([H^-1]_cc^-1 (W^T W)_cc) to its squared error (Optimal Brain Surgeon:
-    Hassibi, Stork, NeurIPS 1992; for channels: Kurtic, Frantar, Alistarh, "ZipLM", NeurIPS 2023). The positions
-    of a kernel are taken as independent.
+    compensate for them as far as they can at the same position. Removing the columns c of a layer with
+    weights W and inputs x, H = E[x x^T], adds tr([H^-1]_cc^-1 (W^T W)_cc) to its squared error (Optimal Brain
+    Surgeon: Hassibi, Stork, NeurIPS 1992; for channels: Kurtic, Frantar, Alistarh, "ZipLM", NeurIPS 2023).
+    The positions of a kernel are taken as independent.
     """
 
     def __init__(self, model: nn.Module, moments: Moments, costs: dict[nn.Module, int] | None = None):
