@@ -150,14 +150,17 @@ class ReconstructionError:
             moments: The result of `second_moments`.
             costs: Of each layer, such as its parameters: scores are divided by the cost of a channel.
         """
-        self._matrices, self._large, self._costs = {}, {}, costs
+        # a grouped layer, or one too large for a regression, is scored by its weights: it does not compensate
+        self._matrices, self._alone, self._costs = {}, {}, costs
         for name, layer in model.named_modules():
-            if not _is_dense(layer):
+            if not isinstance(layer, nn.Conv2d | nn.Linear):
+                continue
+            if (moment := moments.get(name)) is None:
+                groups, squares = getattr(layer, "groups", 1), layer.weight.detach().double().cpu().square()
+                squares = squares.reshape(groups, -1, layer.weight.shape[1], layer.weight[0, 0].numel())
+                self._alone[layer] = squares.sum((1, 3)).flatten() / squares.sum().clamp(min=TINY)
                 continue
             weight = layer.weight.detach().double().cpu().movedim(1, -1).flatten(0, -2)  # [rows, C]
-            if (moment := moments.get(name)) is None:  # too large for a regression: it does not compensate
-                self._large[layer] = weight.square().sum(0) / weight.square().sum().clamp(min=TINY)
-                continue
             product, ridge = weight.T @ weight, (RIDGE * moment.diagonal().mean()).clamp(min=TINY)
             inverse = torch.linalg.inv(moment + ridge * torch.eye(len(moment)).double())
             self._matrices[layer] = inverse, product / (product * moment).sum().clamp(min=TINY)
@@ -178,8 +181,8 @@ class ReconstructionError:
             layer, columns = dep.target.module, torch.tensor(indices)
             if dep.handler in READS and layer in self._matrices:
                 readers.append([matrix[columns][:, columns] for matrix in self._matrices[layer]])
-            elif dep.handler in READS and layer in self._large:
-                fixed.append(self._large[layer][columns].reshape(count, -1).sum(1))
+            elif dep.handler in READS and layer in self._alone:
+                fixed.append(self._alone[layer][columns].reshape(count, -1).sum(1))
         if not readers and not fixed:
             return None
         scores, left, highest = torch.zeros(count, dtype=torch.float64), torch.arange(count), 0.0

@@ -146,6 +146,17 @@ def test_torchvision_networks_are_scored_and_their_state_does_not_change(arch):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+def test_a_grouped_layer_that_reads_channels_is_scored_by_its_weights():
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 1), nn.Conv2d(16, 8, 3, groups=2, padding=1), nn.Flatten(), nn.Linear(8 * 16, 4)
+    )  # fmt: skip
+    network = {"classifier": "3", "image_size": 4}
+    moments = importance.second_moments(model, [(torch.randn(4, 3, 4, 4), None)], CPU)
+    weight = model[1].weight.detach().square().sum((2, 3))  # [outputs, channels of a group]
+    expected = torch.cat([weight[:4].sum(0), weight[4:].sum(0)]) / weight.sum()
+    assert torch.allclose(scores_of(model, network, moments)["0"].sort().values, expected.sort().values)
+
+
 def test_a_layer_too_large_for_a_regression_is_scored_by_its_weights(monkeypatch):
     model, network = chain(8, 8)
     monkeypatch.setattr(regression, "LARGEST", 3)
