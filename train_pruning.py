@@ -30,7 +30,8 @@ def main(args):
         # 1. rank the channels; layers that must be pruned together form a group (DepGraph)
         kind = budget.kind if budget else ""
         score = importance.prepare(args.importance, model, stage.loaders.train, stage.device, kind)
-        groups = pruning.rank(model, score, args.scope, seed=(args.seed, step), **stage.network)
+        scope = args.scope or ("local" if args.channel_ratio else "global")
+        groups = pruning.rank(model, score, scope, seed=(args.seed, step), **stage.network)
         if args.sensitivity and step == 1:
             draw_sensitivity(stage, model, groups, args.sensitivity)
 
@@ -133,9 +134,7 @@ def parse_args(argv=None):
     options.add_data_options(parser)
     options.add_training_options(parser, epochs=20, lr=5e-4)
     options.add_stage_options(parser)
-    args = parser.parse_args(argv)
-    args.scope = args.scope or ("local" if args.channel_ratio else "global")
-    return args
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
