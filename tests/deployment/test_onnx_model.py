@@ -20,7 +20,7 @@ from tests.compression.networks import (
     quantized,
     random_network,
 )
-from tests.deployment.contents import content_of
+from tests.deployment.contents import content_of, no_overflow
 
 
 @each_target
@@ -42,6 +42,7 @@ def test_an_int8_model_has_the_same_logits_in_onnx_runtime(arch, target, tmp_pat
     assert len(weights) > 20 and {tensor.data_type for tensor in weights} == {TensorProto.INT8}
 
 
+@no_overflow
 def test_int8_arithmetic_is_the_same_to_the_last_bit(tmp_path):
     # one layer of each kind: no sums that are so long that another kernel rounds them differently
     model = torch.nn.Sequential(
