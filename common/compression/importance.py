@@ -16,9 +16,7 @@ from common.system.terminal import progress_bar
 ROUND_TO = 8  # widths stay multiples of this: others are slow, and some int8 kernels crash on odd ones
 GRADIENT_BATCHES = 16  # of training images, for the Taylor importance
 MOMENT_BATCHES = 8  # of training images, for the reconstruction error
-RIDGE = 1e-3  # of the mean of diag(H), as in the reconstruction
 STEPS = 160  # in which the channels of a group are removed, at most
-TINY = torch.finfo(torch.float32).tiny  # where all values are 0
 READS = (torch_pruning.prune_conv_in_channels, torch_pruning.prune_linear_in_channels)
 Moments = dict[str, Tensor]  # E[x x^T] of the inputs x of each layer, float64 [C, C], by its name
 Importance = Callable[[torch_pruning.Group], Tensor | None]  # the scores of the channels of a group
@@ -50,9 +48,11 @@ def prepare(
         What scores a group.
     """
     if importance == "reconstruction":
-        moments = second_moments(model, itertools.islice(batches, MOMENT_BATCHES), device)
-        image = next(iter(batches))[0][:1].to(device)
-        return ReconstructionError(model, moments, _costs(model, image, COSTS.get(kind)))
+        some = itertools.islice(batches, MOMENT_BATCHES)
+        first = next(some)
+        moments = second_moments(model, itertools.chain([first], some), device)
+        per = COSTS.get(kind)
+        return ReconstructionError(model, moments, per and _costs(model, first[0][:1].to(device), per))
     if importance == "taylor":
         accumulate_gradients(model, batches, device)
     return IMPORTANCES[importance]
@@ -115,8 +115,8 @@ def second_moments(model: nn.Module, batches: Iterable, device: torch.device) ->
     return moments
 
 
-def _costs(model: nn.Module, image: Tensor, per: str | None) -> dict[nn.Module, int] | None:
-    """How much each Conv2d and Linear costs, in parameters or in MACs for one image; None for no `per`."""
+def _costs(model: nn.Module, image: Tensor, per: str) -> dict[nn.Module, int]:
+    """How much each Conv2d and Linear costs, in parameters or in MACs for one image."""
     costs = {}
 
     def note(layer: nn.Module, _inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
@@ -129,7 +129,7 @@ def _costs(model: nn.Module, image: Tensor, per: str | None) -> dict[nn.Module, 
         model(image)
     for hook in hooks:
         hook.remove()
-    return costs if per else None
+    return costs
 
 
 class ReconstructionError:
@@ -158,12 +158,15 @@ class ReconstructionError:
             if (moment := moments.get(name)) is None:
                 groups, squares = getattr(layer, "groups", 1), layer.weight.detach().double().cpu().square()
                 squares = squares.reshape(groups, -1, layer.weight.shape[1], layer.weight[0, 0].numel())
-                self._alone[layer] = squares.sum((1, 3)).flatten() / squares.sum().clamp(min=TINY)
+                self._alone[layer] = squares.sum((1, 3)).flatten() / squares.sum().clamp(min=regression.TINY)
                 continue
             weight = layer.weight.detach().double().cpu().movedim(1, -1).flatten(0, -2)  # [rows, C]
-            product, ridge = weight.T @ weight, (RIDGE * moment.diagonal().mean()).clamp(min=TINY)
+            product, ridge = (
+                weight.T @ weight,
+                (regression.RIDGE * moment.diagonal().mean()).clamp(min=regression.TINY),
+            )
             inverse = torch.linalg.inv(moment + ridge * torch.eye(len(moment)).double())
-            self._matrices[layer] = inverse, product / (product * moment).sum().clamp(min=TINY)
+            self._matrices[layer] = inverse, product / (product * moment).sum().clamp(min=regression.TINY)
 
     def __call__(self, group: torch_pruning.Group) -> Tensor | None:
         """Scores the channels of a group.

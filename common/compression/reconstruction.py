@@ -24,7 +24,6 @@ from common.system import hardware
 from common.system.errors import UserError
 from common.system.terminal import progress_bar
 
-RIDGE = 1e-3
 CACHE_BYTES = 2**30  # of the values between two layers, for all images; what is larger is computed again
 
 
@@ -81,7 +80,7 @@ def least_squares(
             sums = sums.all_reduce()
             if not sums.squares:
                 continue
-            change = sums.ridge(RIDGE, intercept=layer.bias is not None or norm is not None)
+            change = sums.ridge(intercept=layer.bias is not None or norm is not None)
             layer.weight += change[:, :-1].mT.reshape(layer.weight.shape).to(layer.weight)
             shift = change[:, -1].flatten().to(layer.weight)
             if layer.bias is not None:

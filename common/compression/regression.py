@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from common.system import distributed, seeding
 
+RIDGE = 1e-3  # of the mean diagonal of the Gram matrix
+TINY = torch.finfo(torch.float32).tiny  # in place of a mean that is 0
 POSITIONS = 64  # of each image and layer: neighbors have nearly the same values
 LARGEST = 8192  # weights of an output channel: a matrix of as many rows and columns takes half a gigabyte
 
@@ -155,12 +157,12 @@ class Sums:
         """
         return max(0.0, float(self.squared_error(change) / self.target))
 
-    def ridge(self, strength: float, *, intercept: bool) -> Tensor:
+    def ridge(self, *, intercept: bool, strength: float = RIDGE) -> Tensor:
         """Solves the ridge regression of the difference on the patches; the intercept is not penalized.
 
         Args:
-            strength: Of the penalty, in units of the mean diagonal of the Gram matrix.
             intercept: Whether there is one.
+            strength: Of the penalty, in units of the mean diagonal of the Gram matrix.
 
         Returns:
             The change of the weights and of the intercept, float64 [groups, K + 1, channels].
@@ -169,7 +171,7 @@ class Sums:
         mean_x, mean_d = self.gram[:, :-1, -1:] / count * intercept, self.cross[:, -1:] / count * intercept
         centered = self.gram[:, :-1, :-1] - count * mean_x * mean_x.mT
         diagonal = centered.diagonal(dim1=1, dim2=2)
-        diagonal += (strength * diagonal.mean(1, keepdim=True)).clamp(min=torch.finfo(torch.float32).tiny)
+        diagonal += (strength * diagonal.mean(1, keepdim=True)).clamp(min=TINY)
         change[:, :-1] = torch.linalg.solve(centered, self.cross[:, :-1] - count * mean_x * mean_d)
         change[:, -1:] = mean_d - mean_x.mT @ change[:, :-1]
         return change

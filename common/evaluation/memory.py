@@ -63,11 +63,6 @@ class Peak:
         """How many numbers are kept; see `BYTES`."""
         return sum(tensor.values for tensor in self.tensors)
 
-    @property
-    def layers(self) -> frozenset[str]:
-        """The names of the layers whose outputs are kept."""
-        return frozenset().union(*(tensor.layers for tensor in self.tensors))
-
 
 def peak(model: nn.Module, image_size: int) -> Peak:
     """Finds the peak of the activations of one image.
@@ -101,13 +96,12 @@ def peak(model: nn.Module, image_size: int) -> Peak:
     return Peak(tuple(each.tensor for each in most))
 
 
-def checkpoint_bytes(content: dict, model: nn.Module, image_size: int | None = None) -> int:
+def checkpoint_bytes(content: dict, model: nn.Module) -> int:
     """The peak of the activations of a checkpoint's model: 1 byte for each value in int8, 4 in float32.
 
     Args:
         content: That of the checkpoint; its weights are not needed.
         model: Its model, float or int8; not changed.
-        image_size: Takes the place of the checkpoint's own, in pixels.
 
     Returns:
         Bytes for one image.
@@ -117,7 +111,7 @@ def checkpoint_bytes(content: dict, model: nn.Module, image_size: int | None = N
     """
     if int8 := content["int8"]:
         model = architectures.rebuild(content["arch"], len(content["classes"]), int8["float_shapes"])
-    return BYTES["int8" if int8 else "fp32"] * peak(model, image_size or content["image_size"]).values
+    return BYTES["int8" if int8 else "fp32"] * peak(model, content["image_size"]).values
 
 
 class _Sizes(fx.Interpreter):

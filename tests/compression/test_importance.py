@@ -86,7 +86,7 @@ def scores_of(model, network, moments):
 
 def test_the_score_is_the_error_that_least_squares_leave(monkeypatch):
     """Eight channels: each is scored as if it alone were removed. Compared with numpy's least squares."""
-    monkeypatch.setattr(importance, "RIDGE", 1e-9)
+    monkeypatch.setattr(regression, "RIDGE", 1e-9)
     model, network = chain(8, 6)
     model.eval()
     images = torch.randn(16, 3, 8, 8)
@@ -100,7 +100,7 @@ def test_the_score_is_the_error_that_least_squares_leave(monkeypatch):
 
 
 def test_a_channel_that_is_flattened_is_removed_with_all_its_columns(monkeypatch):
-    monkeypatch.setattr(importance, "RIDGE", 1e-9)
+    monkeypatch.setattr(regression, "RIDGE", 1e-9)
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4, 5), nn.Linear(5, 4))
     network = {"classifier": "4", "image_size": 2}
     images = torch.randn(64, 3, 2, 2)

@@ -58,7 +58,7 @@ def test_the_ridge_regression_is_that_of_numpy(intercept):
     sums = Sums()
     for rows in (slice(0, 15), slice(15, 40)):
         sums += Sums.of(x[:, rows], d[:, rows], d[:, rows])
-    change = sums.ridge(0.1, intercept=intercept)
+    change = sums.ridge(intercept=intercept, strength=0.1)
     for group in range(2):
         features, wanted = x[group].double().numpy(), d[group].double().numpy()
         mean_x, mean_d = features.mean(0) * intercept, wanted.mean(0) * intercept
@@ -85,4 +85,4 @@ def test_errors_are_those_of_the_rows():
 
 def test_inputs_that_are_always_zero_change_nothing_but_the_intercept():
     x, d = torch.zeros(1, 20, 3), torch.full((1, 20, 2), 5.0)
-    assert Sums.of(x, d, d).ridge(1e-3, intercept=True).tolist() == [[[0.0] * 2] * 3 + [[5.0] * 2]]
+    assert Sums.of(x, d, d).ridge(intercept=True).tolist() == [[[0.0] * 2] * 3 + [[5.0] * 2]]
