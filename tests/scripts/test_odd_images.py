@@ -48,8 +48,8 @@ def test_two_classes_of_few_odd_images_go_through_the_entire_chain(stage, run, t
     for script, options in (
         ("train_teacher", ("--teacher", "resnet18", "--pretrained", "none", "--image-size", 40)),
         ("train_student", ("--teacher", "resnet18", "--student", "squeezenet1_1", "--pretrained", "none")),
-        ("train_pruning", ("--weights", "teacher_resnet18")),
-        ("train_quantization", ("--weights", "pruned_resnet18")),
+        ("train_pruning", ("--weights", "kd_squeezenet1_1")),
+        ("train_quantization", ("--weights", "pruned_kd_squeezenet1_1")),
     ):
         fraction = ("--val-fraction", 0.4 if script == "train_teacher" else 0)
         out = stage(script, *options, *common, *fraction, data_dir=tmp_path / "data")
