@@ -52,8 +52,8 @@ def main(args):
         stage.recalibrate_batch_norm(model)
         log[-1]["recalibrated"] = stage.validate(model, "with batch norm recalibrated")
 
-        # 5. fine-tune
-        model, rows = stage.fit(model, loss_fn, epochs)
+        # 5. fine-tune in eval mode: with these statistics, without dropout
+        model, rows = stage.fit(model, loss_fn, epochs, before_epoch=lambda model, _epoch: model.eval())
         log[-1]["fine_tuned"] = stage.validate(model, "fine-tuned")
         history += [{"step": step} | row for row in rows]
 

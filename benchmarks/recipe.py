@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torchvision.transforms import v2
@@ -106,7 +107,7 @@ class Fold:
 
     def prune(
         self, taught=True, recalibrate=True, *, kind="parameters", fraction=0.5, criterion="lamp",
-        scope="global", reconstruct=False, **options,
+        scope="global", reconstruct=False, mode=nn.Module.train, **options,
     ):  # fmt: skip
         teacher, batches = self.teacher, self.loaders().train
         network = {"classifier": architectures.classifier(teacher, len(self.classes)), "image_size": SIDE}
@@ -124,7 +125,7 @@ class Fold:
         if recalibrate:
             update_bn(batches, model)
         loss = distillation_loss_fn(teacher, temperature=3.0, alpha=0.9) if taught else cross_entropy
-        return self.fine_tune(model, loss, **options)
+        return self.fine_tune(model, loss, before_epoch=lambda model, _epoch: mode(model), **options)
 
     def quantize(self, taught: bool):
         loaders, epochs = self.loaders(), 2
@@ -145,6 +146,12 @@ TARGETS = {
     "50 % of the parameters": {"kind": "parameters", "fraction": 0.5},
     "50 % of the MACs": {"kind": "macs", "fraction": 0.5},
     "20 % of the parameters": {"kind": "parameters", "fraction": 0.2},  # in int8, 1/16 of the float file
+}
+FINE_TUNING = {
+    "least squares": {"reconstruct": True, "mode": nn.Module.eval},
+    "none": {"reconstruct": False, "mode": nn.Module.eval},
+    "least squares, fine-tuned in training mode": {"reconstruct": True, "mode": nn.Module.train},
+    "none, fine-tuned in training mode": {"reconstruct": False, "mode": nn.Module.train},
 }
 SMALL_CROP = v2.Compose([v2.Resize(resized_side(SIDE), antialias=True), v2.RandomCrop(SIDE)])
 VARIANTS = {  # the first of each group is the one that the others are compared with
@@ -181,10 +188,11 @@ VARIANTS = {  # the first of each group is the one that the others are compared 
     },
     **{
         f"{text}, {epochs} epochs": {
-            name: lambda fold, reconstruct=name == "least squares", target=target, epochs=epochs: fold.prune(
-                **target, criterion="reconstruction", reconstruct=reconstruct, epochs=epochs
+            name: lambda fold, options=options, target=target, epochs=epochs: fold.prune(
+                **target, criterion="reconstruction", epochs=epochs, **options
             )
-            for name in ("least squares", "none")
+            for name, options in FINE_TUNING.items()
+            if epochs or options["mode"] == nn.Module.eval
         }
         for text, target in itertools.islice(TARGETS.items(), 2)
         for epochs in (0, 4, 16)

@@ -1,5 +1,6 @@
 """The four stages, one after the other, as a user runs them, on a small part of the synthetic data set."""
 
+import copy
 import csv
 import json
 import re
@@ -11,6 +12,7 @@ from common.data import datasets, synthetic
 from common.data.loaders import make_loaders
 from common.evaluation import int8_agreement, metrics
 from common.models import checkpoint, lineage
+from common.stage import Stage
 from common.system import files
 
 
@@ -47,7 +49,20 @@ def stage(run, options, tmp_path, monkeypatch):
     return run_stage
 
 
-def test_the_chain_from_teacher_to_int8(stage, run, options, tmp_path):
+@pytest.fixture
+def statistics(monkeypatch):
+    """The state of a network after each recalibration of its batch norm."""
+    states, recalibrate = [], Stage.recalibrate_batch_norm
+
+    def recorded(self, model):
+        recalibrate(self, model)
+        states.append(copy.deepcopy(model.state_dict()))
+
+    monkeypatch.setattr(Stage, "recalibrate_batch_norm", recorded)
+    return states
+
+
+def test_the_chain_from_teacher_to_int8(stage, run, options, tmp_path, statistics):
     out, teacher = stage(
         "train_teacher", "--teacher", "resnet18", "--pretrained", "none", "--image-size", 48, epochs=1
     )
@@ -77,6 +92,10 @@ def test_the_chain_from_teacher_to_int8(stage, run, options, tmp_path):
     assert [count / full for count in widths] == pytest.approx([0.5**0.5, 0.5], abs=0.01)
     with pruned.with_suffix(".csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2"]
+    # fine-tuning after pruning changes the weights, and keeps the statistics of batch norm
+    state = checkpoint.load(pruned)["state_dict"]
+    for name, equal in (("weight", False), ("running_mean", True), ("running_var", True)):
+        assert torch.equal(state[f"features.0.1.{name}"], statistics[-1][f"features.0.1.{name}"]) == equal
 
     for device, backend in (("embedded", "qnnpack"), ("server", "fbgemm")):
         out, quantized = stage(
