@@ -96,12 +96,16 @@ def find_parent(path: Path, content: dict, others: Iterable[Path]) -> Path | Non
         others: Where to look, besides the folder of `path` and the candidates of compress.py there.
 
     Returns:
-        The parent; None where it is not found.
+        The parent, or if it is missing the nearest ancestor that is not; None where there is none.
     """
-    row = content["lineage"][-1] if content["lineage"] else {"parent": None}
-    folders = (path.parent, path.parent / checkpoint.CANDIDATES)
-    files = [*others, *(folder / row["parent"] for folder in folders)] if row["parent"] else []
-    return next((p for p in files if p.is_file() and lineage.sha256(p) == row["parent_sha256"]), None)
+    folders, others = (path.parent, path.parent / checkpoint.CANDIDATES), list(others)
+    for row in reversed(content["lineage"]):
+        if row["parent"]:
+            files = [*others, *(folder / row["parent"] for folder in folders)]
+            for file in files:
+                if file.is_file() and lineage.sha256(file) == row["parent_sha256"]:
+                    return file
+    return None
 
 
 def pareto_front(points: list[tuple[float, float]]) -> list[int]:

@@ -11,11 +11,11 @@ from common.system import units
 
 WIDTH = 120  # columns of a printed table
 EXPLANATION = (
-    "95 %: Wilson's interval. To parent: top-1 minus that of the file it was created from, in points, on the "
-    "same images; p: McNemar's exact test of that difference. Smaller: than the file of the first ancestor. "
-    "MACs: of convolutions, linear layers and attention; with *: counted by an earlier version, with batch "
-    "norm, activations and pooling too. RAM: the peak of the activations of one image, 4 bytes a value (1 in "
-    "int8), without the weights."
+    "95 %: Wilson's interval. To parent: top-1 minus that of the file it was created from (if it is missing, "
+    "of the nearest ancestor that is not), in points, on the same images; p: McNemar's exact test of that "
+    "difference. Smaller: than the file of the first ancestor. MACs: of convolutions, linear layers and "
+    "attention; with *: counted by an earlier version, with batch norm, activations and pooling too. RAM: "
+    "the peak of the activations of one image, 4 bytes a value (1 in int8), without the weights."
 )
 
 

@@ -59,6 +59,18 @@ def test_the_parent_is_found_by_its_content_and_not_by_its_name(tmp_path):
     assert find_parent(other, {"lineage": []}, [parent]) is None
 
 
+def test_without_its_parent_a_file_is_compared_with_the_nearest_ancestor(tmp_path):
+    files = [tmp_path / f"{name}.pt" for name in ("teacher", "student", "pruned")]
+    for file in files:
+        file.write_bytes(file.name.encode())
+    rows = [{"parent": file.name, "parent_sha256": lineage.sha256(file)} for file in files]
+    content = {"lineage": [{"parent": None}, *rows]}
+    for expected in (*reversed(files), None):
+        assert find_parent(tmp_path / "child.pt", content, []) == expected
+        if expected:
+            expected.unlink()
+
+
 def test_the_parent_is_found_among_the_candidates_too(tmp_path):
     parent = tmp_path / checkpoint.CANDIDATES / "parent.pt"
     parent.parent.mkdir()
