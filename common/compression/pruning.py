@@ -37,16 +37,17 @@ class Group:
     scores: Tensor
     quantiles: Tensor
 
-    def width(self, fraction: float) -> int:
+    def width(self, fraction: float, multiple: int = ROUND_TO) -> int:
         """How many channels are kept.
 
         Args:
             fraction: Of the channels in its scope, the part that is removed, from 0 to 1.
+            multiple: What the width is rounded to.
 
         Returns:
-            A multiple of 8, at least 8.
+            A multiple of `multiple`, at least that.
         """
-        return rounded(float((self.quantiles > fraction).sum()))
+        return rounded(float((self.quantiles > fraction).sum()), multiple)
 
 
 def rank(
@@ -190,33 +191,35 @@ def widths_from_state(state: dict[str, Tensor], groups: list[Group]) -> Widths:
     return {name: len(state[f"{name}.weight"]) for group in groups for name in group.layers}
 
 
-def widths_for_fraction(groups: list[Group], fraction: float) -> Widths:
+def widths_for_fraction(groups: list[Group], fraction: float, multiple: int = ROUND_TO) -> Widths:
     """Chooses widths by a fraction of the channels.
 
     Args:
         groups: The result of `rank`.
         fraction: The part of the channels that is removed in each scope, from 0 to 1.
+        multiple: What widths are rounded to, a multiple of 8.
 
     Returns:
-        The width of each layer in `groups`, a multiple of 8.
+        The width of each layer in `groups`.
     """
-    return {name: group.width(fraction) for group in groups for name in group.layers}
+    return {name: group.width(fraction, multiple) for group in groups for name in group.layers}
 
 
 def _example(model: nn.Module, image_size: int) -> Tensor:
     return torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
 
 
-def rounded(width: float) -> int:
+def rounded(width: float, multiple: int = ROUND_TO) -> int:
     """Rounds a width.
 
     Args:
         width: A number of channels.
+        multiple: Of which the result is one.
 
     Returns:
-        The nearest multiple of 8, at least 8.
+        The nearest multiple, at least one.
     """
-    return max(1, math.floor(width / ROUND_TO + 0.5)) * ROUND_TO
+    return max(1, math.floor(width / multiple + 0.5)) * multiple
 
 
 @contextlib.contextmanager

@@ -31,6 +31,18 @@ def to_fraction(model, fraction, network):
     return within(model, costs.parameter_budget(model, fraction), network)
 
 
+def test_for_a_latency_pruned_widths_are_multiples_of_16():
+    model, network = built("mobilenet_v2")
+    budget = Budget("latency", 0.4, 1.0, lambda pruned: count_parameters(pruned) / count_parameters(model))
+    groups = pruning.rank(model, "lamp", "global", **network)
+    found = widths.widths_for_budget(model, groups, budget, **network)
+    whole = {name: len(group.scores) for group in groups for name in group.layers}
+    narrowed = [width for name, width in found.items() if width < whole[name]]
+    assert len(narrowed) > 10 and all(width % 16 == 0 for width in narrowed)
+    # 24 channels are either left whole, or 16
+    assert {found[name] for name, width in whole.items() if width == 24} <= {16, 24, 32}
+
+
 @pytest.mark.parametrize(
     ("arch", "ratio"),
     [
