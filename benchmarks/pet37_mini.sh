@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The commands behind weights/README.md: both chains on real images. About 40 minutes on 2 CPU cores.
+# The commands behind weights/README.md: the chains on real images. About 40 minutes on 2 CPU cores.
 #
 #     bash benchmarks/pet37_mini.sh
 #
@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 run() { .venv/bin/python "$@"; }
 
-for recipe in teacher pruned quantized pruned_quantized student student_pruned student_quantized; do
+for recipe in teacher pruned quantized pruned_quantized 16th 16th_quantized student; do
     read -r _ _ script options < "configs/pet37_mini_$recipe.yaml"
     run "$script" $options
 done
