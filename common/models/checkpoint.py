@@ -87,7 +87,7 @@ def list_checkpoints(folder: str | Path) -> list[Path]:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("*.pt") if FILE_NAME.fullmatch(path.name)]
+    return sorted(path for path in folder.glob("*.pt") if FILE_NAME.fullmatch(path.name))
 
 
 def _places(folder: str | Path) -> list[Path]:
