@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The commands behind weights/README.md: the chains on real images. About 40 minutes on 2 CPU cores.
+# The commands behind weights/README.md: the chains on real images.
 #
 #     bash benchmarks/pet37_mini.sh
 #

@@ -161,10 +161,8 @@ class ReconstructionError:
                 self._alone[layer] = squares.sum((1, 3)).flatten() / squares.sum().clamp(min=regression.TINY)
                 continue
             weight = layer.weight.detach().double().cpu().movedim(1, -1).flatten(0, -2)  # [rows, C]
-            product, ridge = (
-                weight.T @ weight,
-                (regression.RIDGE * moment.diagonal().mean()).clamp(min=regression.TINY),
-            )
+            product = weight.T @ weight
+            ridge = (regression.RIDGE * moment.diagonal().mean()).clamp(min=regression.TINY)
             inverse = torch.linalg.inv(moment + ridge * torch.eye(len(moment)).double())
             self._matrices[layer] = inverse, product / (product * moment).sum().clamp(min=regression.TINY)
 

@@ -190,15 +190,18 @@ def test_a_latency_is_met(parent, monkeypatch):
 
 def test_a_machine_that_becomes_slower_does_not_change_a_latency(parent, monkeypatch):
     model, content, path = parent("squeezenet1_1")
-    smaller, slowdown = pruned_by(model, 0.5, options(model)), [1.0]
+    smaller, row = pruned_by(model, 0.5, options(model)), row_of(content, path, "pruned")
 
-    def milliseconds(measured, *_, **__):
-        return Latency(slowdown[0] * count_parameters(measured) / 1e5, 99.0, 1)
+    def slow_down(factor):
+        def measure(measured, *_, **__):
+            return Latency(factor * count_parameters(measured) / 1e5, 99.0, 1)
 
-    monkeypatch.setattr(latency, "measure", milliseconds)
-    row, more = row_of(content, path, "pruned"), {"latency_in": "torch"}
-    budget = costs.make_budget("latency", "0.5", model, content, row, **more)
-    for slowdown[0] in (1.0, 3.0, 0.5):
+        monkeypatch.setattr(latency, "measure", measure)
+
+    slow_down(1)
+    budget = costs.make_budget("latency", "0.5", model, content, row, latency_in="torch")
+    for factor in (1, 3, 0.5):
+        slow_down(factor)
         assert budget.cost(smaller) == pytest.approx(count_parameters(smaller) / 1e5)
 
 
