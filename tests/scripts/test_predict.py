@@ -73,7 +73,7 @@ def test_a_checkpoint_beside_the_scripts_is_found_from_another_folder(run, place
 
 def test_a_shared_checkpoint_is_found_from_another_folder(odd):
     """In a process of its own: nothing but the path of the script leads to the checkpoint."""
-    command = [sys.executable, REPOSITORY / "predict.py", "quantized_pruned_kd_squeezenet1_1", "a.jpg"]
+    command = [sys.executable, REPOSITORY / "predict.py", "quantized_pruned_16th_mobilenet_v2", "a.jpg"]
     result = subprocess.run(command, cwd=odd, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("a.jpg\n") and result.stdout.count("%") == 5
