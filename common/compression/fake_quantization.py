@@ -37,11 +37,10 @@ def qconfig_mapping(target: TargetDevice) -> QConfigMapping:
     Returns:
         What `prepare_qat_fx` needs.
     """
-    observer = {7: SevenBitObserver, 8: RangeObserver}[target.activation_bits]
-    activation = FakeQuantizeValues.with_args(observer=observer, quant_min=0, quant_max=255)
+    activation = FakeQuantizeValues.with_args(observer=RangeObserver, quant_min=0, quant_max=255)
     weight = FakeQuantizeValues.with_args(
-        observer=ChannelWeightObserver if target.per_channel else WeightObserver,
-        qscheme=torch.per_channel_symmetric if target.per_channel else torch.per_tensor_symmetric,
+        observer=WeightObserver,
+        qscheme=torch.per_channel_symmetric,
         quant_min=target.weight_range[0],
         quant_max=target.weight_range[1],
         dtype=torch.qint8,
@@ -86,6 +85,16 @@ class FakeQuantizeValues(FakeQuantize):
         """
         super().enable_fake_quant(enabled)
         self.quantizes = enabled
+
+    def raise_scale(self, lowest: Tensor) -> None:
+        """Raises the scale where it is lower than a bound. Only for weights.
+
+        Args:
+            lowest: The bound, float [channels].
+        """
+        observer = self.activation_post_process
+        observer.max_val = torch.maximum(observer.max_val, lowest * self.quant_max)
+        self.scale.copy_(self.calculate_qparams()[0])
 
     def _load_from_state_dict(self, *args) -> None:
         super()._load_from_state_dict(*args)
@@ -147,11 +156,7 @@ class _ScaleOfZeros:
         return torch.where(zeros, SCALE_OF_ZEROS, scale), zero_point
 
 
-class WeightObserver(_ScaleOfZeros, MovingAverageMinMaxObserver):
-    """torch's observer of a weight with one scale."""
-
-
-class ChannelWeightObserver(_ScaleOfZeros, MovingAveragePerChannelMinMaxObserver):
+class WeightObserver(_ScaleOfZeros, MovingAveragePerChannelMinMaxObserver):
     """torch's observer of a weight with a scale for each output channel."""
 
 
@@ -169,19 +174,6 @@ class RangeObserver(_ScaleOfZeros, MovingAverageMinMaxObserver):
         """
         super().forward(x.permute(0, 2, 3, 1) if x.ndim == 4 else x)
         return x
-
-
-class SevenBitObserver(RangeObserver):
-    """Maps the observed range to the values 0 to 127, and leaves 128 to 255 to what lies beyond it.
-
-    With 7 bits the kernels of CPUs without VNNI do not overflow, as with torch's `reduce_range`. But that
-    clips fake quantization at 127, while the int8 model continues to 255.
-    """
-
-    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """(scale float32 [1], zero point int32 [1]) for uint8."""
-        scale, zero_point = super().calculate_qparams()
-        return scale * 255 / 127, (zero_point * 127 / 255).round().to(zero_point.dtype)
 
 
 def use_fast_layers(prepared: nn.Module) -> None:

@@ -1,8 +1,8 @@
 """Which of torch's engines runs int8 models correctly, and fastest, on this machine: a small network tells.
 
 An engine can be listed by torch and lack its instructions, or overflow: kernels without VNNI add products of
-uint8 and int8 in pairs in 16 bits. Which ones do depends on the range of the activations too, and with it on
-the target device that a model was quantized for.
+uint8 and int8 in pairs in 16 bits. Which ones do depends on the range of the weights too, and with it on the
+target device that a model was quantized for.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def use(target: TargetDevice, engine: str | None = None) -> str:
 
     Args:
         target: The device that the models were quantized for.
-        engine: The name of one engine, which must be correct; None for any of `target.engines`.
+        engine: The name of one engine, which must be correct; None for any that torch has.
 
     Returns:
         The name of the engine.
@@ -51,7 +51,7 @@ def use(target: TargetDevice, engine: str | None = None) -> str:
     listed = _listed()
     if engine is not None and engine not in listed:
         raise UserError(f"this machine's torch has no engine {engine}; it has {', '.join(listed)}")
-    candidates = [engine] if engine else [name for name in listed if name in target.engines]
+    candidates = [engine] if engine else listed
     trials = {name: trial(target, name) for name in candidates}
     best = None
     for name, result in trials.items():

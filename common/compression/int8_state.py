@@ -14,8 +14,8 @@ def extract(model: nn.Module) -> dict:
         model: The int8 model.
 
     Returns:
-        Values by name. A quantized weight becomes {"int8": int8, "scale": float64 [] or [channels],
-        "zero_point": int64 of the same shape}; the packed weight and bias of a Linear become a list.
+        Values by name. A quantized weight becomes {"int8": int8, "scale": float32 [] or [channels],
+        "zero_point": int8 of the same shape}; the packed weight and bias of a Linear become a list.
     """
     state = model.state_dict().items()
     return {key: _to_plain(value) for key, value in state if not isinstance(value, torch.dtype)}
@@ -84,8 +84,8 @@ def _to_plain(value):
         scale, zero_point = value.q_per_channel_scales(), value.q_per_channel_zero_points()
     return {
         "int8": value.int_repr(),
-        "scale": torch.as_tensor(scale, dtype=torch.float64),
-        "zero_point": torch.as_tensor(zero_point, dtype=torch.int64),
+        "scale": torch.as_tensor(scale, dtype=torch.float32),  # as it was observed
+        "zero_point": torch.as_tensor(zero_point, dtype=torch.int8),
     }
 
 
@@ -94,7 +94,8 @@ def _from_plain(value):
         return tuple(_from_plain(part) for part in value)
     if not isinstance(value, dict):
         return value
-    integers, scale, zero_point = value["int8"], value["scale"], value["zero_point"]
+    # files of earlier versions have float64 and int64, and one scale for all channels
+    integers, scale, zero_point = value["int8"].double(), value["scale"].double(), value["zero_point"].long()
     if scale.ndim == 0:
         real = (integers - zero_point) * scale
         return torch.quantize_per_tensor(real.float(), scale.item(), int(zero_point), torch.qint8)

@@ -23,6 +23,7 @@ from common.system.errors import UserError
 from common.system.terminal import progress_bar
 
 FREEZE_AT = 2 / 3  # fraction of the epochs after which observers and batch norm are frozen
+BIAS_MAX = 2**30  # of int32; the rest is for the sum of products
 KNOWN_WARNINGS = (  # torch is pinned, and each call would print them again
     "torch.ao.quantization is deprecated",
     "Please use quant_min and quant_max",
@@ -170,22 +171,27 @@ def convert(prepared: nn.Module) -> Converted:
 def _round_biases(prepared: fx.GraphModule) -> fx.GraphModule:
     """Rounds each layer's bias to a multiple of input scale times weight scale, as int32 arithmetic does.
 
-    Source: Jacob et al., CVPR 2018, equation 11. With batch norm, the folded bias is rounded.
+    Source: Jacob et al., CVPR 2018, equation 11. With batch norm, the folded bias is rounded. Where the
+    weights of a channel are nearly 0, their scale is raised first, so that the bias fits into int32.
     """
     for node in prepared.graph.nodes:
         layer = prepared.get_submodule(node.target) if node.op == "call_module" else None
         source = node.all_input_nodes[0] if node.all_input_nodes else None
         if not hasattr(layer, "weight_fake_quant") or source.op != "call_module":
             continue
-        step = layer.weight_fake_quant.scale * prepared.get_submodule(source.target).scale
+        weight, input_scale = layer.weight_fake_quant, prepared.get_submodule(source.target).scale
         norm = getattr(layer, "bn", None)
         if norm is not None:
             scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
             mean = norm.running_mean if layer.bias is None else norm.running_mean - layer.bias
-            folded = norm.bias - mean * scale
-            norm.bias += (folded / step).round() * step - folded
+            bias, parameter = norm.bias - mean * scale, norm.bias
         elif layer.bias is not None:
-            layer.bias.copy_((layer.bias / step).round() * step)
+            bias, parameter = layer.bias, layer.bias
+        else:
+            continue
+        weight.raise_scale(bias.abs() / (input_scale * BIAS_MAX))
+        step = weight.scale * input_scale
+        parameter += (bias / step).round() * step - bias
     return prepared
 
 

@@ -15,40 +15,21 @@ class TargetDevice:
     Attributes:
         backend: torch's quantization backend; a checkpoint stores it, and finds its row by it.
         processor: What the device computes with, for `--help`.
-        activation_bits: 8: activations use the values 0 to 255. 7: the observed range uses 0 to 127, so that
-            kernels that add products of uint8 and int8 in 16 bits do not overflow (CPUs without VNNI).
-        weight_range: Lowest and highest integer of a weight.
-        per_channel: Whether each output channel of a weight has its own scale.
-        engines: torch's engines that can compute with these activations and weights.
+        weight_range: Lowest and highest integer of a weight. Activations use 0 to 255. With weights from -63
+            to 63 the sum of two products is at most 255 * 63 * 2 = 32,130, which 16 bits can hold: kernels
+            for CPUs without VNNI add them so, and do not overflow.
     """
 
     backend: str
     processor: str
-    activation_bits: int
     weight_range: tuple[int, int]
-    per_channel: bool
-    engines: tuple[str, ...]
 
 
 TARGET_DEVICES = {
-    "server": TargetDevice(
-        backend="fbgemm",
-        processor="x86",
-        activation_bits=7,
-        weight_range=(-127, 127),
-        per_channel=True,
-        engines=("fbgemm", "onednn", "qnnpack", "x86"),
-    ),
-    "embedded": TargetDevice(
-        backend="qnnpack",
-        processor="ARM",
-        activation_bits=8,
-        weight_range=(-127, 127),
-        per_channel=False,
-        engines=("qnnpack",),
-    ),
+    "server": TargetDevice(backend="fbgemm", processor="x86", weight_range=(-63, 63)),
+    "embedded": TargetDevice(backend="qnnpack", processor="ARM", weight_range=(-127, 127)),
 }
-ENGINES = tuple(sorted({engine for device in TARGET_DEVICES.values() for engine in device.engines}))
+ENGINES = ("fbgemm", "onednn", "qnnpack", "x86")  # torch's, of all platforms
 
 
 def by_backend(backend: str) -> TargetDevice:

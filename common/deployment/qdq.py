@@ -16,8 +16,6 @@ from torch.nn import functional as F
 from common.compression.quantization import Recorder
 from common.system.errors import UserError
 
-INT32_MAX = 2**31 - 1
-
 
 def to_qdq(int8_model: fx.GraphModule, image_size: int) -> nn.Module:
     """Builds the model that `torch.onnx.export` writes with QuantizeLinear and DequantizeLinear.
@@ -114,22 +112,17 @@ class _Weighted(nn.Module):
             zero_point = torch.tensor(weight.q_zero_point())
         else:
             scale, zero_point = weight.q_per_channel_scales(), weight.q_per_channel_zero_points()
-        integers, scale = weight.int_repr(), scale.double()
-        bias = None if bias is None else bias.detach().double()
-        if bias is not None:
-            # where all weights of a channel are nearly 0, their scale can be too small for its bias
-            coarser = (bias.abs() / (scale * input_scale * INT32_MAX)).clamp(min=1).ceil()
-            coarser = coarser if scale.ndim else coarser.max()
-            scale = scale * coarser
-            column = coarser.reshape(-1, *[1] * (integers.ndim - 1))
-            integers = (integers / column).round().to(torch.int8)
+        scale = scale.double()
         self.operation = operation
-        self.register_buffer("weight", integers)
+        self.register_buffer("weight", weight.int_repr())
         self.register_buffer("scale", scale.float())
         self.register_buffer("zero_point", zero_point.to(torch.int8))
         self.register_buffer("bias_scale", (scale * input_scale).float())
         self.register_buffer(
-            "bias", None if bias is None else (bias / (scale * input_scale)).round().to(torch.int32)
+            "bias",
+            None
+            if bias is None
+            else (bias.detach().double() / (scale * input_scale)).round().to(torch.int32),
         )
 
     def forward(self, values: Tensor) -> Tensor:

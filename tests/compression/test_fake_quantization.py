@@ -14,13 +14,6 @@ from common.compression import fake_quantization, quantization
 from tests.compression.networks import EMBEDDED, SERVER, SIDE, each_target, random_network
 
 
-def test_the_observed_range_is_mapped_to_seven_bits():
-    observer = fake_quantization.SevenBitObserver(quant_min=0, quant_max=255, dtype=torch.quint8)
-    observer(torch.tensor([-1.0, 3.0]))
-    scale, zero_point = observer.calculate_qparams()
-    assert scale.item() == pytest.approx(4 / 127) and zero_point.item() == round(127 / 4)
-
-
 @pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v2"])
 def test_the_fused_layers_have_the_outputs_and_gradients_of_those_of_torch(arch):
     fast = quantization.trace(random_network(arch), EMBEDDED, SIDE).train()
@@ -53,8 +46,7 @@ def test_the_fused_layers_have_the_outputs_and_gradients_of_those_of_torch(arch)
 @each_target
 def test_activations_are_fake_quantized_as_by_torch_with_the_same_gradient(target):
     own = fake_quantization.qconfig_mapping(target).global_qconfig.activation()
-    observer = {7: fake_quantization.SevenBitObserver, 8: MovingAverageMinMaxObserver}[target.activation_bits]
-    torchs = FakeQuantize(observer=observer, quant_min=0, quant_max=255)
+    torchs = FakeQuantize(observer=MovingAverageMinMaxObserver, quant_min=0, quant_max=255)
     for scale in (1.0, 4.0):  # the second batch exceeds the moving average: its ends are clipped
         x = scale * torch.randn(4, 6, 9, 9).contiguous(memory_format=torch.channels_last)
         results = []
@@ -65,8 +57,7 @@ def test_activations_are_fake_quantized_as_by_torch_with_the_same_gradient(targe
             results.append((output, values.grad))
         assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
     assert own.scale == torchs.scale and own.zero_point == torchs.zero_point
-    if target.activation_bits == 8:
-        assert (results[1][1] == 0).any()
+    assert (results[1][1] == 0).any()
 
 
 def test_a_disabled_observer_and_disabled_fake_quantization_have_no_effect():
@@ -84,18 +75,13 @@ def test_a_disabled_observer_and_disabled_fake_quantization_have_no_effect():
 def own_and_torchs(target):
     """The modules for activations and for weights, each beside torch's with the same settings."""
     config = fake_quantization.qconfig_mapping(target).global_qconfig
-    observer = {7: fake_quantization.SevenBitObserver, 8: MovingAverageMinMaxObserver}[target.activation_bits]
     low, high = target.weight_range
-    channels = {"observer": MovingAveragePerChannelMinMaxObserver, "qscheme": torch.per_channel_symmetric}
-    tensor = {"observer": MovingAverageMinMaxObserver, "qscheme": torch.per_tensor_symmetric}
-    settings = channels | {"ch_axis": 0} if target.per_channel else tensor
-    return [
-        (config.activation(), FakeQuantize(observer=observer, quant_min=0, quant_max=255)),
-        (
-            config.weight(),
-            FakeQuantize(quant_min=low, quant_max=high, dtype=torch.qint8, eps=2**-12, **settings),
-        ),
-    ]
+    weight = FakeQuantize(
+        observer=MovingAveragePerChannelMinMaxObserver, quant_min=low, quant_max=high, dtype=torch.qint8,
+        qscheme=torch.per_channel_symmetric, ch_axis=0, eps=2**-12,
+    )  # fmt: skip
+    activation = FakeQuantize(observer=MovingAverageMinMaxObserver, quant_min=0, quant_max=255)
+    return [(config.activation(), activation), (config.weight(), weight)]
 
 
 def result_of(module, x):
@@ -153,7 +139,6 @@ def test_a_copy_keeps_the_switches_and_has_its_own(target):
 def test_values_that_are_all_zero_have_a_scale_of_usual_size(target):
     for own, _ in own_and_torchs(target):
         assert torch.equal(own(torch.zeros(6, 4, 3, 3)), torch.zeros(6, 4, 3, 3))
-        # twice as large where 8 bits hold a range of 7
         assert ((own.scale >= 2**-7) & (own.scale < 0.02)).all() and (own.zero_point >= 0).all()
 
 
