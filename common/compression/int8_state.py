@@ -1,4 +1,4 @@
-"""The weights of an int8 model as plain tensors: what a checkpoint stores."""
+"""The weights of an int8 model as plain tensors and numbers: what a checkpoint stores."""
 
 import torch
 from torch import nn
@@ -8,14 +8,14 @@ from common.system.errors import UserError
 
 
 def extract(model: nn.Module) -> dict:
-    """The state dict of an int8 model in plain tensors, which any version of torch can read.
+    """The state dict of an int8 model in plain tensors and numbers, which any version of torch can read.
 
     Args:
         model: The int8 model.
 
     Returns:
-        Values by name. A quantized weight becomes {"int8": int8, "scale": float32 [] or [channels],
-        "zero_point": int8 of the same shape}; the packed weight and bias of a Linear become a list.
+        Values by name. A quantized weight becomes {"int8": int8, "scale": float32 [channels]}; its zero point
+        is 0. The packed weight and bias of a Linear become a list, a tensor without dimensions a number.
     """
     state = model.state_dict().items()
     return {key: _to_plain(value) for key, value in state if not isinstance(value, torch.dtype)}
@@ -36,8 +36,7 @@ def resize(state: dict, shapes: dict[str, list[int]]) -> dict:
         if isinstance(value, list):  # weight and bias of a Linear
             return [resized(part, shape) for part in value]
         if isinstance(value, dict):
-            scales = {key: resized(value[key], shape) for key in ("scale", "zero_point")}
-            return {"int8": value["int8"].new_zeros(shape), **scales}
+            return {"int8": value["int8"].new_zeros(shape), "scale": resized(value["scale"], shape)}
         return value.new_zeros(shape[:1]) if torch.is_tensor(value) and value.ndim else value
 
     modules = {key: key.partition("._packed_params")[0].removesuffix(".weight") for key in state}
@@ -64,7 +63,7 @@ def load(model: nn.Module, state: dict) -> None:
     expected = {key for key, value in own.items() if not isinstance(value, torch.dtype)}
     try:
         with quantization.silenced():
-            own.update({key: _from_plain(state[key]) for key in expected | set(state)})
+            own.update({key: _from_plain(state[key], own[key]) for key in expected | set(state)})
             model.load_state_dict(own)
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = quantization.first_line(error)
@@ -76,29 +75,23 @@ def _to_plain(value):
         return [_to_plain(part) for part in value]
     if value is None:  # the bias of a convolution without one
         return None
-    if not value.is_quantized:
-        return value.detach()
-    if value.qscheme() == torch.per_tensor_affine:
-        scale, zero_point = value.q_scale(), value.q_zero_point()
-    else:
-        scale, zero_point = value.q_per_channel_scales(), value.q_per_channel_zero_points()
-    return {
-        "int8": value.int_repr(),
-        "scale": torch.as_tensor(scale, dtype=torch.float32),  # as it was observed
-        "zero_point": torch.as_tensor(zero_point, dtype=torch.int8),
-    }
+    if value.is_quantized:
+        return {"int8": value.int_repr(), "scale": value.q_per_channel_scales().float()}  # as observed
+    return value.detach() if value.ndim else value.item()
 
 
-def _from_plain(value):
+def _from_plain(value, own):
+    """The inverse of `_to_plain`; `own` is the value that the model has."""
     if isinstance(value, list):
-        return tuple(_from_plain(part) for part in value)
+        return tuple(map(_from_plain, value, own))
+    if isinstance(value, int | float):
+        return torch.full_like(own, value)
     if not isinstance(value, dict):
         return value
-    # files of earlier versions have float64 and int64, and one scale for all channels
-    integers, scale, zero_point = value["int8"].double(), value["scale"].double(), value["zero_point"].long()
+    # earlier files have zero points, and one scale for all channels where the target device was embedded
+    integers, scale = value["int8"].double(), value["scale"].double()
     if scale.ndim == 0:
-        real = (integers - zero_point) * scale
-        return torch.quantize_per_tensor(real.float(), scale.item(), int(zero_point), torch.qint8)
-    column = (-1, *[1] * (integers.ndim - 1))
-    real = (integers - zero_point.view(column)) * scale.view(column)
-    return torch.quantize_per_channel(real.float(), scale, zero_point, 0, torch.qint8)
+        return torch.quantize_per_tensor((integers * scale).float(), scale.item(), 0, torch.qint8)
+    real = integers * scale.view(-1, *[1] * (integers.ndim - 1))
+    zero_points = torch.zeros(len(scale), dtype=torch.int64)
+    return torch.quantize_per_channel(real.float(), scale, zero_points, 0, torch.qint8)

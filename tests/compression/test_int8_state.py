@@ -55,7 +55,7 @@ def test_a_layer_without_a_bias_is_saved_and_loaded():
     assert torch.equal(loaded(images), int8_model(images))
 
 
-def test_the_saved_state_is_plain_tensors():
+def test_the_saved_state_is_plain_tensors_and_numbers():
     _, _, int8_model = float_fake_quant_int8("resnet18", SERVER)
     state = int8_state.extract(int8_model)
     weight, bias = state["fc._packed_params._packed_params"]
@@ -70,7 +70,36 @@ def test_the_saved_state_is_plain_tensors():
         else:
             yield value
 
-    assert all(torch.is_tensor(leaf) and not leaf.is_quantized for leaf in leaves(state))
+    for leaf in leaves(state):
+        assert type(leaf) in (int, float) or (leaf.ndim and not leaf.is_quantized)
+    assert type(state["conv1.scale"]) is float and type(state["conv1.zero_point"]) is int
+
+
+def test_a_state_of_an_earlier_version_is_loaded():
+    # weights with one scale and with several, zero points, and tensors of one value
+    model, _, int8_model = float_fake_quant_int8("resnet18", EMBEDDED)
+    state = int8_state.extract(int8_model)
+
+    def earlier(value):
+        if isinstance(value, list):
+            return [earlier(part) for part in value]
+        if isinstance(value, dict):
+            one = value["int8"].ndim == 4
+            scale = torch.tensor(0.125, dtype=torch.float64) if one else value["scale"].double()
+            return {"int8": value["int8"], "scale": scale, "zero_point": torch.zeros_like(scale).long()}
+        return torch.as_tensor(value) if isinstance(value, int | float) else value
+
+    loaded = quantization.skeleton(
+        architectures.rebuild("resnet18", CLASSES, architectures.shapes(model)), EMBEDDED, SIDE
+    )
+    int8_state.load(loaded, {key: earlier(value) for key, value in state.items()})
+    integers = state["conv1.weight"]["int8"]
+    assert torch.equal(loaded.conv1.weight().dequantize(), integers * 0.125)
+    weight, bias = loaded.state_dict()["fc._packed_params._packed_params"]
+    expected = int8_model.state_dict()["fc._packed_params._packed_params"]
+    assert torch.equal(weight.dequantize(), expected[0].dequantize()) and torch.equal(bias, expected[1])
+    assert loaded.conv1.scale == int8_model.conv1.scale
+    assert loaded.conv1.zero_point == int8_model.conv1.zero_point
 
 
 def test_weights_of_another_architecture_are_refused_in_one_line():
@@ -89,7 +118,7 @@ def test_the_int8_state_of_a_pruned_model_is_estimated_except_for_its_values(arc
             return {key: outline(part) for key, part in value.items()}
         if isinstance(value, list):
             return [outline(part) for part in value]
-        return (type(value), value.dtype, value.shape) if torch.is_tensor(value) else value
+        return (value.dtype, value.shape) if torch.is_tensor(value) else type(value)
 
     model = architectures.build(arch, CLASSES)
     pruned = halved(model)
