@@ -37,13 +37,14 @@ def main(args):
         prepared.to(stage.device), stage.loaders.train, stage.device, args.calibration_batches
     )
 
-    # 2. train with fake quantization; of each epoch the converted int8 model is evaluated and kept
+    # 2. train with fake quantization and fixed batch-norm statistics; of each epoch the converted int8 model
+    # is evaluated and kept
     converted, history = stage.fit(
         prepared,
         loss_fn,
         deploy=quantization.convert,
         deploy_device=stage.cpu,
-        before_epoch=functools.partial(quantization.freeze_late, epochs=args.epochs),
+        before_epoch=functools.partial(quantization.freeze, epochs=args.epochs),
     )
 
     # 3. test the int8 model, and compare it with those that it was created from

@@ -133,7 +133,7 @@ class Fold:
         prepared = quantization.prepare(self.teacher, TARGET_DEVICES["embedded"], SIDE)
         quantization.calibrate(prepared, loaders.train, CPU, 16)
         loss = distillation_loss_fn(self.teacher, temperature=3.0, alpha=0.9) if taught else cross_entropy
-        freeze = functools.partial(quantization.freeze_late, epochs=epochs)
+        freeze = functools.partial(quantization.freeze, epochs=epochs)
         options = {"epochs": epochs, "lr": 5e-5, "deploy": quantization.convert, "before_epoch": freeze}
         converted = self.fit(prepared, loss, loaders.train, **options)
         return metrics.evaluate(converted.int8, loaders.test, CPU)

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, fx, nn
-from torch.ao.nn.intrinsic.qat import freeze_bn_stats
 from torch.ao.quantization import disable_observer
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
 from torchvision.ops import StochasticDepth
@@ -22,7 +21,7 @@ from common.compression.target_devices import TargetDevice
 from common.system.errors import UserError
 from common.system.terminal import progress_bar
 
-FREEZE_AT = 2 / 3  # fraction of the epochs after which observers and batch norm are frozen
+FREEZE_AT = 2 / 3  # fraction of the epochs after which the observers are frozen
 BIAS_MAX = 2**30  # of int32; the rest is for the sum of products
 KNOWN_WARNINGS = (  # torch is pinned, and each call would print them again
     "torch.ao.quantization is deprecated",
@@ -115,18 +114,19 @@ def calibrate(prepared: nn.Module, batches: Iterable, device: torch.device, coun
         prepared(images.to(device))
 
 
-def freeze_late(prepared: nn.Module, epoch: int, epochs: int) -> None:
-    """Freezes observers and batch-norm statistics in the last third of the epochs.
+def freeze(prepared: nn.Module, epoch: int, epochs: int) -> None:
+    """Freezes the batch-norm statistics, and in the last third of the epochs the observers.
 
-    The rest of the training then uses the exact scales of the int8 model.
+    The statistics are those that the int8 model will have. The last epochs use its exact scales too.
 
     Args:
         prepared: A model with fake quantization; changed in place.
         epoch: The epoch that begins, from 0.
         epochs: How many there are.
     """
+    prepared.eval()
     if epoch >= int(FREEZE_AT * epochs):
-        prepared.apply(disable_observer).apply(freeze_bn_stats)
+        prepared.apply(disable_observer)
 
 
 class Converted(nn.Module):

@@ -1,5 +1,6 @@
 import os
 import time
+import zipfile
 
 import pytest
 import torch
@@ -94,4 +95,20 @@ def test_the_checksum_depends_on_every_value_and_not_on_strides():
 def test_the_size_of_a_file_is_known_without_writing_it(tmp_path):
     content = {"a": torch.arange(1000.0), "b": "x"}
     files.save_checked(content, tmp_path / "x.pt")
+    assert files.file_bytes(content) == (tmp_path / "x.pt").stat().st_size
+
+
+def test_a_file_has_one_storage_for_each_dtype_and_the_same_tensors(tmp_path):
+    content = {
+        "weights": {"a": torch.rand(2, 3).t(), "b": [torch.arange(3), torch.tensor(2.5)]},
+        "none": (torch.zeros(0, 4), None, "text"),
+    }
+    files.save_checked(content, tmp_path / "x.pt")
+    loaded = files.load_checked(tmp_path / "x.pt", since=9)
+    assert torch.equal(loaded["weights"]["a"], content["weights"]["a"])
+    assert torch.equal(loaded["weights"]["b"][0], torch.arange(3)) and loaded["weights"]["b"][1] == 2.5
+    assert loaded["none"][0].shape == (0, 4) and loaded["none"][1:] == (None, "text")
+    with zipfile.ZipFile(tmp_path / "x.pt") as archive:
+        storages = [name for name in archive.namelist() if "/data/" in name]
+    assert len(storages) == 2  # float32 and int64
     assert files.file_bytes(content) == (tmp_path / "x.pt").stat().st_size
