@@ -74,7 +74,10 @@ def _search(groups: list[Group], budget: Budget, cost: Callable[[Widths], float]
     few, many = _bisect(too_large, 0, steps)
     if budget.exact:
         return _adjust(groups, budget, cost, [(at(few), few / steps), (at(many), many / steps)], start)
-    while many < steps and too_large(many):  # a measurement that has met the limit once may not do so again
+    # one measurement that was wrong has moved the result: look again on both sides
+    while many > 1 and not too_large(many - 1):
+        many -= 1
+    while many < steps and too_large(many):
         many += 1
     return at(many)
 

@@ -146,9 +146,28 @@ def test_a_model_that_exceeds_the_limit_when_it_is_measured_again_is_pruned_furt
 
         return Budget("latency", limit, 2 * limit, cost)
 
-    # one of the full network, one of the smallest, and six to find one of 64 steps
-    assert count_parameters(within(model, measured(8), network)) <= limit
+    # one of the full network, one of the smallest, six to find one of 64 steps, one of the step before
+    assert count_parameters(within(model, measured(9), network)) <= limit
     assert count_parameters(within(model, measured(1000), network)) > limit
+
+
+def test_one_latency_that_is_measured_too_high_does_not_prune_more():
+    model, network = built("resnet18")
+    limit, measurements = 0.5 * count_parameters(model), []
+
+    def measured(wrong):
+        measurements.clear()
+
+        def cost(pruned):
+            measurements.append(pruned)
+            return count_parameters(pruned) * (3 if len(measurements) == wrong else 1)
+
+        return Budget("latency", limit, 2 * limit, cost)
+
+    expected = count_parameters(within(model, measured(None), network))
+    assert 0.9 * limit < expected <= limit
+    # the first is of the full network, the second of the smallest, the third of the middle
+    assert count_parameters(within(model, measured(3), network)) == expected
 
 
 def ram(limit, start, precision="int8", image_size=8):
