@@ -23,7 +23,7 @@ def content_of(
     }
 
 
-# the server target has 7 bits for this reason
+# the server target has weights from -63 to 63 for this reason
 no_overflow = pytest.mark.skipif(
     latency.instruction_set() == "AVX2",
     reason="without VNNI, ONNX Runtime adds two products in 16 bits, where 8-bit activations overflow",
