@@ -84,6 +84,7 @@ def load_checked(path: str | Path, *, since: int = 1):
         given = content.pop(CHECKSUM)
         try:
             intact = given == checksum(content)
+            content = _in_own_storages(content)
         except (TypeError, ValueError, RuntimeError, RecursionError):
             intact = False
         if not intact:
@@ -126,26 +127,46 @@ def file_bytes(content: dict) -> int:
     return file.tell()
 
 
+def _map_tensors(value, function: Callable):
+    """A copy of nested dicts, lists and tuples, with `function(tensor)` in the place of each tensor."""
+    if isinstance(value, dict):
+        return {key: _map_tensors(part, function) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_map_tensors(part, function) for part in value)
+    return function(value) if torch.is_tensor(value) else value
+
+
 def _in_few_storages(content):
     """A copy whose tensors of one dtype share a storage: each storage takes about 180 bytes of a file."""
     parts: dict[torch.dtype, list[torch.Tensor]] = {}
 
-    def convert(value, tensor: Callable[[torch.Tensor], torch.Tensor | None]):
-        if isinstance(value, dict):
-            return {key: convert(part, tensor) for key, part in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(convert(part, tensor) for part in value)
-        return tensor(value) if torch.is_tensor(value) else value
-
-    def add(tensor: torch.Tensor) -> None:
-        parts.setdefault(tensor.dtype, []).append(tensor.detach().cpu().reshape(-1))
-
-    convert(content, add)
+    _map_tensors(
+        content, lambda tensor: parts.setdefault(tensor.dtype, []).append(tensor.detach().cpu().reshape(-1))
+    )
     shared = {
         dtype: iter(torch.cat(tensors).split([len(tensor) for tensor in tensors]))
         for dtype, tensors in parts.items()
     }
-    return convert(content, lambda tensor: next(shared[tensor.dtype]).view(tensor.shape))
+    return _map_tensors(content, lambda tensor: next(shared[tensor.dtype]).view(tensor.shape))
+
+
+def _in_own_storages(content):
+    """A copy whose tensors share no storage: pickle would write all of it for each of them.
+
+    Raises ValueError where they take more memory than their storages, as in a file meant to fill the memory.
+    """
+    own, storages = {}, {}
+
+    def key(tensor: torch.Tensor) -> tuple:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return storage.data_ptr(), tensor.dtype, tensor.storage_offset(), tensor.shape, tensor.stride()
+
+    _map_tensors(content, lambda tensor: own.update({key(tensor): tensor}))
+    if sum(tensor.nbytes for tensor in own.values()) > sum(storages.values()):
+        raise ValueError("tensors overlap")
+    own = {place: tensor.clone() for place, tensor in own.items()}
+    return _map_tensors(content, lambda tensor: own[key(tensor)])
 
 
 def checksum(content) -> str:

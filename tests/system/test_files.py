@@ -108,7 +108,21 @@ def test_a_file_has_one_storage_for_each_dtype_and_the_same_tensors(tmp_path):
     assert torch.equal(loaded["weights"]["a"], content["weights"]["a"])
     assert torch.equal(loaded["weights"]["b"][0], torch.arange(3)) and loaded["weights"]["b"][1] == 2.5
     assert loaded["none"][0].shape == (0, 4) and loaded["none"][1:] == (None, "text")
+    for tensor in (
+        loaded["weights"]["a"],
+        loaded["weights"]["b"][0],
+    ):  # pickle would write the entire storage
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
     with zipfile.ZipFile(tmp_path / "x.pt") as archive:
         storages = [name for name in archive.namelist() if "/data/" in name]
     assert len(storages) == 2  # float32 and int64
     assert files.file_bytes(content) == (tmp_path / "x.pt").stat().st_size
+
+
+def test_tensors_that_overlap_are_refused(tmp_path):
+    # each a different part of one storage, together far more than it
+    memory = torch.zeros(1000)
+    content = {"format": 2, "tensors": [memory[start:] for start in range(500)]}
+    torch.save(content | {files.CHECKSUM: files.checksum(content)}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"x\.pt is damaged"):
+        files.load_checked(tmp_path / "x.pt", since=2)
