@@ -93,7 +93,7 @@ class FakeQuantizeValues(FakeQuantize):
             lowest: The bound, float [channels].
         """
         observer = self.activation_post_process
-        observer.max_val = torch.maximum(observer.max_val, lowest * self.quant_max)
+        observer.max_val = torch.where(self.scale < lowest, lowest * self.quant_max, observer.max_val)
         self.scale.copy_(self.calculate_qparams()[0])
 
     def _load_from_state_dict(self, *args) -> None:

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
-from common.compression import quantization
+from common.compression import fake_quantization, quantization
 from common.models import architectures
 from common.system.errors import UserError
 from tests.compression.networks import (
@@ -234,3 +234,20 @@ def test_a_block_that_starts_with_zeros_is_quantized_and_learns(target):
     F.cross_entropy(prepared.train()(images), torch.arange(8) % CLASSES).backward()
     gradient = prepared.get_submodule("block.0").bn.weight.grad
     assert gradient.isfinite().all() and (gradient != 0).all()
+
+
+@each_target
+def test_a_scale_is_raised_only_where_the_bias_would_not_fit_into_int32(target):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
+    with torch.no_grad():
+        model[0].weight[0] *= 1e-9
+        model[0].weight[1] = 0
+        model[0].bias[:2] = 60
+    prepared = prepared_for(target, model)
+    before = prepared.get_submodule("0").weight_fake_quant.scale
+    converted = quantization.convert(prepared)
+    after = converted.fake_quant.get_submodule("0").weight_fake_quant.scale
+    assert torch.equal(after[1:], before[1:]) and after[1] == fake_quantization.SCALE_OF_ZEROS
+    weight = converted.int8.get_submodule("0").weight()
+    assert after[0] > before[0] and torch.equal(weight.q_per_channel_scales().float(), after)
+    assert after[0] == pytest.approx(60 / 2**30 / float(prepared.activation_post_process_0.scale), rel=1e-5)
