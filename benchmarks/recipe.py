@@ -192,7 +192,7 @@ VARIANTS = {  # the first of each group is the one that the others are compared 
                 **target, criterion="reconstruction", epochs=epochs, **options
             )
             for name, options in FINE_TUNING.items()
-            if epochs == 4 or options["mode"] == nn.Module.eval
+            if epochs == 4 or options["mode"] == nn.Module.eval  # the modes are compared after 4 epochs
         }
         for text, target in itertools.islice(TARGETS.items(), 2)
         for epochs in (0, 4, 16)

@@ -113,17 +113,14 @@ class _Weighted(nn.Module):
         else:
             scale, zero_point = weight.q_per_channel_scales(), weight.q_per_channel_zero_points()
         scale = scale.double()
+        if bias is not None:
+            bias = (bias.detach().double() / (scale * input_scale)).round().to(torch.int32)
         self.operation = operation
         self.register_buffer("weight", weight.int_repr())
         self.register_buffer("scale", scale.float())
         self.register_buffer("zero_point", zero_point.to(torch.int8))
         self.register_buffer("bias_scale", (scale * input_scale).float())
-        self.register_buffer(
-            "bias",
-            None
-            if bias is None
-            else (bias.detach().double() / (scale * input_scale)).round().to(torch.int32),
-        )
+        self.register_buffer("bias", bias)
 
     def forward(self, values: Tensor) -> Tensor:
         weight = _dequantize(self.weight, self.scale, self.zero_point)

@@ -155,18 +155,18 @@ def _in_own_storages(content):
 
     Raises ValueError where they take more memory than their storages, as in a file meant to fill the memory.
     """
-    own, storages = {}, {}
 
-    def key(tensor: torch.Tensor) -> tuple:
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        return storage.data_ptr(), tensor.dtype, tensor.storage_offset(), tensor.shape, tensor.stride()
+    def place(tensor: torch.Tensor) -> tuple:
+        start = tensor.untyped_storage().data_ptr()
+        return start, tensor.dtype, tensor.storage_offset(), tensor.shape, tensor.stride()
 
-    _map_tensors(content, lambda tensor: own.update({key(tensor): tensor}))
+    own = {}
+    _map_tensors(content, lambda tensor: own.setdefault(place(tensor), tensor))
+    storages = {key[0]: tensor.untyped_storage().nbytes() for key, tensor in own.items()}
     if sum(tensor.nbytes for tensor in own.values()) > sum(storages.values()):
         raise ValueError("tensors overlap")
-    own = {place: tensor.clone() for place, tensor in own.items()}
-    return _map_tensors(content, lambda tensor: own[key(tensor)])
+    own = {key: tensor.clone() for key, tensor in own.items()}
+    return _map_tensors(content, lambda tensor: own[place(tensor)])
 
 
 def checksum(content) -> str:
