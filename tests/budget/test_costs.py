@@ -153,7 +153,7 @@ def test_a_budget_of_parameters_is_a_fraction_of_those_of_the_model(parent):
         ("onnxruntime", "fp32", "fp32 ONNX Runtime"),
         ("onnxruntime", "int8", "int8 ONNX Runtime"),
         ("torch", "fp32", "fp32"),
-        ("torch", "int8", "int8, qnnpack"),
+        ("torch", "int8", "int8, onednn"),
     ],
 )
 def test_what_was_achieved_is_stored_with_its_conditions(parent, monkeypatch, latency_in, precision, engine):
@@ -161,6 +161,7 @@ def test_what_was_achieved_is_stored_with_its_conditions(parent, monkeypatch, la
     for module in (latency, onnx_latency):
         monkeypatch.setattr(module, "measure", lambda *_, **__: Latency(2.5, 3.0, 1))
     monkeypatch.setattr(latency, "cpu", lambda: "Abacus, NEON")
+    monkeypatch.setattr(int8_engines, "use", lambda target: "onednn")
     more = {"precision": precision, "target": EMBEDDED, "threads": 2, "latency_in": latency_in}
     budget = costs.make_budget("latency", "5ms", model, content, row_of(content, path, "pruned"), **more)
     assert budget.achieved(model) == {

@@ -33,8 +33,8 @@ def _random_network(arch: str) -> nn.Module:
 
 
 def prepared_for(target: TargetDevice, model: nn.Module) -> nn.Module:
-    """`model` with fake quantization, calibrated; an engine for `target` is set."""
-    int8_engines.use(target)
+    """`model` with fake quantization, calibrated; the reference engine for `target` is set, where it runs."""
+    int8_engines.use(target, int8_engines.reference_engine(target))
     prepared = quantization.prepare(model, target, SIDE)
     quantization.calibrate(prepared, [(torch.randn(16, 3, SIDE, SIDE), None)], CPU, 1)
     return prepared
@@ -48,7 +48,7 @@ def quantized(model: nn.Module, target: TargetDevice) -> tuple[nn.Module, nn.Mod
 
 def float_fake_quant_int8(arch: str, target: TargetDevice) -> tuple[nn.Module, nn.Module, nn.Module]:
     """`random_network(arch)`, with fake quantization and in int8; an engine for `target` is set."""
-    int8_engines.use(target)
+    int8_engines.use(target, int8_engines.reference_engine(target))
     return copy.deepcopy(_float_fake_quant_int8(arch, target))
 
 

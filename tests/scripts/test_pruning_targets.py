@@ -2,6 +2,7 @@
 
 import pytest
 
+from common.compression.target_devices import ENGINES
 from common.deployment import qdq
 from common.evaluation import latency, memory
 from common.models import checkpoint
@@ -47,7 +48,10 @@ def test_a_target_of_ram_is_met(prune, precision, size, steps):
         (("--threads", 2), "fp32 ONNX Runtime on "),
         (("--target-precision", "int8"), "int8 ONNX Runtime on "),
         (("--latency-in", "torch"), "fp32 on "),
-        (("--latency-in", "torch", "--target-precision", "int8"), "qnnpack on "),
+        (
+            ("--latency-in", "torch", "--target-precision", "int8"),
+            tuple(f"{engine} on " for engine in ENGINES),
+        ),
     ],
 )
 def test_a_target_of_latency_is_measured_where_the_network_runs(prune, options, conditions):
