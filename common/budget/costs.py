@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from common.budget.target import Budget
@@ -20,6 +21,7 @@ from common.system.errors import UserError
 
 RESERVE = 4096  # bytes that metrics and further rows of the lineage may take in a file
 PLACEHOLDERS = {"n": 0, "top1": 0.0, "top5": 0.0, "loss": 0.0, "ci95": [0.0, 0.0], "params": 0, "macs": 0}
+MEMORY_FORMATS = {"onnxruntime": onnx_latency.MEMORY_FORMAT, "torch": torch.channels_last}
 Cost = Callable[[nn.Module], float]
 
 
@@ -156,7 +158,11 @@ def checkpoint_cost(kind: str, path: Path, *, threads: int, latency_in: str) -> 
     """
     content = checkpoint.load(path)
     if kind == "latency":
-        return _time(content, lambda: checkpoint.rebuild(content), threads, latency_in)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "model.onnx")
+            model = _load(content, lambda: checkpoint.rebuild(content), threads, latency_in, file)
+        how = {"threads": threads, "memory_format": MEMORY_FORMATS[latency_in]}
+        return latency.measure(model, content["image_size"], batch=1, **how).p50
     if kind == "ram":
         return memory.checkpoint_bytes(content, checkpoint.rebuild(content))
     return path.stat().st_size if kind == "size" else content["metrics"]["macs"]
@@ -201,46 +207,46 @@ def _activation_bytes(image_size: int, precision: str) -> Cost:
 def _milliseconds(parent: dict, threads: int, latency_in: str, target: TargetDevice | None) -> Cost:
     """The latency in float32, or with a target in int8: of arbitrary scales, which does not change it.
 
-    The first network that is measured, the unpruned one, is measured again beside each later one. A latency
-    is that at the speed that the machine had at first: other programs slow it down for minutes.
+    Each network is compared with the first one, the unpruned: a latency is that at the speed that the machine
+    had at first. Other programs slow it down for minutes.
     """
     # its metadata are not read, but have to be complete
     content = {"stage": "pruned"} | parent | {"metrics": PLACEHOLDERS}
     content["int8"] = target and {"backend": target.backend}
     # a network that is measured again is not exported again; deleted together with the cost
     folder = tempfile.TemporaryDirectory()
+    how = {"threads": threads, "memory_format": MEMORY_FORMATS[latency_in]}
     first = []
 
-    def timed(model: nn.Module) -> float:
+    def load(model: nn.Module) -> nn.Module:
         def build() -> nn.Module:
             copied = copy.deepcopy(model).cpu()
             return quantization.skeleton(copied, target, content["image_size"]) if target else copied
 
         shapes = json.dumps(architectures.shapes(model))
         file = Path(folder.name, f"{hashlib.sha256(shapes.encode()).hexdigest()}.onnx")
-        return _time(content, build, threads, latency_in, file)
+        return _load(content, build, threads, latency_in, file)
 
     def cost(model: nn.Module) -> float:
+        timed, side = load(model), content["image_size"]
         if not first:
-            first.extend((copy.deepcopy(model), timed(model)))
+            first.extend((timed, latency.measure(timed, side, batch=1, **how).p50))
             return first[1]
-        return timed(model) * first[1] / timed(first[0])
+        return first[1] * latency.ratio(timed, first[0], side, **how)
 
     return cost
 
 
-def _time(
-    content: dict, build: Callable[[], nn.Module], threads: int, latency_in: str, file: Path | None = None
-) -> float:
-    """The median for one image; `file`: where the ONNX file is kept."""
+def _load(
+    content: dict, build: Callable[[], nn.Module], threads: int, latency_in: str, file: Path
+) -> nn.Module:
+    """What is timed: the model of `build`, or its ONNX file, which is written to `file`."""
     if latency_in == "torch":
-        return latency.measure(build(), content["image_size"], batch=1, threads=threads).p50
-    with tempfile.TemporaryDirectory() as folder:
-        file = file or Path(folder, "model.onnx")
-        try:
-            return onnx_latency.measure(content, build, file, batch=1, threads=threads).p50
-        except UserError as error:
-            raise UserError(
-                f"the latency in ONNX Runtime cannot be measured: {error}; --latency-in torch measures "
-                "torch's instead"
-            ) from None
+        return build()
+    try:
+        return onnx_latency.load(content, build, file, threads=threads)
+    except UserError as error:
+        raise UserError(
+            f"the latency in ONNX Runtime cannot be measured: {error}; --latency-in torch measures "
+            "torch's instead"
+        ) from None
