@@ -14,6 +14,7 @@ that are there are not repeated. --draw plots several such files.
 
 import json
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -69,18 +70,20 @@ def main(args):
         """Evaluates the file that `create()` returns, and adds it to the output."""
         if name in done:
             return
+        start = time.monotonic()
         path = create()
+        seconds = round(time.monotonic() - start)
         opened = predictor.load(path, None, 2)
         loader = eval_loader(splits.test, opened.content, BATCH, cache="auto")
         score = metrics.evaluate(opened.model, loader, torch.device("cpu"))
         row = {
             "name": name, "method": method, "part": part, "file": path.name, "bytes": path.stat().st_size,
             "teacher": source.name, "teacher_bytes": source.stat().st_size, "dataset": args.dataset,
-            "correct": score.correct.int().tolist(),
+            "seconds": seconds, "correct": score.correct.int().tolist(),
         }  # fmt: skip
         with output.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        print(f"{name}: {path.name}, {row['bytes']:,} bytes, {score}", flush=True)
+        print(f"{name}: {path.name}, {row['bytes']:,} bytes, {seconds} s, {score}", flush=True)
 
     def run(script, *words):
         return script.main(script.parse_args([*map(str, words), *where]))
