@@ -22,7 +22,7 @@ SIDE, CHANNELS_REMOVED, EPOCHS = 64, 0.25, 2
 
 def main(arch: str, folder: Path, images: Path) -> dict:
     data = ["--dataset", "folder", "--data-dir", images, "--workers", 0, "--output-dir", folder]
-    training = [*data, "--cache", "off", "--image-size", SIDE, "--batch-size", 8, "--lr", 0.001]
+    training = [*data, "--cache", "off", "--image-size", SIDE, "--batch-size", 8, "--lr", 0.0001]
     start = ["--model", arch, "--pretrained", "none", "--channel-ratio", CHANNELS_REMOVED]
     start += ["--calibration-batches", 1]
     result = {"arch": arch}
