@@ -108,10 +108,8 @@ def test_a_file_has_one_storage_for_each_dtype_and_the_same_tensors(tmp_path):
     assert torch.equal(loaded["weights"]["a"], content["weights"]["a"])
     assert torch.equal(loaded["weights"]["b"][0], torch.arange(3)) and loaded["weights"]["b"][1] == 2.5
     assert loaded["none"][0].shape == (0, 4) and loaded["none"][1:] == (None, "text")
-    for tensor in (
-        loaded["weights"]["a"],
-        loaded["weights"]["b"][0],
-    ):  # pickle would write the entire storage
+    # of a tensor pickle writes the entire storage
+    for tensor in (loaded["weights"]["a"], loaded["weights"]["b"][0]):
         assert tensor.untyped_storage().nbytes() == tensor.nbytes
     with zipfile.ZipFile(tmp_path / "x.pt") as archive:
         storages = [name for name in archive.namelist() if "/data/" in name]
