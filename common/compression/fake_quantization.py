@@ -87,13 +87,14 @@ class FakeQuantizeValues(FakeQuantize):
         self.quantizes = enabled
 
     def raise_scale(self, lowest: Tensor) -> None:
-        """Raises the scale where it is lower than a bound. Only for weights.
+        """Raises the scale to a bound, or a little above it, where it is lower.
 
         Args:
-            lowest: The bound, float [channels].
+            lowest: The bound, float [channels] for a weight, [1] for an activation.
         """
         observer = self.activation_post_process
-        observer.max_val = torch.where(self.scale < lowest, lowest * self.quant_max, observer.max_val)
+        raised = torch.where(self.scale < lowest, lowest * self.quant_max, observer.max_val)
+        observer.max_val = raised.view_as(observer.max_val)
         self.scale.copy_(self.calculate_qparams()[0])
 
     def _load_from_state_dict(self, *args) -> None:

@@ -1,4 +1,5 @@
 import copy
+import operator
 
 import pytest
 import torch
@@ -209,14 +210,14 @@ def test_a_channel_whose_batch_norm_has_the_weight_0_is_quantized_and_learns(tar
 
 
 class Residual(nn.Module):
-    """A block that passes on its input unchanged: its last batch norm starts with zeros."""
+    """A block that passes on its input almost unchanged: the weight of its last batch norm is small."""
 
-    def __init__(self):
+    def __init__(self, weight):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
         self.block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
         self.head = nn.Linear(8, CLASSES)
-        nn.init.zeros_(self.block[1].weight)
+        nn.init.constant_(self.block[1].weight, weight)
 
     def forward(self, images):
         x = self.stem(images)
@@ -225,7 +226,7 @@ class Residual(nn.Module):
 
 @each_target
 def test_a_block_that_starts_with_zeros_is_quantized_and_learns(target):
-    prepared = prepared_for(target, Residual())
+    prepared = prepared_for(target, Residual(0.0))
     images = torch.randn(8, 3, SIDE, SIDE)
     converted = quantization.convert(prepared)
     with torch.inference_mode():
@@ -234,6 +235,23 @@ def test_a_block_that_starts_with_zeros_is_quantized_and_learns(target):
     F.cross_entropy(prepared.train()(images), torch.arange(8) % CLASSES).backward()
     gradient = prepared.get_submodule("block.0").bn.weight.grad
     assert gradient.isfinite().all() and (gradient != 0).all()
+
+
+@each_target
+@pytest.mark.parametrize(("weight", "raised"), [(1e-6, True), (1.0, False)])
+def test_the_scale_of_a_summand_is_raised_only_where_an_engine_would_refuse_it(target, weight, raised):
+    # XNNPACK adds no summand with a scale below 2^-10 of that of the sum, and qnnpack none below 2^-14
+    prepared = prepared_for(target, Residual(weight))
+    converted = quantization.convert(prepared)
+    (summand,) = [
+        node.all_input_nodes[1].target for node in prepared.graph.nodes if node.target is operator.add
+    ]
+    before, after = (model.get_submodule(summand).scale for model in (prepared, converted.fake_quant))
+    assert (after > before) == raised
+    images = torch.randn(8, 3, SIDE, SIDE)
+    with torch.inference_mode():
+        expected, actual = converted.fake_quant(images), converted(images)
+    assert (actual - expected).norm() < 0.04 * expected.norm()
 
 
 @each_target
