@@ -1,4 +1,4 @@
-"""Compare checkpoints and ONNX files on a data set: accuracy beside their parents', size, RAM, latency here.
+"""Compare checkpoints and exported files on a data set: accuracy beside their parents', size, RAM, latency here.
 
     python evaluate.py teacher_resnet50 quantized_resnet50 --plot resnet50.png
 
@@ -65,11 +65,11 @@ def main(args):
 
 
 def ram_of(opened):
-    """The peak of the activations of one image, in bytes; None where it is not known, as of an ONNX file."""
+    """The peak of the activations of one image, in bytes; None where it is not known, as of an exported file."""
     from common.evaluation import memory
     from common.system.errors import UserError
 
-    if opened.path.suffix == ".onnx":
+    if not opened.content["lineage"]:
         return None
     try:
         return memory.checkpoint_bytes(opened.content, opened.model)
@@ -113,8 +113,8 @@ def in_onnx_runtime(row, batch_size):
     from common.models import checkpoint
     from common.system.errors import UserError
 
-    if row.path.suffix == ".onnx":
-        return row
+    if not row.content["lineage"]:  # an exported file
+        return row if row.path.suffix == ".onnx" else replace(row, latency=None)
     content = checkpoint.load(row.path)
     engine = f"{'int8' if content['int8'] else 'fp32'} ONNX Runtime"
     with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +132,7 @@ def in_onnx_runtime(row, batch_size):
 def parse_args(argv=None):
     parser = Parser(__doc__)
     parser.add_argument(
-        "models", nargs="*", metavar="CHECKPOINT|FILE.onnx", help="default: all checkpoints in --output-dir"
+        "models", nargs="*", metavar="CHECKPOINT|FILE", help="default: all checkpoints in --output-dir"
     )
     options.add_output_dir_option(parser)
     options.add_cache_option(options.add_dataset_options(parser))

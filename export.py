@@ -1,15 +1,17 @@
-"""Write a checkpoint as an ONNX file, which runs without PyTorch, and check its predictions.
+"""Write a checkpoint as an ONNX or LiteRT file, which runs without PyTorch, and check its predictions.
 
     python export.py quantized_pruned_kd_resnet18 --output resnet18.onnx
+    python export.py quantized_pruned_kd_resnet18 --output resnet18.tflite
 
 reads    a checkpoint, and the test images of --dataset to check with
-writes   the ONNX file: float, or of an int8 checkpoint int8 weights behind DequantizeLinear
+writes   FILE.onnx: float, or of an int8 checkpoint int8 weights behind DequantizeLinear;
+         or FILE.tflite: of an int8 checkpoint
 """
 
 from pathlib import Path
 
 from common.cli import launch, options, targets
-from common.cli.parser import Parser, number
+from common.cli.parser import Parser, new_file, number
 
 MIN_AGREEMENT = 0.99  # fraction of the images for which the predictions must be the same
 
@@ -20,7 +22,7 @@ def main(args):
 
     from common.compression import int8_engines, target_devices
     from common.data import datasets, loaders
-    from common.deployment import onnx_model
+    from common.deployment import litert_model, onnx_model
     from common.models import checkpoint, lineage
     from common.system.errors import UserError
 
@@ -37,12 +39,14 @@ def main(args):
     batches = loaders.eval_loader(spread, content, workers=args.workers)
 
     # write, check, and only then put in place
-    with onnx_model.export(content, model, output) as exported, torch.inference_mode():
+    formats = {".onnx": ("ONNX Runtime", onnx_model), ".tflite": ("LiteRT", litert_model)}
+    runtime, form = formats[output.suffix.lower()]
+    with form.export(content, model, output) as exported, torch.inference_mode():
         actual, expected = (torch.cat([m(images) for images, _ in batches]) for m in (exported, model))
         agreement = float((actual.argmax(1) == expected.argmax(1)).double().mean())
         difference = float((actual - expected).abs().max())
         print(
-            f"{len(actual)} test images: ONNX Runtime and the checkpoint agree on {agreement:.2%}; largest "
+            f"{len(actual)} test images: {runtime} and the checkpoint agree on {agreement:.2%}; largest "
             f"difference of a logit {difference:.4f}, largest logit {float(expected.abs().max()):.2f}"
         )
         if not agreement >= MIN_AGREEMENT:
@@ -57,8 +61,9 @@ def parse_args(argv=None):
     group = parser.add_argument_group("export")
     group.add_argument("checkpoint", metavar="CHECKPOINT", help=options.CHECKPOINT)
     group.add_argument(
-        "--output", required=True, metavar="FILE.onnx", help="replaced once the check has passed"
-    )
+        "--output", required=True, type=new_file(".onnx", ".tflite"), metavar="FILE.onnx|FILE.tflite",
+        help="replaced once the check has passed",
+    )  # fmt: skip
     group.add_argument(
         "--images",
         "--pictures",

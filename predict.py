@@ -2,7 +2,7 @@
 
     python predict.py quantized_mobilenet_v2 cat.jpg holiday/ --save labeled.png
 
-reads    a checkpoint, float or int8, or an ONNX file of export.py; images, and folders of them
+reads    a checkpoint, float or int8, or a file of export.py; images, and folders of them
 writes   nothing, unless asked: --save
 """
 
@@ -56,7 +56,7 @@ def main(args):
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("model", metavar="CHECKPOINT|FILE.onnx", help=options.CHECKPOINT)
+    parser.add_argument("model", metavar="CHECKPOINT|FILE", help=options.CHECKPOINT)
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="an image, or a folder of images at any depth"
     )

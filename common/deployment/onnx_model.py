@@ -1,7 +1,6 @@
 """ONNX files: written from a checkpoint's model, read, and run by ONNX Runtime."""
 
 import contextlib
-import json
 import logging
 import warnings
 from pathlib import Path
@@ -11,9 +10,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from common.data.transforms import resized_side
-from common.deployment import qdq
-from common.models.schema import IMAGE_SIZES
+from common.deployment import metadata, qdq
 from common.system.errors import UserError
 from common.system.files import atomic_write
 
@@ -39,7 +36,7 @@ def export(checkpoint: dict, model: nn.Module, path: Path):
         UserError: The model has no form in ONNX, or the file cannot be written or is not valid.
     """
     proto = _export(qdq.to_qdq(model, checkpoint["image_size"]) if checkpoint["int8"] else model, checkpoint)
-    onnx.helper.set_model_props(proto, metadata(checkpoint))
+    onnx.helper.set_model_props(proto, metadata.of(checkpoint))
     with atomic_write(path) as temporary:
         onnx.save(proto, temporary)
         try:
@@ -79,68 +76,6 @@ def _export(model: nn.Module, checkpoint: dict) -> onnx.ModelProto:
     return proto
 
 
-def metadata(checkpoint: dict) -> dict[str, str]:
-    """The metadata of an ONNX file.
-
-    Args:
-        checkpoint: The content of a checkpoint.
-
-    Returns:
-        Text by name: name, stage, arch, backend ("" for float); params and macs of the float model, for one
-        image; classes, mean and std as JSON lists; resize, the shorter side, in pixels, that an image is
-        resized to; image_size, the side of the square that is then cropped from its center.
-    """
-    return {
-        "name": checkpoint["name"],
-        "stage": checkpoint["stage"],
-        "arch": checkpoint["arch"],
-        "backend": checkpoint["int8"]["backend"] if checkpoint["int8"] else "",
-        "params": str(checkpoint["metrics"]["params"]),
-        "macs": str(checkpoint["metrics"]["macs"]),
-        # the name of a folder may contain bytes that are no text: they are escaped as in JSON
-        "classes": json.dumps(checkpoint["classes"], ensure_ascii=False)
-        .encode(errors="backslashreplace")
-        .decode(),
-        "mean": json.dumps(checkpoint["mean"]),
-        "std": json.dumps(checkpoint["std"]),
-        "resize": str(resized_side(checkpoint["image_size"])),
-        "image_size": str(checkpoint["image_size"]),
-    }
-
-
-def _parse(texts: dict[str, str]) -> dict:
-    """What `metadata` wrote, with the types and names of a checkpoint, except for its name.
-
-    Raises KeyError, ValueError or RecursionError for text that `metadata` does not write.
-    """
-    values = {key: texts[key] for key in ("stage", "arch", "backend")}
-    values |= {key: json.loads(texts[key]) for key in ("classes", "image_size", "mean", "std")}
-    counts = {key: json.loads(texts.get(key, "null")) for key in ("params", "macs")}
-    names, side = values["classes"], values["image_size"]
-    valid = {key: count is None or _is_count(count) for key, count in counts.items()} | {
-        "classes": type(names) is list and all(type(name) is str for name in names),
-        "image_size": _is_count(side) and side in IMAGE_SIZES,
-        "mean": _are_three(values["mean"], -10, 10),  # of pixels from 0 to 1
-        "std": _are_three(values["std"], 0.0001, 10),
-    }
-    for key in valid:
-        if not valid[key]:
-            raise ValueError(f"{key} cannot be {texts[key]:.60}")
-    return values | {"metrics": counts}
-
-
-def _is_count(value) -> bool:
-    return type(value) is int and 0 <= value < 2**63  # no bool, which is an int too
-
-
-def _are_three(values, low: float, high: float) -> bool:
-    return (
-        type(values) is list
-        and len(values) == 3
-        and all(type(value) in (int, float) and low <= value <= high for value in values)
-    )
-
-
 class OnnxModel(nn.Module):
     """An ONNX file that ONNX Runtime runs on the CPU.
 
@@ -170,12 +105,7 @@ class OnnxModel(nn.Module):
                 path, options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
             self.metadata = self.session.get_modelmeta().custom_metadata_map
-        try:
-            self.content = _parse(self.metadata)
-        except KeyError as error:
-            raise UserError(f"{path} was not written by export.py: its metadata have no {error}") from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} was not written by export.py: in its metadata, {error}") from None
+        self.content = metadata.parse(self.metadata, path)
         self._check()
 
     def _check(self) -> None:

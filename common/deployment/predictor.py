@@ -1,4 +1,4 @@
-"""Opens a file to classify images with: a checkpoint, float or int8, or an ONNX file."""
+"""Opens a file to classify images with: a checkpoint, float or int8, or a file of export.py."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +8,10 @@ from PIL import Image
 from torch import nn
 
 from common.data.transforms import eval_transform
-from common.deployment.onnx_model import OnnxModel
+from common.deployment import litert_model, onnx_model
 from common.models import checkpoint
+
+EXPORTED = {".onnx": ("ONNX Runtime", onnx_model.OnnxModel), ".tflite": ("LiteRT", litert_model.LiteRtModel)}
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Classifier:
         model: On the CPU, in eval mode.
         engine: What runs it, such as "int8 onednn".
         memory_format: That of its images.
-        content: That of the checkpoint without the weights; of an ONNX file what its metadata contain.
+        content: That of the checkpoint without the weights; of an exported file what its metadata contain.
     """
 
     path: Path
@@ -37,7 +39,7 @@ def find(reference: str, folder: str) -> Path:
     """Finds the file that a user means.
 
     Args:
-        reference: The path of an ONNX file, or a checkpoint: see `checkpoint.find`.
+        reference: The path of an exported file, or a checkpoint: see `checkpoint.find`.
         folder: Where checkpoints are kept.
 
     Returns:
@@ -46,16 +48,17 @@ def find(reference: str, folder: str) -> Path:
     Raises:
         UserError: There is no such checkpoint.
     """
-    return Path(reference) if reference.endswith(".onnx") else checkpoint.find(reference, folder)
+    exported = Path(reference).suffix in EXPORTED
+    return Path(reference) if exported else checkpoint.find(reference, folder)
 
 
 def load(path: Path, engine: str | None, threads: int) -> Classifier:
     """Opens a file.
 
     Args:
-        path: A checkpoint or an ONNX file.
+        path: A checkpoint or an exported file.
         engine: See `int8_engines.use`.
-        threads: Threads of ONNX Runtime; 0 for all cores.
+        threads: Threads of ONNX Runtime or LiteRT; 0 for all cores.
 
     Returns:
         The model and its content.
@@ -63,10 +66,11 @@ def load(path: Path, engine: str | None, threads: int) -> Classifier:
     Raises:
         UserError: The file cannot be read or run.
     """
-    if path.suffix == ".onnx":
-        model = OnnxModel(path, threads)
+    if path.suffix in EXPORTED:
+        runtime, open_file = EXPORTED[path.suffix]
+        model = open_file(path, threads)
         content = model.content | {"name": path.stem, "lineage": []}
-        kind = f"{'int8' if content['backend'] else 'fp32'} ONNX Runtime"
+        kind = f"{'int8' if content['backend'] else 'fp32'} {runtime}"
         return Classifier(path, model, kind, torch.contiguous_format, content)
     content = checkpoint.load(path)
     model = checkpoint.rebuild(content, engine).eval()

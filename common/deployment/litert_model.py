@@ -1,0 +1,118 @@
+"""LiteRT (TensorFlow Lite) files: written from an int8 checkpoint's model, read, and run by LiteRT."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from ai_edge_litert.interpreter import Interpreter
+from torch import Tensor, nn
+
+from common.deployment import litert, litert_file, metadata
+from common.system.errors import UserError
+from common.system.files import atomic_write
+
+METADATA = "classification"  # the name of the JSON in the file
+
+
+@contextlib.contextmanager
+def export(checkpoint: dict, model: nn.Module, path: Path):
+    """A context that writes a model for LiteRT, gives it to be checked, and renames it when the block succeeds.
+
+    See `litert.convert` for inputs and outputs.
+
+    Args:
+        checkpoint: Its content goes into the metadata: see `metadata.of`.
+        model: The int8 model of the checkpoint.
+        path: The file.
+
+    Yields:
+        The file under a temporary name, opened as a `LiteRtModel`.
+
+    Raises:
+        UserError: The model is not int8 or has no form in LiteRT, or the file cannot be written.
+    """
+    if not checkpoint["int8"]:
+        raise UserError(f"{path} is not written: only int8 checkpoints have a form in LiteRT")
+    texts = json.dumps(metadata.of(checkpoint)).encode()
+    content = litert.convert(model, checkpoint["image_size"], {METADATA: texts})
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+        yield LiteRtModel(temporary)
+
+
+class LiteRtModel(nn.Module):
+    """A LiteRT file that its interpreter runs on the CPU, with the kernels of XNNPACK.
+
+    `content` are its metadata as values, named as in a checkpoint.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 0):
+        """Opens the file, and runs it on one black image.
+
+        Args:
+            path: The file.
+            threads: Threads of the interpreter; 0 for all cores.
+
+        Raises:
+            UserError: The file cannot be read, or was not written by export.py.
+        """
+        super().__init__()
+        self.path = path
+        try:
+            file = Path(path).read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
+        with self._in_one_line():
+            texts = json.loads(litert_file.read_metadata(file)[METADATA])
+        self.content = metadata.parse(texts, path)
+        with self._in_one_line():
+            self.interpreter = Interpreter(model_content=file, num_threads=threads or os.cpu_count())
+            self.interpreter.allocate_tensors()
+            (self.input,) = self.interpreter.get_input_details()
+            (self.output,) = self.interpreter.get_output_details()
+        self._check()
+
+    def _check(self) -> None:
+        """Raises UserError unless inputs and outputs have the shapes that follow from the metadata."""
+        side, classes = self.content["image_size"], len(self.content["classes"])
+        shapes = [list(details["shape"]) for details in (self.input, self.output)]
+        if shapes != [[1, side, side, 3], [1, classes]]:
+            raise UserError(f"{self.path} maps {shapes[0]} to {shapes[1]}, not as in its metadata")
+        self(torch.zeros(1, 3, side, side))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Runs the model.
+
+        Args:
+            images: float32 [N, 3, S, S], normalized.
+
+        Returns:
+            Logits, float32 [N, C].
+
+        Raises:
+            UserError: LiteRT fails.
+        """
+        with self._in_one_line():
+            scale, zero_point = self.input["quantization"]
+            integers = torch.quantize_per_tensor(images, scale, zero_point + 128, torch.quint8).int_repr()
+            values = (integers.permute(0, 2, 3, 1).to(torch.int16) - 128).to(torch.int8).numpy()
+            if list(self.interpreter.get_input_details()[0]["shape"]) != list(values.shape):
+                self.interpreter.resize_tensor_input(self.input["index"], values.shape)
+                self.interpreter.allocate_tensors()
+            self.interpreter.set_tensor(self.input["index"], values)
+            self.interpreter.invoke()
+            scale, zero_point = self.output["quantization"]
+            logits = self.interpreter.get_tensor(self.output["index"]).astype(np.float32)
+            return torch.from_numpy((logits - zero_point) * np.float32(scale))
+
+    @contextlib.contextmanager
+    def _in_one_line(self):
+        try:
+            yield
+        # damaged bytes make the readers raise errors of any kind
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self.path} is not a file that LiteRT can run: {reason}") from None
