@@ -1,4 +1,4 @@
-"""Compare checkpoints and exported files on a data set: accuracy beside their parents', size, RAM, latency here.
+"""Compare checkpoints and exported files: accuracy beside their parents', size, RAM, latency here.
 
     python evaluate.py teacher_resnet50 quantized_resnet50 --plot resnet50.png
 
@@ -65,7 +65,7 @@ def main(args):
 
 
 def ram_of(opened):
-    """The peak of the activations of one image, in bytes; None where it is not known, as of an exported file."""
+    """The peak of the activations of one image, in bytes; None where it is unknown: of exported files."""
     from common.evaluation import memory
     from common.system.errors import UserError
 

@@ -59,7 +59,12 @@ class LiteRtFile:
         return len(self.graph.tensors) - 1
 
     def constant(
-        self, name: str, values: np.ndarray, scales: list[float] | None = None, axis: int = 0, zero_point: int = 0
+        self,
+        name: str,
+        values: np.ndarray,
+        scales: list[float] | None = None,
+        axis: int = 0,
+        zero_point: int = 0,
     ) -> int:
         """Adds a constant.
 
@@ -150,9 +155,7 @@ def read_metadata(content: bytes) -> dict[str, bytes]:
     """
     model = schema.Model.GetRootAs(content, 0)
     entries = [model.Metadata(index) for index in range(model.MetadataLength())]
-    return {
-        entry.Name().decode(): model.Buffers(entry.Buffer()).DataAsNumpy().tobytes() for entry in entries
-    }
+    return {entry.Name().decode(): model.Buffers(entry.Buffer()).DataAsNumpy().tobytes() for entry in entries}
 
 
 def _quantization(scales: list[float], zero_points: list[int], axis: int) -> schema.QuantizationParametersT:

@@ -1,6 +1,7 @@
 """LiteRT (TensorFlow Lite) files: written from an int8 checkpoint's model, read, and run by LiteRT."""
 
 import contextlib
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -12,14 +13,15 @@ from torch import Tensor, nn
 
 from common.deployment import litert, litert_file, metadata
 from common.system.errors import UserError
-from common.system.files import atomic_write
+from common.system.files import CHECKSUM, atomic_write
 
 METADATA = "classification"  # the name of the JSON in the file
+NO_CHECKSUM = "0" * 64  # what is in the place of the checksum while it is computed
 
 
 @contextlib.contextmanager
 def export(checkpoint: dict, model: nn.Module, path: Path):
-    """A context that writes a model for LiteRT, gives it to be checked, and renames it when the block succeeds.
+    """A context that writes a LiteRT file, gives it to be checked, and renames it when the block succeeds.
 
     See `litert.convert` for inputs and outputs.
 
@@ -36,11 +38,17 @@ def export(checkpoint: dict, model: nn.Module, path: Path):
     """
     if not checkpoint["int8"]:
         raise UserError(f"{path} is not written: only int8 checkpoints have a form in LiteRT")
-    texts = json.dumps(metadata.of(checkpoint)).encode()
-    content = litert.convert(model, checkpoint["image_size"], {METADATA: texts})
+    texts = metadata.of(checkpoint) | {CHECKSUM: NO_CHECKSUM}
+    content = litert.convert(model, checkpoint["image_size"], {METADATA: json.dumps(texts).encode()})
+    content = _with_checksum(content, NO_CHECKSUM, hashlib.sha256(content).hexdigest())
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
         yield LiteRtModel(temporary)
+
+
+def _with_checksum(content: bytes, old: str, new: str) -> bytes:
+    """The content of a file whose metadata have another checksum."""
+    return content.replace(*(f'"{CHECKSUM}": "{value}"'.encode() for value in (old, new)), 1)
 
 
 class LiteRtModel(nn.Module):
@@ -67,6 +75,10 @@ class LiteRtModel(nn.Module):
             raise UserError(f"cannot read {path}: {error.strerror}") from None
         with self._in_one_line():
             texts = json.loads(litert_file.read_metadata(file)[METADATA])
+            # the interpreter does not check what it reads: damaged bytes can end the process
+            bare = _with_checksum(file, texts[CHECKSUM], NO_CHECKSUM)
+            if texts[CHECKSUM] != hashlib.sha256(bare).hexdigest():
+                raise ValueError("its content does not match its checksum")
         self.content = metadata.parse(texts, path)
         with self._in_one_line():
             self.interpreter = Interpreter(model_content=file, num_threads=threads or os.cpu_count())

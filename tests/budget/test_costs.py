@@ -5,7 +5,7 @@ from common.budget import costs
 from common.budget.costs import RESERVE
 from common.budget.widths import widths_for_budget
 from common.compression import int8_engines, int8_state, pruning, quantization
-from common.deployment import onnx_latency, onnx_model, qdq
+from common.deployment import metadata, onnx_latency, qdq
 from common.evaluation import latency, memory, metrics
 from common.evaluation.latency import Latency
 from common.evaluation.metrics import Score, count_parameters
@@ -224,7 +224,7 @@ def test_in_onnx_runtime_each_network_is_exported_once_with_what_a_file_needs(pa
     exported, compared = [], []
 
     def load(content, build, file, *, threads):
-        onnx_model.metadata(content)
+        metadata.of(content)
         assert content["int8"] == {"backend": "qnnpack"} and threads == 2
         exported.append((file.name, content["image_size"]))
         return file.name

@@ -8,7 +8,7 @@ import torch
 from onnx import TensorProto, helper
 
 from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from common.deployment import onnx_model, predictor
+from common.deployment import metadata, onnx_model, predictor
 from common.models import checkpoint
 from common.system.errors import UserError
 from tests.compression.networks import (
@@ -295,6 +295,6 @@ def test_a_class_name_that_is_no_text_is_read_as_it_was_written():
     content = content_of("squeezenet1_1", random_network("squeezenet1_1")) | {
         "classes": ["caf\udce9", "ネコ"]
     }
-    texts = onnx_model.metadata(content)
+    texts = metadata.of(content)
     onnx.helper.set_model_props(onnx.ModelProto(), texts)  # where only UTF-8 is allowed
-    assert onnx_model._parse(texts)["classes"] == ["caf\udce9", "ネコ"]
+    assert metadata.parse(texts, "m.onnx")["classes"] == ["caf\udce9", "ネコ"]
