@@ -9,7 +9,6 @@ writes   decoded images into --cache; and if asked: --json, --csv, --markdown, -
 import functools
 import tempfile
 import textwrap
-from dataclasses import replace
 from pathlib import Path
 
 from common.cli import launch, options, targets
@@ -43,25 +42,48 @@ def main(args):
         scores[path] = score(opened)
         print(f"{path}: {scores[path]}", flush=True)
         loads.append(latency.others_load())
-        side, memory_format = opened.content["image_size"], opened.memory_format
         timed = latency.measure(
-            opened.model, side, batch=args.batch_size, threads=args.threads, memory_format=memory_format
-        )
-        measured.append((path, opened.content, opened.engine, timed, ram_of(opened)))
+            opened.model, opened.content["image_size"], batch=args.batch_size, threads=args.threads,
+            memory_format=opened.memory_format,
+        )  # fmt: skip
+        latencies = {opened.runtime: timed} | deployed_latencies(args, opened)
+        measured.append((path, opened.content, opened.engine, latencies, ram_of(opened)))
     if not measured:
         raise UserError(f"no checkpoint in {args.output_dir} has the classes of this data set")
 
     # compare with the parents, also with those that were not asked for
     rows = []
-    for path, content, engine, timed, ram in measured:
+    for path, content, engine, latencies, ram in measured:
         parent = comparison.find_parent(path, content, paths)
         if parent and parent not in scores:
             scores[parent] = score(predictor.load(parent, args.engine, args.threads))
-        compared = (timed, args.threads, parent, scores.get(parent))
+        compared = (latencies, args.threads, parent, scores.get(parent))
         rows.append(comparison.Row(path, content, engine, scores[path], *compared, ram_bytes=ram))
     images = f"{len(splits.test)} test images of {args.dataset}"
     conditions = f"{images}. {latency.conditions(args.threads, args.batch_size, loads)}"
     report(args, rows, splits.classes, conditions)
+
+
+def deployed_latencies(args, opened):
+    """The latencies of a checkpoint's ONNX file; none of a file that is exported already."""
+    from common.deployment import onnx_latency
+    from common.models import checkpoint
+    from common.system.errors import UserError
+
+    latencies = {}
+    if opened.runtime != "torch":
+        return latencies
+    with tempfile.TemporaryDirectory() as folder:
+        for runtime in args.runtimes:
+            name = onnx_latency.RUNTIMES[runtime]
+            try:
+                latencies[name] = onnx_latency.measure(
+                    opened.content, lambda: checkpoint.rebuild(checkpoint.load(opened.path)),
+                    Path(folder, "model.onnx"), batch=args.batch_size, threads=args.threads, runtime=runtime,
+                )  # fmt: skip
+            except UserError as error:
+                print(f"note: no latency in {name}: {error}")
+    return latencies
 
 
 def ram_of(opened):
@@ -69,7 +91,7 @@ def ram_of(opened):
     from common.evaluation import memory
     from common.system.errors import UserError
 
-    if not opened.content["lineage"]:
+    if opened.runtime != "torch":
         return None
     try:
         return memory.checkpoint_bytes(opened.content, opened.model)
@@ -79,7 +101,7 @@ def ram_of(opened):
 
 
 def report(args, rows, classes, conditions):
-    """Prints the tables, and writes the files that were asked for; the plot shows ONNX Runtime's latency."""
+    """Prints the tables, and writes the files that were asked for."""
     from common.evaluation import plots, results, tables
 
     print(f"\n{tables.accuracy_table(rows, tables.WIDTH)}\n\n{tables.cost_table(rows, tables.WIDTH)}")
@@ -100,33 +122,10 @@ def report(args, rows, classes, conditions):
             write(rows, path=Path(file))
             written.append(file)
     if args.plot:
-        deployed = [in_onnx_runtime(row, args.batch_size) for row in rows]
-        plots.draw_tradeoffs(deployed, Path(args.plot), note=conditions)
+        plots.draw_tradeoffs(rows, Path(args.plot), note=conditions)
         written.append(args.plot)
     for file in written:
         print(f"saved {file}")
-
-
-def in_onnx_runtime(row, batch_size):
-    """The row with the latency of its ONNX file, which is what is deployed; None where it has none."""
-    from common.deployment import onnx_latency
-    from common.models import checkpoint
-    from common.system.errors import UserError
-
-    if not row.content["lineage"]:  # an exported file
-        return row if row.path.suffix == ".onnx" else replace(row, latency=None)
-    content = checkpoint.load(row.path)
-    engine = f"{'int8' if content['int8'] else 'fp32'} ONNX Runtime"
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            timed = onnx_latency.measure(
-                content, lambda: checkpoint.rebuild(content), Path(folder, "model.onnx"),
-                batch=batch_size, threads=row.threads,
-            )  # fmt: skip
-        except UserError as error:
-            print(f"note: no latency in ONNX Runtime: {error}")
-            return replace(row, latency=None)
-    return replace(row, engine=engine, latency=timed)
 
 
 def parse_args(argv=None):
@@ -142,6 +141,10 @@ def parse_args(argv=None):
     )
     group.add_argument("--threads", type=number(int, 1), default=1, metavar="N", help="default: 1")
     targets.add_engine_option(group)
+    group.add_argument(
+        "--runtimes", nargs="*", choices=("onnxruntime", "openvino"), default=["onnxruntime"],
+        help="time each checkpoint's ONNX file in these too; default: onnxruntime",
+    )  # fmt: skip
     group = parser.add_argument_group("results")
     group.add_argument("--json", type=new_file(".json"), metavar="FILE", help="all metrics, unrounded")
     group.add_argument("--csv", type=new_file(".csv"), metavar="FILE", help="the same as a table")

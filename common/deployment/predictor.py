@@ -23,6 +23,7 @@ class Classifier:
     Attributes:
         path: Its file.
         model: On the CPU, in eval mode.
+        runtime: "torch", "ONNX Runtime" or "LiteRT".
         engine: What runs it, such as "int8 onednn".
         memory_format: That of its images.
         content: That of the checkpoint without the weights; of an exported file what its metadata contain.
@@ -30,6 +31,7 @@ class Classifier:
 
     path: Path
     model: nn.Module
+    runtime: str
     engine: str
     memory_format: torch.memory_format
     content: dict
@@ -71,12 +73,12 @@ def load(path: Path, engine: str | None, threads: int) -> Classifier:
         model = open_file(path, threads)
         content = model.content | {"name": path.stem, "lineage": []}
         kind = f"{'int8' if content['backend'] else 'fp32'} {runtime}"
-        return Classifier(path, model, kind, torch.contiguous_format, content)
+        return Classifier(path, model, runtime, kind, torch.contiguous_format, content)
     content = checkpoint.load(path)
     model = checkpoint.rebuild(content, engine).eval()
     del content["state_dict"]  # the model has its own
     kind = f"int8 {torch.backends.quantized.engine}" if content["int8"] else "fp32 torch"
-    return Classifier(path, model, kind, torch.channels_last, content)
+    return Classifier(path, model, "torch", kind, torch.channels_last, content)
 
 
 @torch.inference_mode()

@@ -1,7 +1,7 @@
 """Rows of a comparison: the accuracy of each file and of its parent, its size, its RAM, its latency."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.evaluation.latency import Latency
@@ -18,8 +18,8 @@ class Row:
         content: That of a checkpoint, or what the metadata of an ONNX file say: see `predictor.Classifier`.
         engine: What runs it.
         score: Its score.
-        latency: Its latency; None where it was not measured.
-        threads: The threads with which the latency was measured.
+        latencies: By runtime, "torch" first; those that were measured.
+        threads: The threads with which they were measured.
         parent: The file that it was created from; None where it is not known.
         parent_score: The score of that file on the same images.
         ram_bytes: The peak of the activations of one image (see `memory`); None where it is not known.
@@ -29,7 +29,7 @@ class Row:
     content: dict
     engine: str
     score: Score
-    latency: Latency | None
+    latencies: dict[str, Latency]
     threads: int
     parent: Path | None = None
     parent_score: Score | None = None
@@ -55,7 +55,7 @@ class Row:
         """How many times smaller than the file of the first ancestor; None where that is not known."""
         ancestors = [row.get("parent_bytes") for row in self.content["lineage"] if row["parent"]]
         if not ancestors:
-            return 1.0 if self.content["lineage"] else None
+            return 1.0 if self.path.suffix == ".pt" else None
         return ancestors[0] and ancestors[0] / self.file_bytes
 
     def as_dict(self) -> dict:
@@ -77,13 +77,9 @@ class Row:
             "macs": self.content["metrics"]["macs"],
             "bytes": self.file_bytes,
             "ram_bytes": self.ram_bytes,
-            "latency_ms": {
-                "p50": self.latency.p50,
-                "p95": self.latency.p95,
-                "batch": self.latency.batch,
-                "threads": self.threads,
-                "engine": self.engine,
-            },
+            "engine": self.engine,
+            "threads": self.threads,
+            "latency_ms": {runtime: asdict(latency) for runtime, latency in self.latencies.items()},
         }
 
 

@@ -187,6 +187,6 @@ def conditions(threads: int, batch: int, loads: list[float | None]) -> str:
     else:
         quiet = f"WARNING: other programs kept up to {max(known):.1f} cores busy, so these times are too long"
     return (
-        f"Milliseconds per image at batch {batch} on {cpu()}, {threads} pinned "
+        f"Latency: median milliseconds per image at batch {batch} on {cpu()}, {threads} pinned "
         f"thread(s), random images, after warm-up; {quiet}."
     )

@@ -24,7 +24,9 @@ STAGE_COLORS = dict(zip(STAGES, COLORS, strict=False))
 COSTS: dict[str, Callable[[Row], float | None]] = {
     "file, MB": lambda row: row.file_bytes / 1e6,
     "MACs, millions": lambda row: row.content["metrics"]["macs"] and row.content["metrics"]["macs"] / 1e6,
-    "latency in ONNX Runtime, ms": lambda row: row.latency and row.latency.p50,
+    "latency in ONNX Runtime, ms": lambda row: (
+        row.latencies["ONNX Runtime"].p50 if "ONNX Runtime" in row.latencies else None
+    ),
 }
 DPI = 120
 FONTS_OF_OTHER_SCRIPTS = {
@@ -114,10 +116,10 @@ def draw_tradeoffs(rows: list[Row], path: Path, note: str) -> None:
             axes.annotate(
                 str(index + 1), (x, y), ha="center", va="center_baseline", color="white", fontsize=8, zorder=4
             )
-        front = pareto_front(list(points.values()))
-        corners = [list(points.values())[index] for index in front]
-        axes.plot(*zip(*corners, strict=True), "--", color="black", lw=1, zorder=2, label="Pareto front")
-        axes.scatter(*zip(*corners, strict=True), s=300, facecolors="none", edgecolors="black", zorder=2)
+        corners = [list(points.values())[index] for index in pareto_front(list(points.values()))]
+        x, y = zip(*corners, strict=True) if corners else ((), ())
+        axes.plot(x, y, "--", color="black", lw=1, zorder=2, label="Pareto front")
+        axes.scatter(x, y, s=300, facecolors="none", edgecolors="black", zorder=2)
         axes.set(xlabel=label, xscale="log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -131,7 +133,7 @@ def draw_tradeoffs(rows: list[Row], path: Path, note: str) -> None:
             [],
             [],
             color=STAGE_COLORS.get(row.content["stage"], "grey"),
-            label=f"{index + 1}  {_escaped(row.path.name.removesuffix('.pt'))} ({row.engine})",
+            label=f"{index + 1}  {_escaped(row.path.name.removesuffix('.pt'))} ({row.engine.split()[0]})",
         )
         for index, row in enumerate(rows)
     ]

@@ -65,7 +65,7 @@ def write_rows_json(rows: list[Row], path: Path) -> None:
 
 
 def write_rows_csv(rows: list[Row], path: Path) -> None:
-    """Writes `Row.as_dict` as CSV, with a column for each end of the interval and each part of the latency.
+    """Writes `Row.as_dict` as CSV, with a column for each end of the interval and each part of each latency.
 
     Args:
         rows: The files of a comparison.
@@ -78,6 +78,10 @@ def write_rows_csv(rows: list[Row], path: Path) -> None:
     for row in rows:
         content = row.as_dict()
         low, high = content.pop("ci95")
-        latency = {f"latency_{key}": value for key, value in content.pop("latency_ms").items()}
-        flat.append(content | {"ci95_low": low, "ci95_high": high} | latency)
+        latencies = {
+            f"latency_{runtime}_{key}": value
+            for runtime, latency in content.pop("latency_ms").items()
+            for key, value in latency.items()
+        }
+        flat.append(content | {"ci95_low": low, "ci95_high": high} | latencies)
     _write_csv(flat, path)

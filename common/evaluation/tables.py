@@ -107,7 +107,7 @@ def accuracy_table(rows: list[Row], width: int | None = None) -> str:
 
 
 def cost_table(rows: list[Row], width: int | None = None) -> str:
-    """A table of parameters, MACs, file size, how many times smaller than the first ancestor, RAM, latency.
+    """A table of parameters, MACs, file size, how many times smaller than the first ancestor, RAM, latencies.
 
     Args:
         rows: The files of a comparison.
@@ -116,7 +116,8 @@ def cost_table(rows: list[Row], width: int | None = None) -> str:
     Returns:
         Markdown.
     """
-    cells = [("file", "parameters", "MACs", "size", "smaller", "RAM", "p50", "p95", "engine")]
+    runtimes = list(dict.fromkeys(runtime for row in rows for runtime in row.latencies))
+    cells = [("file", "parameters", "MACs", "size", "smaller", "RAM", *runtimes, "engine")]
     for row in rows:
         metrics = row.content["metrics"]
         cells.append(
@@ -127,8 +128,7 @@ def cost_table(rows: list[Row], width: int | None = None) -> str:
                 f"{row.file_bytes / 1e6:.2f} MB",
                 f"{row.compression:.1f} x" if row.compression else "-",
                 f"{row.ram_bytes / 1024:,.0f} KiB" if row.ram_bytes else "-",
-                f"{row.latency.p50:.2f} ms",
-                f"{row.latency.p95:.2f} ms",
+                *(f"{row.latencies[name].p50:.2f} ms" if name in row.latencies else "-" for name in runtimes),
                 row.engine,
             )
         )

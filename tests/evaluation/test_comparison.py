@@ -6,7 +6,7 @@ from tests.evaluation.rows import row_of, score_of
 
 KEYS = (
     "name path stage arch image_size n top1 top5 ci95 parent delta_top1 mcnemar_p params macs bytes "
-    "ram_bytes latency_ms"
+    "ram_bytes engine threads latency_ms"
 )
 
 
@@ -25,12 +25,10 @@ def test_a_row_is_compared_with_its_parent(tmp_path):
     assert values["ram_bytes"] == 5000
     assert values["delta_top1"] == -0.5 and values["mcnemar_p"] == 0.5 and values["parent"] == "teacher.pt"
     assert values["latency_ms"] == {
-        "p50": 2.0,
-        "p95": 3.0,
-        "batch": 1,
-        "threads": 1,
-        "engine": "fp32 torch",
+        "torch": {"p50": 4.0, "p95": 5.0, "batch": 1},
+        "ONNX Runtime": {"p50": 2.0, "p95": 3.0, "batch": 1},
     }
+    assert (values["engine"], values["threads"]) == ("fp32 torch", 1)
     assert child.compression == 8  # compared with the first ancestor, not with the parent
 
 

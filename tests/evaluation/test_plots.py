@@ -42,7 +42,7 @@ def test_tradeoffs_have_an_arrow_and_the_front(rows, saved, tmp_path):
     assert arrows == [((1.0, 0.5), (4.0, 0.75))]
     assert [note.get_text() for note in latency.texts if note.get_text()] == ["1", "2", "3"]
     legend = [text.get_text() for text in saved[0].legends[0].get_texts()]
-    assert legend == ["1  teacher (fp32 torch)", "2  child (fp32 torch)", "3  other (fp32 torch)"]
+    assert legend == ["1  teacher (fp32)", "2  child (fp32)", "3  other (fp32)"]
     with Image.open(tmp_path / "p.png") as image:
         assert image.width > 1000
     plots.draw_tradeoffs(rows, tmp_path / "p.svg", "")

@@ -47,7 +47,8 @@ def test_metrics_are_written_unrounded_as_json_and_csv(teacher_and_child, tmp_pa
     with (tmp_path / "r.csv").open() as file:
         flat = list(csv.DictReader(file))
     assert float(flat[1]["top1"]) == 0.25 and float(flat[1]["ci95_low"]) == rows[1].score.ci95[0]
-    assert (flat[0]["parent"], flat[1]["latency_p50"], flat[1]["latency_engine"]) == ("", "2.0", "fp32 torch")
+    assert (flat[0]["parent"], flat[1]["engine"]) == ("", "fp32 torch")
+    assert (flat[1]["latency_torch_p50"], flat[1]["latency_ONNX Runtime_p95"]) == ("4.0", "3.0")
 
 
 @pytest.mark.parametrize("first", ["=", "+", "-", "@"])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from common.evaluation import tables
+from common.evaluation.latency import Latency
 
 TEST = {"split": "test", "n": 100, "images": "a1b2", "image_size": 64}
 
@@ -67,11 +68,16 @@ def test_the_tables_contain_the_values_of_the_rows(teacher_and_child):
     ]  # fmt: skip
     assert cells[3][3] == "25.00%" and cells[3][7:] == ["-25.00", "0.062"]  # 2 / 2^5
     teacher, child = teacher_and_child
-    cells = cells_of(tables.cost_table([teacher, replace(child, ram_bytes=1470 * 1024)]))
+    child = replace(child, ram_bytes=1470 * 1024, latencies={"LiteRT": Latency(6.0, 7.0, 1)})
+    cells = cells_of(tables.cost_table([teacher, child]))
+    assert cells[0][6:] == ["torch", "ONNX Runtime", "LiteRT", "engine"]
     assert cells[2] == [
-        "teacher_x_0.5000", "2.00 M", "3 M", "4.00 MB", "1.0 x", "-", "2.00 ms", "3.00 ms", "fp32 torch",
+        "teacher_x_0.5000", "2.00 M", "3 M", "4.00 MB", "1.0 x", "-", "4.00 ms", "2.00 ms", "-", "fp32 torch",
     ]  # fmt: skip
-    assert cells[3][3:6] == ["0.50 MB", "8.0 x", "1,470 KiB"] and "RAM: the peak" in tables.EXPLANATION
+    assert (
+        cells[3][3:9] == ["0.50 MB", "8.0 x", "1,470 KiB", "-", "-", "6.00 ms"]
+        and "RAM: the peak" in tables.EXPLANATION
+    )
 
 
 def test_printed_tables_fit_the_width_however_long_the_names(teacher_and_child):
@@ -82,7 +88,7 @@ def test_printed_tables_fit_the_width_however_long_the_names(teacher_and_child):
         text = table([replace(teacher, path=long), child], tables.WIDTH)
         cells = cells_of(text)
         assert max(map(len, text.splitlines())) == tables.WIDTH
-        assert cells[2][0].startswith("quantized_pruned") and cells[2][0].endswith("long_0.5000")
+        assert cells[2][0].startswith("quantized_") and cells[2][0].endswith("long_0.5000")
         assert "…" in cells[2][0] and cells[3][0] == "kd_x_0.2500"
 
 

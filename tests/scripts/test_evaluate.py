@@ -1,17 +1,17 @@
 """evaluate.py on its own; with the stages before it in test_chain.py, with ONNX files in test_export.py."""
 
+import importlib.util
 import json
 import shutil
+import sys
 
 import pytest
 
-import evaluate
 from common.deployment import onnx_latency
 from common.evaluation import latency, memory
 from common.models import architectures, checkpoint, lineage
 from common.system.errors import UserError
 from tests.conftest import write_images
-from tests.evaluation.rows import row_of
 
 METRICS = {"top1": 0.5, "ci95": [0.4, 0.6], "n": 100, "params": 724_000, "macs": 1}
 
@@ -96,18 +96,34 @@ def test_ram_is_unknown_for_a_network_that_cannot_be_traced(run, options, tmp_pa
     assert row["ram_bytes"] is None
 
 
-def test_the_plot_shows_the_latency_in_onnx_runtime(options, tmp_path, monkeypatch, capsys):
-    path = saved(tmp_path / "w", ["cat", "dog", "fox"], "teacher_pets")
-    row = row_of(path)
-    deployed = evaluate.in_onnx_runtime(row, 1)
-    assert deployed.engine == "fp32 ONNX Runtime" and deployed.latency != row.latency
+def test_each_runtime_has_a_column_and_what_cannot_be_timed_a_note(run, options, tmp_path, monkeypatch):
+    saved(tmp_path / "w", ["cat", "dog", "fox"], "teacher_pets")
+    result = run("evaluate", *options, "--json", tmp_path / "r.json", "--plot", tmp_path / "p.png")
+    assert result.code == 0, result.err
+    (row,) = json.loads((tmp_path / "r.json").read_text())
+    assert list(row["latency_ms"]) == ["torch", "ONNX Runtime"] and row["engine"] == "fp32 torch"
+    assert all(0 < each["p50"] <= each["p95"] for each in row["latency_ms"].values())
 
     def refuse(*_, **__):
         raise UserError("no form in ONNX")
 
-    monkeypatch.setattr(onnx_latency, "measure", refuse)
-    assert evaluate.in_onnx_runtime(row, 1).latency is None
-    assert "note: no latency in ONNX Runtime: no form in ONNX" in capsys.readouterr().out
+    monkeypatch.setattr(onnx_latency, "load", refuse)
+    result = run("evaluate", *options, "--plot", tmp_path / "p.png")
+    assert result.code == 0 and "note: no latency in ONNX Runtime: no form in ONNX\n" in result.out
+    assert "ONNX Runtime |" not in result.out
+    result = run("evaluate", *options, "--runtimes")
+    assert result.code == 0 and "ONNX Runtime" not in result.out
+
+
+def test_openvino_is_timed_where_it_is_installed(run, options, tmp_path, monkeypatch):
+    saved(tmp_path / "w", ["cat", "dog", "fox"], "teacher_pets")
+    result = run("evaluate", *options, "--runtimes", "openvino")
+    assert result.code == 0, result.err
+    if importlib.util.find_spec("openvino"):
+        assert "OpenVINO |" in result.out
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    result = run("evaluate", *options, "--runtimes", "openvino")
+    assert "note: no latency in OpenVINO: OpenVINO is not installed: pip install openvino\n" in result.out
 
 
 def test_a_printed_line_is_never_wider_than_120_columns(run, options, tmp_path):
