@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -9,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.deployment import litert, litert_model, predictor
+from common.deployment.litert_file import LiteRtFile
 from common.models import checkpoint
 from common.system.errors import UserError
 from tests.compression.networks import CLASSES, EMBEDDED, SERVER, SIDE, quantized, random_network
@@ -84,6 +86,14 @@ def test_the_file_is_int8_from_the_images_to_the_logits_and_no_larger_than_the_c
     assert (tmp_path / "m.tflite").stat().st_size < 1.15 * saved
     assert opened.content["classes"] == content["classes"] and opened.content["image_size"] == SIDE
     assert opened.content["backend"] == "qnnpack" and opened.content["std"] == content["std"]
+
+
+def test_equal_zero_points_are_written_once():
+    file, channels = LiteRtFile(), 1000
+    for name in ("a", "b"):
+        file.constant(name, np.zeros(channels, np.int8), [0.5] * channels)
+    numbers = 2 * channels * (1 + 4) + channels * 8  # int8 and float32 of each constant, int64 of both
+    assert numbers < len(file.pack([], [], {})) < numbers + 1000
 
 
 def test_kernels_without_xnnpack_read_the_file_too(tmp_path):
