@@ -31,8 +31,8 @@ class _Buffer(schema.BufferT):
 class _Quantization(schema.QuantizationParametersT):
     """Scales and zero points.
 
-    A zero point takes 64 bits, and of weights and biases all are 0. Equal ones are written once: they would take
-    a sixth of a small file.
+    A zero point takes 64 bits, and of weights and biases all are 0. Equal ones are written once: they would
+    take a sixth of a small file.
     """
 
     def __init__(self, scales: list[float], zero_points: list[int], axis: int):

@@ -51,6 +51,16 @@ def _with_checksum(content: bytes, old: str, new: str) -> bytes:
     return content.replace(*(f'"{CHECKSUM}": "{value}"'.encode() for value in (old, new)), 1)
 
 
+def _metadata(content: bytes) -> dict[str, str]:
+    """The metadata of a file whose checksum is correct: the interpreter does not check what it reads, and
+    damaged bytes can end the process.
+    """
+    texts = json.loads(litert_file.read_metadata(content)[METADATA])
+    if texts[CHECKSUM] != hashlib.sha256(_with_checksum(content, texts[CHECKSUM], NO_CHECKSUM)).hexdigest():
+        raise ValueError("its content does not match its checksum")
+    return texts
+
+
 class LiteRtModel(nn.Module):
     """A LiteRT file that its interpreter runs on the CPU, with the kernels of XNNPACK.
 
@@ -74,11 +84,7 @@ class LiteRtModel(nn.Module):
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from None
         with self._in_one_line():
-            texts = json.loads(litert_file.read_metadata(file)[METADATA])
-            # the interpreter does not check what it reads: damaged bytes can end the process
-            bare = _with_checksum(file, texts[CHECKSUM], NO_CHECKSUM)
-            if texts[CHECKSUM] != hashlib.sha256(bare).hexdigest():
-                raise ValueError("its content does not match its checksum")
+            texts = _metadata(file)
         self.content = metadata.parse(texts, path)
         with self._in_one_line():
             self.interpreter = Interpreter(model_content=file, num_threads=threads or os.cpu_count())
