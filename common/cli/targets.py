@@ -48,7 +48,7 @@ def add_device_option(group) -> None:
     Args:
         group: A group of a parser.
     """
-    rows = "; ".join(f"{name}: {row.processor}, {row.backend}" for name, row in TARGET_DEVICES.items())
+    rows = "; ".join(f"{name}: {row.device}, {row.backend}" for name, row in TARGET_DEVICES.items())
     group.add_argument(
         "--target-device",
         choices=tuple(TARGET_DEVICES),

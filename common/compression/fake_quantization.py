@@ -37,7 +37,10 @@ def qconfig_mapping(target: TargetDevice) -> QConfigMapping:
     Returns:
         What `prepare_qat_fx` needs.
     """
-    activation = FakeQuantizeValues.with_args(observer=RangeObserver, quant_min=0, quant_max=255)
+    observer, qscheme = RangeObserver, torch.per_tensor_affine
+    if target.symmetric:
+        observer, qscheme = SymmetricRangeObserver, torch.per_tensor_symmetric
+    activation = FakeQuantizeValues.with_args(observer=observer, qscheme=qscheme, quant_min=0, quant_max=255)
     weight = FakeQuantizeValues.with_args(
         observer=WeightObserver,
         qscheme=torch.per_channel_symmetric,
@@ -87,7 +90,7 @@ class FakeQuantizeValues(FakeQuantize):
         self.quantizes = enabled
 
     def raise_scale(self, lowest: Tensor) -> None:
-        """Raises the scale to a bound, or a little above it, where it is lower.
+        """Raises the scale to a bound, or above it, where it is lower.
 
         Args:
             lowest: The bound, float [channels] for a weight, [1] for an activation.
@@ -175,6 +178,19 @@ class RangeObserver(_ScaleOfZeros, MovingAverageMinMaxObserver):
         """
         super().forward(x.permute(0, 2, 3, 1) if x.ndim == 4 else x)
         return x
+
+
+class SymmetricRangeObserver(RangeObserver):
+    """One with the zero point 128 and the scale of int8: the largest absolute value is 127 steps away."""
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """torch's centre of 0 to 255 is 127.
+
+        Returns:
+            (scale, zero point).
+        """
+        scale, zero_point = super().calculate_qparams()
+        return scale * (127.5 / 127), torch.full_like(zero_point, 128)
 
 
 def use_fast_layers(prepared: nn.Module) -> None:

@@ -18,6 +18,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
 from torchvision.ops import StochasticDepth
 
 from common.compression.fake_quantization import qconfig_mapping, use_fast_layers
+from common.compression.recorder import ZERO_POINT, grids
 from common.compression.target_devices import TargetDevice
 from common.system.errors import UserError
 from common.system.terminal import progress_bar
@@ -70,7 +71,22 @@ def prepare(model: nn.Module, target: TargetDevice, image_size: int) -> nn.Modul
             f"{name} cannot be quantized: once traced, its prediction for an image depends on the others "
             "in the batch"
         )
+    if target.symmetric:
+        _check_symmetric(int8_model, name, image_size)
     return prepared
+
+
+def _check_symmetric(int8_model: fx.GraphModule, name: str, image_size: int) -> None:
+    """Raises UserError for layers whose results have a fixed zero point, such as those of a sigmoid."""
+    zero_points = {node: zero_point for node, (_, zero_point) in grids(int8_model, image_size).items()}
+    layers = dict(int8_model.named_modules())
+    others = {
+        type(layers[node.target]).__name__ if node.op == "call_module" else node.name
+        for node in int8_model.graph.nodes
+        if zero_points.get(node.name, ZERO_POINT) != ZERO_POINT
+    }
+    if others:
+        raise UserError(f"{name} has no symmetric form: the zero point of {', '.join(others)} is not 0")
 
 
 def trace(float_model: nn.Module, target: TargetDevice, image_size: int) -> nn.Module:
@@ -232,33 +248,6 @@ def skeleton(float_model: nn.Module, target: TargetDevice, image_size: int) -> n
     """
     with silenced("must run observer before calling calculate_qparams"):
         return convert_fx(trace(float_model, target, image_size).eval())
-
-
-class Recorder(fx.Interpreter):
-    """Runs a traced model and keeps the tensor that each node returns, in `values` by the node's name."""
-
-    def __init__(self, model: fx.GraphModule):
-        """Starts without values.
-
-        Args:
-            model: Float, with fake quantization, or int8.
-        """
-        super().__init__(model)
-        self.values: dict[str, Tensor] = {}
-
-    def run_node(self, node: fx.Node):
-        """Runs one node; called by `run`.
-
-        Args:
-            node: The node.
-
-        Returns:
-            What the node returns.
-        """
-        value = super().run_node(node)
-        if torch.is_tensor(value):
-            self.values[node.name] = value
-        return value
 
 
 def first_line(error: Exception) -> str:

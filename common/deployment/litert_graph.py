@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from common.compression.quantization import Recorder
+from common.compression.recorder import Recorder
 from common.deployment.litert_file import Grid, LiteRtFile
 
 SAME, VALID = 0, 1  # of the schema's Padding

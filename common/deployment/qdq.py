@@ -13,15 +13,15 @@ from torch.ao.nn import intrinsic
 from torch.ao.nn import quantized as nnq
 from torch.nn import functional as F
 
-from common.compression.quantization import Recorder
+from common.compression.recorder import ZERO_POINT, grids
 from common.system.errors import UserError
 
 
 def to_qdq(int8_model: fx.GraphModule, image_size: int) -> nn.Module:
     """Builds the model that `torch.onnx.export` writes with QuantizeLinear and DequantizeLinear.
 
-    Every value that is quantized in the int8 model passes such a pair with the same scale and zero point. The
-    result can be exported, but not run.
+    Every value that is quantized in the int8 model passes such a pair with the same scale and zero point: for
+    uint8, or for int8 where all zero points become 0 by that. The result can be exported, but not run.
 
     Args:
         int8_model: A converted model; not changed.
@@ -33,12 +33,13 @@ def to_qdq(int8_model: fx.GraphModule, image_size: int) -> nn.Module:
     Raises:
         UserError: A layer has no form in ONNX.
     """
-    grids, qdq_model = _grids(int8_model, image_size), copy.deepcopy(int8_model)
+    named, qdq_model = grids(int8_model, image_size), copy.deepcopy(int8_model)
+    symmetric = all(zero_point == ZERO_POINT for _, zero_point in named.values())
     for node in list(qdq_model.graph.nodes):
         if node.op == "call_module":
             module = qdq_model.get_submodule(node.target)
             if type(module) in LAYERS:
-                input_scale = grids[node.all_input_nodes[0].name][0]
+                input_scale = named[node.all_input_nodes[0].name][0]
                 qdq_model.set_submodule(node.target, LAYERS[type(module)](module, input_scale))
             elif type(module).__module__.startswith("torch.ao."):
                 raise UserError(
@@ -50,41 +51,34 @@ def to_qdq(int8_model: fx.GraphModule, image_size: int) -> nn.Module:
             raise UserError(f"the operation {node.target} cannot be written as ONNX")
         elif node.target is torch.quantize_per_tensor or node.target == "dequantize":
             node.op, node.target, node.args, node.kwargs = "call_function", _identity, node.args[:1], {}
-        if node.name in grids:
+        if node.name in named:
             name = f"{node.name}_qdq"
-            qdq_model.add_module(name, QuantizeDequantize(*grids[node.name]))
+            qdq_model.add_module(name, QuantizeDequantize(*named[node.name], symmetric))
             with qdq_model.graph.inserting_after(node):
                 pair = qdq_model.graph.call_module(name, (node,))
             node.replace_all_uses_with(pair, delete_user_cb=lambda user, pair=pair: user is not pair)
-            grids[pair.name] = grids[node.name]
+            named[pair.name] = named[node.name]
     qdq_model.graph.eliminate_dead_code()
     qdq_model.delete_all_unused_submodules()
     qdq_model.recompile()
     return qdq_model
 
 
-def _grids(int8_model: fx.GraphModule, image_size: int) -> dict[str, tuple[float, int]]:
-    """The (scale, zero point) of every quantized value, by the name of its node."""
-    recorder = Recorder(int8_model)
-    with torch.inference_mode():
-        recorder.run(torch.zeros(1, 3, image_size, image_size))
-    values = recorder.values.items()
-    return {name: (value.q_scale(), value.q_zero_point()) for name, value in values if value.is_quantized}
-
-
 class QuantizeDequantize(nn.Module):
-    """A QuantizeLinear and a DequantizeLinear with the same scale and zero point, for uint8."""
+    """A QuantizeLinear and a DequantizeLinear with the same scale and zero point, for uint8 or int8."""
 
-    def __init__(self, scale: float, zero_point: int):
+    def __init__(self, scale: float, zero_point: int, symmetric: bool):
         """Stores the arguments.
 
         Args:
             scale: Of the values.
             zero_point: From 0 to 255.
+            symmetric: Whether the values are int8, 128 less than those of uint8.
         """
         super().__init__()
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
-        self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.uint8))
+        zero_point = torch.tensor(zero_point - ZERO_POINT * symmetric)
+        self.register_buffer("zero_point", zero_point.to(torch.int8 if symmetric else torch.uint8))
 
     def forward(self, values: Tensor) -> Tensor:
         """Adds the pair to the graph that is exported.
@@ -95,9 +89,8 @@ class QuantizeDequantize(nn.Module):
         Returns:
             float32 [...].
         """
-        quantized = torch.onnx.ops.symbolic(
-            "QuantizeLinear", (values, self.scale, self.zero_point), dtype=torch.uint8, shape=values.shape
-        )
+        inputs, dtype = (values, self.scale, self.zero_point), self.zero_point.dtype
+        quantized = torch.onnx.ops.symbolic("QuantizeLinear", inputs, dtype=dtype, shape=values.shape)
         return _dequantize(quantized, self.scale, self.zero_point)
 
 

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from common.compression.quantization import Converted, Recorder
+from common.compression.quantization import Converted
+from common.compression.recorder import Recorder
 from common.evaluation.metrics import Score
 from common.system.errors import UserError
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
 from common.compression import fake_quantization, quantization
+from common.compression.recorder import Recorder
 from common.models import architectures
 from common.system.errors import UserError
 from tests.compression.networks import (
@@ -156,7 +157,7 @@ def test_the_given_model_is_not_changed():
 
 def test_a_recorder_keeps_the_value_of_every_node():
     model = torch.fx.symbolic_trace(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.ReLU()))
-    recorder = quantization.Recorder(model)
+    recorder = Recorder(model)
     recorder.run(torch.tensor([[-1.0, 2.0]]))
     assert [value.tolist() for value in recorder.values.values()] == [[[-1, 2]]] * 2 + [[[0, 2]]] * 2
 
@@ -166,7 +167,7 @@ def test_every_layer_has_the_scale_in_int8_that_it_was_trained_with():
     prepared = prepared_for(EMBEDDED, random_network("squeezenet1_1"))
     prepared.train()(torch.randn(16, 3, SIDE, SIDE))
     converted = quantization.convert(prepared)
-    recorder, compared = quantization.Recorder(converted.int8), 0
+    recorder, compared = Recorder(converted.int8), 0
     recorder.run(torch.randn(2, 3, SIDE, SIDE))
     for node in converted.fake_quant.graph.nodes:
         if node.op == "call_module" and "activation_post_process" in node.target and node.args[0].name != "x":
