@@ -19,7 +19,7 @@ from common.compression.target_devices import TARGET_DEVICES
 from common.data import cache, datasets
 from common.data.loaders import make_loaders
 from common.data.transforms import CPU
-from common.evaluation import metrics, results, tables
+from common.evaluation import memory, metrics, results, tables
 from common.models import architectures, checkpoint, lineage
 from common.system import distributed, hardware
 from common.system.errors import UserError
@@ -77,6 +77,7 @@ class Stage:
         self.classifier = architectures.classifier(self.model, self.num_classes)
         self.network = {"classifier": self.classifier, "image_size": self.image_size}
         self.before = self.parent["metrics"] | metrics.complexity(self.model, self.image_size)
+        self.before |= memory.as_metric(self.parent, self.model)
 
     def loss_fn(self) -> LossFn:
         """Cross-entropy, or with --teacher the distillation loss; to be called before `begin`.
@@ -267,12 +268,13 @@ class Stage:
             after["target"] = budget.achieved(model)
         content.setdefault("state_dict", checkpoint.float_state(model))
         child = lineage.child(self.parent, self.row, arch=self.arch, metrics=after, **content)
+        child["metrics"] |= memory.as_metric(child, model)
         path = checkpoint.save(child, args.output_dir, once=args.resume)
         results.write_history(history, path)
         self.progress.finish()
         print(summary or f"{args.score}: {score}")
         if self.parent_path is not None or size["params"] != self.before["params"]:
-            print(tables.before_after(self.before, self.parent_path, after, path))
+            print(tables.before_after(self.before, self.parent_path, child["metrics"], path))
         print(f"saved {path}")
         print(f"next: python {next_command.format(path=path)}{options.data_arguments(args)}")
         return path

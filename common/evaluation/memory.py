@@ -114,6 +114,22 @@ def checkpoint_bytes(content: dict, model: nn.Module) -> int:
     return BYTES["int8" if int8 else "fp32"] * peak(model, content["image_size"]).values
 
 
+def as_metric(content: dict, model: nn.Module) -> dict[str, int]:
+    """The peak of a checkpoint's model as an entry of its metrics.
+
+    Args:
+        content: See `checkpoint_bytes`.
+        model: See `checkpoint_bytes`.
+
+    Returns:
+        "ram_bytes"; nothing for a network that cannot be traced.
+    """
+    try:
+        return {"ram_bytes": checkpoint_bytes(content, model)}
+    except UserError:
+        return {}
+
+
 class _Sizes(fx.Interpreter):
     """Runs a traced model; `shapes` has those of the tensors that each node returns, by the node's name."""
 

@@ -24,6 +24,7 @@ STAGE_COLORS = dict(zip(STAGES, COLORS, strict=False))
 COSTS: dict[str, Callable[[Row], float | None]] = {
     "file, MB": lambda row: row.file_bytes / 1e6,
     "MACs, millions": lambda row: row.content["metrics"]["macs"] and row.content["metrics"]["macs"] / 1e6,
+    "RAM of the activations, KiB": lambda row: row.ram_bytes and row.ram_bytes / 1024,
     "latency in ONNX Runtime, ms": lambda row: (
         row.latencies["ONNX Runtime"].p50 if "ONNX Runtime" in row.latencies else None
     ),
@@ -91,8 +92,9 @@ def draw_curves(history: list[dict], path: Path) -> None:
 
 
 def draw_tradeoffs(rows: list[Row], path: Path, note: str) -> None:
-    """Plots top-1 against file size, MACs and latency: an arrow from each parent to its child, and the Pareto
-    front.
+    """Plots top-1 against file size, MACs, RAM and latency.
+
+    Arrows go from each parent to its child, and a line shows the Pareto front.
 
     The points are numbered as in the legend; bars are 95 % intervals.
 
@@ -104,9 +106,13 @@ def draw_tradeoffs(rows: list[Row], path: Path, note: str) -> None:
     Raises:
         UserError: The file cannot be written.
     """
-    figure = Figure(figsize=(14, 5.2 + 0.2 * math.ceil(len(rows) / 3)), layout="constrained")
-    for axes, (label, cost) in zip(figure.subplots(1, 3, sharey=True), COSTS.items(), strict=True):
+    figure = Figure(figsize=(12, 8.6 + 0.2 * math.ceil(len(rows) / 3)), layout="constrained")
+    for axes, (label, cost) in zip(figure.subplots(2, 2, sharey=True).flat, COSTS.items(), strict=True):
         points = {index: (cost(row), row.score.top1) for index, row in enumerate(rows) if cost(row)}
+        axes.set_xlabel(label)
+        if not points:
+            axes.text(0.5, 0.5, "not known", ha="center", transform=axes.transAxes)
+            continue
         _draw_arrows(axes, rows, points)
         for index, (x, y) in points.items():
             low, high = rows[index].score.ci95
@@ -117,16 +123,17 @@ def draw_tradeoffs(rows: list[Row], path: Path, note: str) -> None:
                 str(index + 1), (x, y), ha="center", va="center_baseline", color="white", fontsize=8, zorder=4
             )
         corners = [list(points.values())[index] for index in pareto_front(list(points.values()))]
-        x, y = zip(*corners, strict=True) if corners else ((), ())
+        x, y = zip(*corners, strict=True)
         axes.plot(x, y, "--", color="black", lw=1, zorder=2, label="Pareto front")
         axes.scatter(x, y, s=300, facecolors="none", edgecolors="black", zorder=2)
-        axes.set(xlabel=label, xscale="log")
+        axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     figure.axes[0].yaxis.set_major_formatter(PercentFormatter(1))
-    figure.axes[0].set_ylabel("top-1")
+    for axes in figure.axes[::2]:
+        axes.set_ylabel("top-1")
     figure.axes[0].legend(loc="lower right")
     names = [
         figure.axes[0].scatter(
@@ -142,7 +149,7 @@ def draw_tradeoffs(rows: list[Row], path: Path, note: str) -> None:
         loc="outside lower center",
         ncols=3,
         fontsize=8,
-        title=textwrap.fill(note, 200),
+        title=textwrap.fill(note, 170),
         title_fontsize=8,
     )
     _save(figure, path)

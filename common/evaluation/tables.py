@@ -51,7 +51,7 @@ def before_after(before: dict, before_path: Path | None, after: dict, after_path
         after_path: Its file.
 
     Returns:
-        A line for each: top-1, parameters, MACs, bytes, and the target of pruning.
+        A line for each that is known: top-1, parameters, MACs, RAM, bytes of the file, target of pruning.
     """
     # checkpoints of earlier versions name no images: then their number has to be enough
     keys = ("split", "image_size", "images" if "images" in before else "n")
@@ -65,6 +65,9 @@ def before_after(before: dict, before_path: Path | None, after: dict, after_path
         ),
         ("MACs", f"{before['macs']:,}", f"{after['macs']:,} ({after['macs'] / before['macs']:.1%})"),
     ]
+    if "ram_bytes" in before and "ram_bytes" in after:
+        old, new = before["ram_bytes"], after["ram_bytes"]
+        rows.append(("RAM", f"{old:,}", f"{new:,} bytes ({new / old:.1%})"))
     if before_path is not None:
         old, new = before_path.stat().st_size, after_path.stat().st_size
         rows.append(("bytes", f"{old:,}", f"{new:,} ({old / new:.1f} times smaller)"))

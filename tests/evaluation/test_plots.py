@@ -34,13 +34,14 @@ def rows(tmp_path):
 
 def test_tradeoffs_have_an_arrow_and_the_front(rows, saved, tmp_path):
     plots.draw_tradeoffs(rows, tmp_path / "p.png", "measured here")
-    sizes, _, latency = saved[0].axes
+    sizes, _, ram, latency = saved[0].axes
     assert [axes.get_xlabel() for axes in saved[0].axes] == list(plots.COSTS)
     front = next(line for line in sizes.lines if line.get_label() == "Pareto front")
     assert front.get_xydata().tolist() == [[1.0, 0.5], [4.0, 0.75]]  # the third is larger and less accurate
     arrows = [(note.xy, note.xyann) for note in sizes.texts if note.arrow_patch]
     assert arrows == [((1.0, 0.5), (4.0, 0.75))]
     assert [note.get_text() for note in latency.texts if note.get_text()] == ["1", "2", "3"]
+    assert [note.get_text() for note in ram.texts] == ["not known"]
     legend = [text.get_text() for text in saved[0].legends[0].get_texts()]
     assert legend == ["1  teacher (fp32)", "2  child (fp32)", "3  other (fp32)"]
     with Image.open(tmp_path / "p.png") as image:

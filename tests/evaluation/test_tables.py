@@ -12,13 +12,14 @@ TEST = {"split": "test", "n": 100, "images": "a1b2", "image_size": 64}
 def test_before_and_after(tmp_path):
     (tmp_path / "a").write_bytes(bytes(400))
     (tmp_path / "b").write_bytes(bytes(100))
-    before = {"top1": 0.9, "params": 1000, "macs": 5000} | TEST
-    after = {"top1": 0.88, "params": 250, "macs": 1000} | TEST
+    before = {"top1": 0.9, "params": 1000, "macs": 5000, "ram_bytes": 8000} | TEST
+    after = {"top1": 0.88, "params": 250, "macs": 1000, "ram_bytes": 2000} | TEST
     lines = tables.before_after(before, tmp_path / "a", after, tmp_path / "b").splitlines()
     assert [" ".join(line.split()) for line in lines] == [
         "top-1 90.00% => 88.00%",
         "parameters 1,000 => 250 (25.0%)",
         "MACs 5,000 => 1,000 (20.0%)",
+        "RAM 8,000 => 2,000 bytes (25.0%)",
         "bytes 400 => 100 (4.0 times smaller)",
     ]
     assert len(tables.before_after({"params": 1, "macs": 1}, None, after, tmp_path / "b").splitlines()) == 3
