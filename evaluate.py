@@ -158,7 +158,7 @@ def parse_args(argv=None):
         "--plot",
         type=new_file(".png", ".svg"),
         metavar="FILE",
-        help="accuracy against size, MACs and the latency in ONNX Runtime",
+        help="accuracy against size, MACs, RAM and the latency in ONNX Runtime",
     )
     group.add_argument(
         "--per-class",

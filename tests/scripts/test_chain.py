@@ -131,6 +131,7 @@ def test_the_chain_from_teacher_to_int8(stage, run, options, tmp_path, statistic
     # the parent was not named, and is evaluated too
     assert rows[1]["parent"] == pruned.name and rows[0]["parent"] is None
     parent = checkpoint.load(pruned)["metrics"]
+    assert rows[1]["ram_bytes"] == stored["ram_bytes"] == parent["ram_bytes"] / 4  # int8, float32
     assert rows[1]["delta_top1"] == pytest.approx(rows[1]["top1"] - parent["top1"])
     assert "python train_quantization.py --dataset synthetic" in results[2].read_text()
     assert all(f"saved {path}" in result.out and path.stat().st_size for path in results)
