@@ -3,7 +3,7 @@
     python evaluate.py teacher_resnet50 quantized_resnet50 --plot resnet50.png
 
 reads    the files named, or all checkpoints in --output-dir, and the test images of --dataset
-writes   decoded images into --cache; and if asked: --json, --csv, --markdown, --plot, --per-class
+writes   decoded images into --cache; and if asked: --json, --csv, --markdown, --plot, --per-class, --audit
 """
 
 import functools
@@ -25,6 +25,7 @@ def main(args):
 
     paths = [predictor.find(name, args.output_dir) for name in args.models]
     paths = paths or checkpoint.list_checkpoints(args.output_dir)
+    baseline = find_baseline(args, paths) if args.audit else None
     splits = datasets.load_test_split(args.dataset, args.data_dir)
 
     def score(opened):
@@ -62,6 +63,8 @@ def main(args):
     images = f"{len(splits.test)} test images of {args.dataset}"
     conditions = f"{images}. {latency.conditions(args.threads, args.batch_size, loads)}"
     report(args, rows, splits.classes, conditions)
+    if args.audit:
+        audit(args, rows, baseline, splits, conditions)
 
 
 def deployed_latencies(args, opened):
@@ -128,6 +131,42 @@ def report(args, rows, classes, conditions):
         print(f"saved {file}")
 
 
+def find_baseline(args, paths):
+    """The file that the first one is compared with by --audit: --baseline, or what it was created from."""
+    from common.deployment import predictor
+    from common.evaluation import comparison
+    from common.system.errors import UserError
+
+    if not args.models:
+        raise UserError("--audit needs the name of a file")
+    if args.baseline:
+        return predictor.find(args.baseline, args.output_dir)
+    content = predictor.load(paths[0], args.engine, args.threads).content
+    parent = comparison.find_parent(paths[0], content, paths)
+    if parent is None:
+        raise UserError(f"the file that {paths[0]} was created from is not known: name one with --baseline")
+    return parent
+
+
+def audit(args, rows, baseline, splits, conditions):
+    """Compares the first file with its baseline, image by image, and writes the audit."""
+    from common.audit import measure, report
+    from common.deployment import predictor
+    from common.models import lineage
+
+    options = {"cache": args.cache, "workers": args.workers}
+    opened = predictor.load(baseline, args.engine, args.threads)
+    lineage.check_classes(opened.content, splits.classes)
+    side = max(opened.content["image_size"], rows[0].content["image_size"])
+    before = measure.measure(opened, splits.test, side, **options)
+    opened = predictor.load(rows[0].path, args.engine, args.threads)
+    after = measure.measure(opened, splits.test, side, **options)
+    fitted = measure.fit_temperature(opened, args.dataset, args.data_dir, **options)
+    result = report.Audit(baseline.name, rows[0], before, after, splits.test, splits.classes, *fitted)
+    for file in report.write(result, rows, conditions, Path(args.audit)):
+        print(f"saved {file}")
+
+
 def parse_args(argv=None):
     parser = Parser(__doc__)
     parser.add_argument(
@@ -164,6 +203,15 @@ def parse_args(argv=None):
         "--per-class",
         action="store_true",
         help="a table of the classes, and a confusion matrix in <file>_confusion.png beside each file",
+    )
+    group = parser.add_argument_group("audit")
+    group.add_argument(
+        "--audit",
+        metavar="DIR",
+        help="what the first file forgot of the one that it was created from: report.html and report.json",
+    )
+    group.add_argument(
+        "--baseline", metavar="CHECKPOINT|FILE", help="of --audit; default: the file that it was created from"
     )
     return parser.parse_args(argv)
 

@@ -81,7 +81,7 @@ def before_after(before: dict, before_path: Path | None, after: dict, after_path
 
 
 def accuracy_table(rows: list[Row], width: int | None = None) -> str:
-    """A table of top-1 and top-5 with their intervals, the difference to the parent and its p-value.
+    """The table of `accuracy_cells`.
 
     Args:
         rows: The files of a comparison.
@@ -89,6 +89,18 @@ def accuracy_table(rows: list[Row], width: int | None = None) -> str:
 
     Returns:
         Markdown.
+    """
+    return markdown(accuracy_cells(rows), left=2, width=width)
+
+
+def accuracy_cells(rows: list[Row]) -> list[tuple[str, ...]]:
+    """A table of top-1 and top-5 with their intervals, the difference to the parent and its p-value.
+
+    Args:
+        rows: The files of a comparison.
+
+    Returns:
+        The header, then a line for each file.
     """
     cells = [("file", "stage", "n", "top-1", "95 %", "top-5", "95 %", "to parent", "p")]
     for row in rows:
@@ -106,11 +118,11 @@ def accuracy_table(rows: list[Row], width: int | None = None) -> str:
                 "-" if p is None else f"{p:.3f}" if p >= 0.0005 else "<0.001",
             )
         )
-    return markdown(cells, left=2, width=width)
+    return cells
 
 
 def cost_table(rows: list[Row], width: int | None = None) -> str:
-    """A table of parameters, MACs, file size, how many times smaller than the first ancestor, RAM, latencies.
+    """The table of `cost_cells`.
 
     Args:
         rows: The files of a comparison.
@@ -118,6 +130,18 @@ def cost_table(rows: list[Row], width: int | None = None) -> str:
 
     Returns:
         Markdown.
+    """
+    return markdown(cost_cells(rows), width=width)
+
+
+def cost_cells(rows: list[Row]) -> list[tuple[str, ...]]:
+    """A table of parameters, MACs, file size, how many times smaller than the first ancestor, RAM, latencies.
+
+    Args:
+        rows: The files of a comparison.
+
+    Returns:
+        The header, then a line for each file.
     """
     runtimes = list(dict.fromkeys(runtime for row in rows for runtime in row.latencies))
     cells = [("file", "parameters", "MACs", "size", "smaller", "RAM", *runtimes, "engine")]
@@ -135,7 +159,7 @@ def cost_table(rows: list[Row], width: int | None = None) -> str:
                 row.engine,
             )
         )
-    return markdown(cells, width=width)
+    return cells
 
 
 def _macs(metrics: dict) -> str:

@@ -131,3 +131,20 @@ def test_a_printed_line_is_never_wider_than_120_columns(run, options, tmp_path):
     result = run("evaluate", *options)
     tables = result.out.partition("\n\n")[2]  # above it is the path of the file
     assert result.code == 0 and max(map(len, tables.splitlines())) <= 120 and "…" in tables
+
+
+def test_an_audit_compares_the_first_file_with_its_baseline(run, options, tmp_path):
+    parent = saved(tmp_path / "w", ["cat", "dog", "fox"], "teacher_pets")
+    child = saved(tmp_path / "w", ["cat", "dog", "fox"], "pruned_pets")
+    result = run("evaluate", child.name, "--audit", tmp_path / "audit", *options)
+    assert result.code == 2 and "name one with --baseline" in result.err
+    result = run("evaluate", "--audit", tmp_path / "audit", *options)
+    assert result.code == 2 and "--audit needs the name of a file" in result.err
+    assert not (tmp_path / "audit").exists()
+    result = run("evaluate", child.name, "--audit", tmp_path / "audit", "--baseline", parent.name, *options)
+    assert result.code == 0, result.err
+    audit = json.loads((tmp_path / "audit" / "report.json").read_text())
+    assert (audit["baseline"], audit["model"], audit["n"]) == (parent.name, child.name, 6)
+    assert audit["calibration"]["temperature"] is None  # untrained: there is no validation split
+    assert audit["accuracy"]["after"]["top1"] == audit["files"][0]["top1"]
+    assert f"What did {child.name} forget?" in (tmp_path / "audit" / "report.html").read_text()
