@@ -209,7 +209,8 @@ def add_pretrained_option(group) -> None:
         "--pretrained",
         default="imagenet",
         metavar="imagenet|none|PATH",
-        help="initial weights; PATH: a torchvision state dict, its classifier may differ; default: imagenet",
+        help="initial weights; PATH: a torchvision state dict or a float checkpoint, its classifier may "
+        "differ; default: imagenet",
     )
 
 

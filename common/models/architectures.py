@@ -33,7 +33,7 @@ def build(arch: str, num_classes: int, pretrained: str = "none") -> nn.Module:
         num_classes: Number of outputs. The classifier keeps its initial weights where its width differs from
             that of the pretrained weights.
         pretrained: "none", "imagenet" (torchvision's default weights, downloaded once), or the path of a
-            torchvision state dict.
+            torchvision state dict or of a float checkpoint.
 
     Returns:
         The model, float32, on the CPU, in training mode.
@@ -49,7 +49,10 @@ def build(arch: str, num_classes: int, pretrained: str = "none") -> nn.Module:
     if pretrained == "imagenet":
         _load_backbone(model, arch, _imagenet_state(arch), num_classes, source="torchvision's weights")
     elif pretrained != "none":
-        _load_backbone(model, arch, load_tensors(pretrained), num_classes, source=pretrained)
+        state = load_tensors(pretrained)
+        if isinstance(state, dict) and "state_dict" in state:  # one of our checkpoints
+            state = state["state_dict"]
+        _load_backbone(model, arch, state, num_classes, source=pretrained)
     return model
 
 
@@ -94,7 +97,7 @@ def _load_backbone(model: nn.Module, arch: str, state, num_classes: int, *, sour
     own = model.state_dict()
     head = classifier(model, num_classes) + "."
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-        raise UserError(f"{source} is not a state dict of torchvision: it should map names to tensors")
+        raise UserError(f"{source} is neither a state dict of torchvision nor a float checkpoint")
     fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
     unknown = [key for key in state if key not in own and not key.startswith(("aux", "AuxLogits."))]
     # files of old torch versions lack num_batches_tracked

@@ -50,6 +50,16 @@ def test_a_classifier_of_the_same_width_is_loaded_too(tmp_path):
     assert torch.equal(model.classifier[1].weight, source.classifier[1].weight)
 
 
+def test_the_backbone_of_a_checkpoint_is_loaded(tmp_path):
+    source = architectures.build("squeezenet1_1", 4)
+    torch.save({"state_dict": source.state_dict(), "int8": None}, tmp_path / "teacher.pt")
+    model = architectures.build("squeezenet1_1", 3, str(tmp_path / "teacher.pt"))
+    assert torch.equal(model.features[0].weight, source.features[0].weight)
+    torch.save({"state_dict": {"features.0.weight": {"int8": 0}}, "int8": {}}, tmp_path / "int8.pt")
+    with pytest.raises(UserError, match="neither a state dict of torchvision nor a float checkpoint"):
+        architectures.build("squeezenet1_1", 3, str(tmp_path / "int8.pt"))
+
+
 @pytest.mark.parametrize("other", ["resnet34", "resnet50", "mobilenet_v2"])
 def test_weights_of_another_architecture_are_refused(tmp_path, other):
     torch.save(architectures.build(other, 1000).state_dict(), tmp_path / "weights.pth")
