@@ -56,5 +56,5 @@ def by_backend(backend: str) -> TargetDevice:
     for device in TARGET_DEVICES.values():
         if device.backend == backend:
             return device
-    known = ", ".join(device.backend for device in TARGET_DEVICES.values())
+    known = ", ".join(dict.fromkeys(device.backend for device in TARGET_DEVICES.values()))
     raise UserError(f"unknown quantization backend {backend!r}; this version knows {known}")

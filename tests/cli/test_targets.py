@@ -40,4 +40,4 @@ def test_every_target_device_can_be_chosen_and_is_described(capsys):
     with pytest.raises(SystemExit):
         train_quantization.parse_args(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert all(f"{name}: {row.processor}, {row.backend}" in text for name, row in TARGET_DEVICES.items())
+    assert all(f"{name}: {row.device}, {row.backend}" in text for name, row in TARGET_DEVICES.items())

@@ -25,7 +25,8 @@ class Fixed(nn.Module):
 
 def classifier(*logits):
     content = lineage.new_checkpoint("resnet18", ["cat", "dog", "fox"], 32)
-    return predictor.Classifier(Path("m.pt"), Fixed(*logits), "fp32 torch", torch.channels_last, content)
+    model, form = Fixed(*logits), torch.channels_last
+    return predictor.Classifier(Path("m.pt"), model, "torch", "fp32 torch", form, content)
 
 
 def test_the_most_probable_classes_come_first():
