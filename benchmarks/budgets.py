@@ -4,7 +4,7 @@
         --smaller squeezenet1_1 --output budgets.jsonl
 
 The budgets are 1/2, 1/4, 1/8 and 1/16 of the file of --weights. The peers:
-- ONNX Runtime's quantize_static of that file (see benchmarks.onnx_peer), and of each --smaller
+- ONNX Runtime's quantize_static of that file (see benchmarks.runtimes), and of each --smaller
 - magnitude pruning, the same fraction of every layer, with as many epochs of fine-tuning, cross-entropy only
 - each --smaller architecture, from its pretrained weights (ARCH.pth in --pretrained), with as many epochs
 compress.py may distill into the --smaller ones too. Everything is trained on the same images, the epoch is
@@ -24,7 +24,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentF
 import compress
 import train_pruning
 import train_teacher
-from benchmarks.onnx_peer import statically_quantized
+from benchmarks.runtimes import statically_quantized
 from common.cli import launch, options
 from common.cli.parser import Parser
 from common.data import datasets
