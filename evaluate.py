@@ -139,6 +139,8 @@ def find_baseline(args, paths):
 
     if not args.models:
         raise UserError("--audit needs the name of a file")
+    if Path(args.audit).is_file():
+        raise UserError(f"--audit {args.audit}: this is a file, not a folder")
     if args.baseline:
         return predictor.find(args.baseline, args.output_dir)
     content = predictor.load(paths[0], args.engine, args.threads).content

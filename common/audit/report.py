@@ -130,10 +130,14 @@ class Audit:
             "parameter": corruptions.KINDS[kind][1][strength - 1],
             "before": before.top1,
             "after": after.top1,
-            "relative_drop_before": 1 - before.top1 / self.before.score.top1,
-            "relative_drop_after": 1 - after.top1 / self.after.score.top1,
+            "relative_drop_before": _relative_drop(self.before.score.top1, before.top1),
+            "relative_drop_after": _relative_drop(self.after.score.top1, after.top1),
             "p": metrics.mcnemar(after.correct, before.correct),
         }
+
+
+def _relative_drop(clean: float, corrupted: float) -> float | None:
+    return 1 - corrupted / clean if clean else None
 
 
 def write(audit: Audit, rows: list[Row], conditions: str, folder: Path) -> list[Path]:
@@ -165,7 +169,7 @@ def write(audit: Audit, rows: list[Row], conditions: str, folder: Path) -> list[
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "percent": lambda value: f"{100 * value:.1f} %",
+        "percent": lambda value: "-" if value is None else f"{100 * value:.1f} %",
         "points": lambda value: f"{100 * value:+.1f}",
         "p": lambda value: f"{value:.3f}" if value >= 0.0005 else "<0.001",
     }

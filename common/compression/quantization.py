@@ -86,7 +86,9 @@ def _check_symmetric(int8_model: fx.GraphModule, name: str, image_size: int) -> 
         if zero_points.get(node.name, ZERO_POINT) != ZERO_POINT
     }
     if others:
-        raise UserError(f"{name} has no symmetric form: the zero point of {', '.join(others)} is not 0")
+        raise UserError(
+            f"{name} has no symmetric form: the zero point of {', '.join(sorted(others))} is not 0"
+        )
 
 
 def trace(float_model: nn.Module, target: TargetDevice, image_size: int) -> nn.Module:

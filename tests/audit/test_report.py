@@ -1,5 +1,6 @@
 """The page of an audit, from two made-up models whose numbers can be computed on paper."""
 
+import dataclasses
 import html.parser
 import json
 import shutil
@@ -58,6 +59,13 @@ def test_the_numbers_are_those_of_the_two_models(audit):
     assert results["calibration"]["after"]["error"] == pytest.approx((0.6 + 0.8 + 0.4 + 0.1) / 4)
     assert len(results["corruptions"]) == 3 * len(corruptions.KINDS)
     assert {(row["before"], row["relative_drop_after"]) for row in results["corruptions"]} == {(0.75, 0.0)}
+
+
+def test_a_model_without_a_correct_prediction_has_no_relative_drop(audit, tmp_path):
+    wrong = measured([0.1, 0.1, 0.1, 0.9])
+    none = dataclasses.replace(audit, after=wrong)
+    assert {row["relative_drop_after"] for row in none.as_dict()["corruptions"]} == {None}
+    report.write(none, [none.child], "measured here", tmp_path / "out")
 
 
 class Elements(html.parser.HTMLParser):

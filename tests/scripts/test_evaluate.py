@@ -141,6 +141,8 @@ def test_an_audit_compares_the_first_file_with_its_baseline(run, options, tmp_pa
     result = run("evaluate", "--audit", tmp_path / "audit", *options)
     assert result.code == 2 and "--audit needs the name of a file" in result.err
     assert not (tmp_path / "audit").exists()
+    result = run("evaluate", child.name, "--audit", parent, *options)
+    assert result.code == 2 and "this is a file, not a folder" in result.err
     result = run("evaluate", child.name, "--audit", tmp_path / "audit", "--baseline", parent.name, *options)
     assert result.code == 0, result.err
     audit = json.loads((tmp_path / "audit" / "report.json").read_text())
