@@ -22,7 +22,8 @@ from common.compression.target_devices import TARGET_DEVICES
 
 SHARED = (  # options that all stages get as they are given here
     "dataset", "data_dir", "workers", "cache", "val_fraction", "batch_size", "weight_decay", "optimizer",
-    "schedule", "seed", "device", "precision", "temperature", "alpha", "mixup",
+    "schedule", "seed", "device", "precision", "temperature", "alpha",
+    "distillation", "standardize_logits", "mixup",
 )  # fmt: skip
 
 

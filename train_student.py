@@ -28,13 +28,8 @@ def main(args):
     stage.validate(teacher, "teacher")
 
     # distillation: alpha * T^2 * KL(teacher || student) + (1 - alpha) * cross-entropy
-    loss_fn = distillation_loss_fn(
-        teacher,
-        temperature=args.temperature,
-        alpha=args.alpha,
-        mixup=args.mixup,
-        precision=stage.precision_for(teacher),
-    )
+    settings = options.distillation_options(args)
+    loss_fn = distillation_loss_fn(teacher, **settings, precision=stage.precision_for(teacher))
     student, history = stage.fit(student, loss_fn)
 
     # test, save

@@ -100,8 +100,8 @@ class Fold:
             loss = averaging
         return metrics.evaluate(self.fit(model, loss, loaders.train, **options), loaders.test, CPU)
 
-    def distill(self, alpha=0.9, mixup=False):
-        loss = distillation_loss_fn(self.teacher, temperature=3.0, alpha=alpha, mixup=mixup)
+    def distill(self, alpha=0.9, temperature=3.0, **settings):
+        loss = distillation_loss_fn(self.teacher, temperature=temperature, alpha=alpha, **settings)
         seeding.seed_everything(self.number)
         return self.fine_tune(self.build(STUDENT), loss, lr=2e-4, epochs=8)
 
@@ -171,6 +171,12 @@ VARIANTS = {  # the first of each group is the one that the others are compared 
         "alpha 0.9": lambda fold: fold.distill(),
         "alpha 0, cross-entropy only": lambda fold: fold.distill(alpha=0.0),
         "alpha 0.9 and mixup": lambda fold: fold.distill(mixup=True),
+        "standardized logits": lambda fold: fold.distill(temperature=2.0, standardize_logits=True),
+        "DIST, weights 1, 1, 1": lambda fold: fold.distill(0.5, 1.0, distillation="dist"),
+        "DIST, temperature 4": lambda fold: fold.distill(0.5, 4.0, distillation="dist"),
+        "DIST, standardized logits": lambda fold: fold.distill(
+            0.5, 1.0, distillation="dist", standardize_logits=True
+        ),
     },
     "pruning": {
         "recalibrated, teacher": lambda fold: fold.prune(True, True),

@@ -83,7 +83,8 @@ class Stage:
         """Cross-entropy, or with --teacher the distillation loss; to be called before `begin`.
 
         Raises:
-            UserError: The teacher is missing or does not fit, or --mixup is given without one.
+            UserError: The teacher is missing or does not fit, or --mixup, --distillation dist or
+                --standardize-logits is given without one.
         """
         args = self.args
         if args.teacher:
@@ -92,8 +93,11 @@ class Stage:
             )
             settings, precision = options.distillation_options(args), self.precision_for(teacher)
             return distillation_loss_fn(teacher.to(self.device), **settings, precision=precision)
-        if args.mixup:
-            raise UserError("--mixup needs --teacher")
+        for option in ("mixup", "standardize_logits"):
+            if getattr(args, option):
+                raise UserError(f"--{option.replace('_', '-')} needs --teacher")
+        if args.distillation != "kd":
+            raise UserError(f"--distillation {args.distillation} needs --teacher")
         return cross_entropy
 
     def precision_for(self, model: nn.Module) -> torch.dtype:

@@ -244,6 +244,17 @@ def add_teacher_options(
         help="weight of the teacher in the loss, 1 - alpha is that of the labels; default: 0.9",
     )
     group.add_argument(
+        "--distillation",
+        choices=("kd", "dist"),
+        default="kd",
+        help="what the student learns: the probabilities of the teacher (kd), or their relations (dist)",
+    )
+    group.add_argument(
+        "--standardize-logits",
+        action="store_true",
+        help="of both networks, before they are compared",
+    )
+    group.add_argument(
         "--mixup",
         action="store_true",
         help="both networks see pairs of images mixed with each other: for long runs",
@@ -259,7 +270,8 @@ def distillation_options(args: argparse.Namespace) -> dict:
     Returns:
         The arguments of `distillation_loss_fn` with the same names.
     """
-    return {name: getattr(args, name) for name in ("temperature", "alpha", "mixup")}
+    names = ("temperature", "alpha", "distillation", "standardize_logits", "mixup")
+    return {name: getattr(args, name) for name in names}
 
 
 def data_arguments(args: argparse.Namespace) -> str:

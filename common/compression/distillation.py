@@ -11,16 +11,81 @@ from common.system import hardware
 LossFn = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def distillation_loss(
-    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float, alpha: float
-) -> Tensor:
-    """Hinton's knowledge distillation loss.
+def kl_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """The divergence of the student's probabilities from those of the teacher.
 
-    alpha * T^2 * KL(softmax(teacher / T) || softmax(student / T)) + (1 - alpha) * cross-entropy(student,
-    labels)
+    KL(softmax(teacher) || softmax(student)). Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a
+    Neural Network", 2015, section 2.
+
+    Args:
+        student_logits: float [N, C].
+        teacher_logits: float [N, C].
+
+    Returns:
+        The mean over the batch, a scalar.
+    """
+    soft_targets, soft_predictions = F.log_softmax(teacher_logits, 1), F.log_softmax(student_logits, 1)
+    return F.kl_div(soft_predictions, soft_targets, reduction="batchmean", log_target=True)
+
+
+def correlation_distance(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """DIST: how little the student's probabilities correlate with those of the teacher.
+
+    The mean over the images of 1 - Pearson(student, teacher) between classes, plus the mean over the classes
+    of 1 - Pearson(student, teacher) between images. Unlike the divergence, it does not ask for the same
+    probabilities, only for the same relations. Source: Huang, You, Wang, Qian, Xu, "Knowledge Distillation
+    from A Stronger Teacher", NeurIPS 2022, equations 7 to 9.
+
+    Args:
+        student_logits: float [N, C].
+        teacher_logits: float [N, C].
+
+    Returns:
+        From 0 to 4, a scalar.
+    """
+    student, teacher = student_logits.softmax(1), teacher_logits.softmax(1)
+    return (1 - _pearson(student, teacher)).mean() + (1 - _pearson(student.T, teacher.T)).mean()
+
+
+def _pearson(a: Tensor, b: Tensor) -> Tensor:
+    """The correlation of each row; 0 where all values of a row are equal."""
+    return F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True))
+
+
+def standardize(logits: Tensor) -> Tensor:
+    """Subtracts the mean from the logits of each image, and divides them by their standard deviation.
+
+    The student then learns their relations, not their magnitude. Source: Sun, Ren, Li, Wang, Cao, "Logit
+    Standardization in Knowledge Distillation", CVPR 2024, algorithm 1.
+
+    Args:
+        logits: float [N, C].
+
+    Returns:
+        float [N, C], of each image the mean 0 and the standard deviation 1.
+    """
+    return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True, correction=0) + EPSILON)
+
+
+DISTANCES = {"kd": kl_divergence, "dist": correlation_distance}  # of --distillation
+EPSILON = 1e-7  # for an image whose logits are all equal
+
+
+def distillation_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    temperature: float,
+    alpha: float,
+    distillation: str = "kd",
+    standardize_logits: bool = False,
+) -> Tensor:
+    """The loss of knowledge distillation.
+
+    alpha * T^2 * distance(student / T, teacher / T) + (1 - alpha) * cross-entropy(student, labels)
 
     T^2 keeps the gradient of the first term as large as that of the second at any temperature. Source:
-    Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
+    Hinton, Vinyals, Dean, 2015, section 2.
 
     Args:
         student_logits: float [N, C].
@@ -28,14 +93,17 @@ def distillation_loss(
         labels: int64 [N].
         temperature: T, above 0; a higher one makes the probabilities softer.
         alpha: Weight of the first term, from 0 to 1.
+        distillation: The distance, of `DISTANCES`.
+        standardize_logits: Whether both are standardized first. The cross-entropy is that of the logits.
 
     Returns:
         The mean over the batch, a scalar.
     """
-    soft_targets = F.log_softmax(teacher_logits.detach() / temperature, dim=1)
-    soft_predictions = F.log_softmax(student_logits / temperature, dim=1)
-    divergence = F.kl_div(soft_predictions, soft_targets, reduction="batchmean", log_target=True)
-    return alpha * temperature**2 * divergence + (1 - alpha) * F.cross_entropy(student_logits, labels)
+    student, teacher = student_logits, teacher_logits.detach()
+    if standardize_logits:
+        student, teacher = standardize(student), standardize(teacher)
+    distance = DISTANCES[distillation](student / temperature, teacher / temperature)
+    return alpha * temperature**2 * distance + (1 - alpha) * F.cross_entropy(student_logits, labels)
 
 
 def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,6 +126,8 @@ def distillation_loss_fn(
     *,
     temperature: float,
     alpha: float,
+    distillation: str = "kd",
+    standardize_logits: bool = False,
     mixup: bool = False,
     precision: torch.dtype = torch.float32,
 ) -> LossFn:
@@ -69,6 +139,8 @@ def distillation_loss_fn(
         teacher: Put into eval mode; it computes in inference mode.
         temperature: See `distillation_loss`.
         alpha: See `distillation_loss`.
+        distillation: See `distillation_loss`.
+        standardize_logits: See `distillation_loss`.
         mixup: Whether both models see each image mixed with another of the batch, in a proportion drawn
             uniformly from 0 to 1 at every step, the losses of the two labels weighted alike (Zhang et al.,
             "mixup: Beyond Empirical Risk Minimization", ICLR 2018).
@@ -78,6 +150,7 @@ def distillation_loss_fn(
         The loss function.
     """
     teacher.eval().to(memory_format=torch.channels_last)
+    settings = (temperature, alpha, distillation, standardize_logits)
 
     def loss_fn(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if mixup:
@@ -87,9 +160,9 @@ def distillation_loss_fn(
             teacher_logits = teacher(images)
         teacher_logits = teacher_logits.float().clone()  # inference tensors cannot take part in a loss
         logits = model(images).float()
-        loss = distillation_loss(logits, teacher_logits, labels, temperature, alpha)
+        loss = distillation_loss(logits, teacher_logits, labels, *settings)
         if mixup:
-            other = distillation_loss(logits, teacher_logits, labels[order], temperature, alpha)
+            other = distillation_loss(logits, teacher_logits, labels[order], *settings)
             loss = weight * loss + (1 - weight) * other
         return loss, logits
 

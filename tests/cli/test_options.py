@@ -71,4 +71,10 @@ def test_training_and_distillation_get_their_own_options():
         "schedule": "cosine",
         "seed": 3,
     }
-    assert options.distillation_options(args) == {"temperature": 3.0, "alpha": 0.9, "mixup": True}
+    assert options.distillation_options(args) == {
+        "temperature": 3.0,
+        "alpha": 0.9,
+        "distillation": "kd",
+        "standardize_logits": False,
+        "mixup": True,
+    }

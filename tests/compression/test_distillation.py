@@ -1,11 +1,19 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.compression.distillation import cross_entropy, distillation_loss, distillation_loss_fn
+from common.compression.distillation import (
+    DISTANCES,
+    correlation_distance,
+    cross_entropy,
+    distillation_loss,
+    distillation_loss_fn,
+    standardize,
+)
 
 # teacher / T = (ln 3, 0), so its soft prediction is (3/4, 1/4); that of the student is (1/2, 1/2)
 TEACHER = torch.tensor([[2 * math.log(3), 0.0]])
@@ -26,12 +34,64 @@ def test_the_gradient_equals_the_value_computed_by_hand():
     assert torch.allclose(student.grad, torch.tensor([[-0.5, 0.5]]), atol=1e-6)
 
 
-def test_the_gradient_agrees_with_finite_differences():
+@pytest.mark.parametrize("standardize_logits", [False, True])
+@pytest.mark.parametrize("distillation", DISTANCES)
+def test_the_gradient_agrees_with_finite_differences(distillation, standardize_logits):
     student = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
     teacher, labels = torch.randn(4, 5, dtype=torch.float64), torch.tensor([0, 1, 4, 2])
-    assert torch.autograd.gradcheck(
-        lambda logits: distillation_loss(logits, teacher, labels, 3.0, 0.7), student
+    how = (labels, 3.0, 0.7, distillation, standardize_logits)
+    assert torch.autograd.gradcheck(lambda logits: distillation_loss(logits, teacher, *how), student)
+
+
+def test_the_correlation_distance_equals_the_value_computed_by_hand():
+    # probabilities of the teacher (1/4, 3/4) and (3/4, 1/4), of the student (1/4, 3/4) and (1/3, 2/3)
+    teacher, student = (
+        torch.tensor([[1.0, 3.0], [3.0, 1.0]]).log(),
+        torch.tensor([[1.0, 3.0], [1.0, 2.0]]).log(),
     )
+    # of two values the correlation is 1 or -1: between classes 1 and -1, between images 1 and 1
+    assert correlation_distance(student, teacher).item() == pytest.approx(1 + 0, abs=1e-6)
+
+
+def test_the_correlation_distance_is_that_of_numpy():
+    student, teacher = torch.randn(6, 5, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)
+    s, t = student.softmax(1).numpy(), teacher.softmax(1).numpy()
+    between_classes = np.mean([1 - np.corrcoef(s[i], t[i])[0, 1] for i in range(6)])
+    between_images = np.mean([1 - np.corrcoef(s[:, i], t[:, i])[0, 1] for i in range(5)])
+    assert correlation_distance(student, teacher).item() == pytest.approx(between_classes + between_images)
+    # probabilities that are a linear function of the teacher's have no distance
+    closer = (0.5 * teacher.softmax(1) + 0.1).log()
+    assert correlation_distance(closer, teacher).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_a_batch_of_one_image_has_a_gradient_without_nan():
+    student = torch.randn(1, 5, requires_grad=True)
+    distillation_loss(student, torch.randn(1, 5), torch.tensor([0]), 3.0, 0.9, "dist", True).backward()
+    assert student.grad.isfinite().all() and student.grad.abs().sum() > 0
+
+
+def test_standardized_logits_are_compared_at_the_temperature_and_keep_the_cross_entropy():
+    logits = torch.tensor([[1.0, 3.0], [5.0, 5.0]])
+    assert torch.allclose(standardize(logits), torch.tensor([[-1.0, 1.0], [0.0, 0.0]]), atol=1e-6)
+    # (0, 2) and (1, 9) are both (-1, 1), so only the cross-entropy is left
+    student, teacher, label = torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 9.0]]), torch.tensor([0])
+    expected = 0.1 * math.log(1 + math.exp(2))
+    loss = distillation_loss(student, teacher, label, 2.0, 0.9, "kd", True).item()
+    assert loss == pytest.approx(expected, abs=1e-6)
+    # the student (0, 0) stays, the teacher is (-1, 1) / T
+    soft = torch.tensor([-0.5, 0.5]).softmax(0)
+    divergence = float((soft * (soft / 0.5).log()).sum())
+    loss = distillation_loss(torch.zeros(1, 2), teacher, label, 2.0, 0.9, "kd", True).item()
+    assert loss == pytest.approx(0.9 * 4 * divergence + 0.1 * math.log(2), abs=1e-6)
+
+
+def test_the_chosen_distance_is_what_trains():
+    images, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    teacher, student = nn.Linear(4, 3), nn.Linear(4, 3)
+    settings = {"temperature": 2.0, "alpha": 0.5, "distillation": "dist", "standardize_logits": True}
+    loss, logits = distillation_loss_fn(teacher, **settings)(student, images, labels)
+    assert loss.item() == distillation_loss(logits, teacher(images), labels, *settings.values()).item()
+    assert loss.item() != distillation_loss(logits, teacher(images), labels, 2.0, 0.5).item()
 
 
 def test_the_loss_is_a_mean_over_the_batch():
