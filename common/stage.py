@@ -83,8 +83,7 @@ class Stage:
         """Cross-entropy, or with --teacher the distillation loss; to be called before `begin`.
 
         Raises:
-            UserError: The teacher is missing or does not fit, or --mixup, --distillation dist or
-                --standardize-logits is given without one.
+            UserError: The teacher is missing or does not fit, or an option needs one.
         """
         args = self.args
         if args.teacher:
@@ -93,11 +92,9 @@ class Stage:
             )
             settings, precision = options.distillation_options(args), self.precision_for(teacher)
             return distillation_loss_fn(teacher.to(self.device), **settings, precision=precision)
-        for option in ("mixup", "standardize_logits"):
-            if getattr(args, option):
+        for option in ("mixup", "standardize_logits", "distillation"):
+            if getattr(args, option) not in (False, "kd"):
                 raise UserError(f"--{option.replace('_', '-')} needs --teacher")
-        if args.distillation != "kd":
-            raise UserError(f"--distillation {args.distillation} needs --teacher")
         return cross_entropy
 
     def precision_for(self, model: nn.Module) -> torch.dtype:

@@ -226,39 +226,28 @@ def add_teacher_options(
     """
     group = parser.add_argument_group("distillation")
     group.add_argument(
-        "--teacher",
-        required=required,
-        metavar="CHECKPOINT",
+        "--teacher", required=required, metavar="CHECKPOINT",
         help=CHECKPOINT + ("" if required else f"; default: {default}"),
-    )
+    )  # fmt: skip
     group.add_argument(
-        "--temperature",
-        type=number(float, 0, above=True),
-        default=3.0,
+        "--distillation", choices=("kd", "dist"), default="kd",
+        help="learn the probabilities of the teacher (kd), or their relations (dist); default: kd",
+    )  # fmt: skip
+    group.add_argument(
+        "--temperature", type=number(float, 0, above=True), default=3.0,
         help="softens the predictions of both networks; default: 3",
-    )
+    )  # fmt: skip
     group.add_argument(
-        "--alpha",
-        type=number(float, 0, 1),
-        default=0.9,
+        "--alpha", type=number(float, 0, 1), default=0.9,
         help="weight of the teacher in the loss, 1 - alpha is that of the labels; default: 0.9",
+    )  # fmt: skip
+    group.add_argument(
+        "--standardize-logits", action="store_true", help="of both networks, before they are compared"
     )
     group.add_argument(
-        "--distillation",
-        choices=("kd", "dist"),
-        default="kd",
-        help="what the student learns: the probabilities of the teacher (kd), or their relations (dist)",
-    )
-    group.add_argument(
-        "--standardize-logits",
-        action="store_true",
-        help="of both networks, before they are compared",
-    )
-    group.add_argument(
-        "--mixup",
-        action="store_true",
+        "--mixup", action="store_true",
         help="both networks see pairs of images mixed with each other: for long runs",
-    )
+    )  # fmt: skip
 
 
 def distillation_options(args: argparse.Namespace) -> dict:

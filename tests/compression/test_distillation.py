@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import train_student
 from common.compression.distillation import (
     DISTANCES,
     correlation_distance,
@@ -177,3 +178,11 @@ def test_teacher_and_student_each_compute_in_their_own_precision():
     loss.backward()
     assert seen == [(torch.bfloat16, True), (torch.float32, False)]
     assert loss.dtype == logits.dtype == torch.float32
+
+
+def test_each_distance_can_be_chosen():
+    for name in DISTANCES:
+        args = train_student.parse_args(["--teacher", "a", "--student", "b", "--distillation", name])
+        assert args.distillation == name
+    with pytest.raises(SystemExit):
+        train_student.parse_args(["--teacher", "a", "--student", "b", "--distillation", "none"])
