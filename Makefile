@@ -2,6 +2,8 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 DEMO := --config configs/demo.yaml
+TEACHER := weights/teacher_mobilenet_v2_0.8422.pt
+STUDENT := weights/kd_squeezenet1_1_0.7031.pt
 
 .PHONY: demo test lint
 
@@ -10,14 +12,15 @@ DEMO := --config configs/demo.yaml
 	$(RUN) -m pip install --quiet -r requirements.txt -r tests/requirements.txt
 	touch $@
 
-# no network smaller than a ResNet-18 learns from scratch in a minute: teacher and student are the same
+# five networks on small images: the second one shows what the student is without a teacher
 demo: .venv/installed
-	$(RUN) train_teacher.py $(DEMO) --teacher resnet18 --pretrained none --epochs 5 --lr 0.001
-	$(RUN) train_student.py $(DEMO) --teacher resnet18 --student resnet18 --pretrained none --epochs 5 --lr 0.001
-	$(RUN) train_pruning.py $(DEMO) --weights kd_resnet18 --pruning-ratio 0.4 --epochs 4
-	$(RUN) train_quantization.py $(DEMO) --weights pruned_kd_resnet18 --target-device server --epochs 2
-	$(RUN) evaluate.py --dataset synthetic --output-dir weights/demo resnet18 kd_resnet18 pruned_kd_resnet18 \
-		quantized_pruned_kd_resnet18
+	$(RUN) train_teacher.py $(DEMO) --teacher mobilenet_v2 --pretrained $(TEACHER) --epochs 3 --lr 0.001
+	$(RUN) train_teacher.py $(DEMO) --teacher squeezenet1_1 --pretrained $(STUDENT) --epochs 10
+	$(RUN) train_student.py $(DEMO) --teacher mobilenet_v2 --student squeezenet1_1 --pretrained $(STUDENT) --epochs 10
+	$(RUN) train_pruning.py $(DEMO) --weights kd_squeezenet1_1 --teacher mobilenet_v2 --pruning-ratio 0.5 --epochs 2
+	$(RUN) train_quantization.py $(DEMO) --weights pruned_kd_squeezenet1_1 --target-device server --epochs 1
+	$(RUN) evaluate.py --dataset synthetic --output-dir weights/demo mobilenet_v2 teacher_squeezenet1_1 \
+		kd_squeezenet1_1 pruned_kd_squeezenet1_1 quantized_pruned_kd_squeezenet1_1
 
 # one process for each core, one thread for each process: what the tests compute is small
 test: .venv/installed

@@ -86,6 +86,11 @@ class Fold:
         loaders = self.loaders()
         return self.fit(self.build(TEACHER), cross_entropy, loaders.train).eval()
 
+    @functools.cached_property
+    def weak_teacher(self):
+        loaders = self.loaders()
+        return self.fit(self.build(TEACHER), cross_entropy, loaders.train, epochs=2).eval()
+
     def fine_tune(self, model=None, loss=cross_entropy, crop=None, ema=False, **options):
         loaders = self.loaders(crop)
         model = self.build(TEACHER) if model is None else model
@@ -100,10 +105,11 @@ class Fold:
             loss = averaging
         return metrics.evaluate(self.fit(model, loss, loaders.train, **options), loaders.test, CPU)
 
-    def distill(self, alpha=0.9, temperature=3.0, **settings):
-        loss = distillation_loss_fn(self.teacher, temperature=temperature, alpha=alpha, **settings)
+    def distill(self, alpha=0.9, temperature=3.0, weak=False, epochs=8, **settings):
+        teacher = self.weak_teacher if weak else self.teacher
+        loss = distillation_loss_fn(teacher, temperature=temperature, alpha=alpha, **settings)
         seeding.seed_everything(self.number)
-        return self.fine_tune(self.build(STUDENT), loss, lr=2e-4, epochs=8)
+        return self.fine_tune(self.build(STUDENT), loss, lr=2e-4, epochs=epochs)
 
     def prune(
         self, taught=True, recalibrate=True, *, kind="parameters", fraction=0.5, criterion="lamp",
@@ -153,6 +159,23 @@ FINE_TUNING = {
     "least squares, fine-tuned in training mode": {"reconstruct": True, "mode": nn.Module.train},
     "none, fine-tuned in training mode": {"reconstruct": False, "mode": nn.Module.train},
 }
+LOSSES = {
+    "alpha 0.9": {},
+    "alpha 0, cross-entropy only": {"alpha": 0.0},
+    "alpha 0.3": {"alpha": 0.3},
+    "standardized logits": {"temperature": 2.0, "standardize_logits": True},
+    "DIST": {"distillation": "dist", "alpha": 0.5, "temperature": 1.0},  # its paper: weights 1, 1, 1
+    "DIST, standardized logits": {
+        "distillation": "dist", "alpha": 0.5, "temperature": 1.0, "standardize_logits": True
+    },
+}  # fmt: skip
+STUDENTS = {
+    "student": {},
+    "student of a weak teacher": {"weak": True},
+    "student, mixup": {"mixup": True},
+    "student, 60 epochs, mixup": {"epochs": 60, "mixup": True},
+    "student of a weak teacher, 60 epochs, mixup": {"weak": True, "epochs": 60, "mixup": True},
+}
 SMALL_CROP = v2.Compose([v2.Resize(resized_side(SIDE), antialias=True), v2.RandomCrop(SIDE)])
 VARIANTS = {  # the first of each group is the one that the others are compared with
     "teacher": {
@@ -167,16 +190,12 @@ VARIANTS = {  # the first of each group is the one that the others are compared 
         "label smoothing 0.1": lambda fold: fold.fine_tune(loss=smoothed),
         "EMA of the weights": lambda fold: fold.fine_tune(ema=True),
     },
-    "student": {
-        "alpha 0.9": lambda fold: fold.distill(),
-        "alpha 0, cross-entropy only": lambda fold: fold.distill(alpha=0.0),
-        "alpha 0.9 and mixup": lambda fold: fold.distill(mixup=True),
-        "standardized logits": lambda fold: fold.distill(temperature=2.0, standardize_logits=True),
-        "DIST, weights 1, 1, 1": lambda fold: fold.distill(0.5, 1.0, distillation="dist"),
-        "DIST, temperature 4": lambda fold: fold.distill(0.5, 4.0, distillation="dist"),
-        "DIST, standardized logits": lambda fold: fold.distill(
-            0.5, 1.0, distillation="dist", standardize_logits=True
-        ),
+    **{
+        stage: {
+            name: lambda fold, loss=loss, options=options: fold.distill(**loss, **options)
+            for name, loss in LOSSES.items()
+        }
+        for stage, options in STUDENTS.items()
     },
     "pruning": {
         "recalibrated, teacher": lambda fold: fold.prune(True, True),

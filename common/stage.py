@@ -36,8 +36,7 @@ class Stage:
         parent_path: Its file; None for a new architecture.
         model: The model of the parent, or of the new architecture, on the CPU.
         splits: The images; `num_classes` and `image_size` (pixels) describe them.
-        classifier: Name of the layer of `model` that yields the logits; `network`: it and the image size, as
-            the functions of pruning take them.
+        classifier: Name of the layer of `model` that yields the logits; `network`: it and the image size.
         loaders: The batches, `row`: the stage's row of the lineage, `progress`: the state of the run; all
             three from `begin` on.
     """
