@@ -133,8 +133,8 @@ class Fold:
         loss = distillation_loss_fn(teacher, temperature=3.0, alpha=0.9) if taught else cross_entropy
         return self.fine_tune(model, loss, before_epoch=lambda model, _epoch: mode(model), **options)
 
-    def quantize(self, taught: bool):
-        loaders, epochs = self.loaders(), 2
+    def quantize(self, taught: bool, epochs=2):
+        loaders = self.loaders()
         torch.backends.quantized.engine = "qnnpack"
         prepared = quantization.prepare(self.teacher, TARGET_DEVICES["embedded"], SIDE)
         quantization.calibrate(prepared, loaders.train, CPU, 16)
@@ -225,6 +225,7 @@ VARIANTS = {  # the first of each group is the one that the others are compared 
     "quantization": {
         "teacher": lambda fold: fold.quantize(True),
         "no teacher": lambda fold: fold.quantize(False),
+        "post-training": lambda fold: fold.quantize(False, epochs=0),
     },
 }
 
