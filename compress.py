@@ -51,10 +51,14 @@ def main(args):
     size = content["image_size"] if content["image_size"] in sizes else sizes[0]
     val = batches(content | {"image_size": size}).of("val")
     score = metrics.evaluate(checkpoint.rebuild(content), val, val.device)
+    source = teacher = Candidate("", path, content["image_size"], score.top1, score.ci95)
+    if args.teacher:
+        path, model = checkpoint.open_teacher(args.teacher, args.output_dir, content, splits)
+        score = metrics.evaluate(model, val, val.device)
+        teacher = Candidate("", path, size, score.top1, score.ci95)
 
     # distill, prune and quantize; validation selects the winner
-    source = Candidate("", path, content["image_size"], score.top1, score.ci95)
-    search = new_search(args, source, sizes)
+    search = new_search(args, source, teacher, sizes)
     winner = search.run()
     report = search.report(winner, len(splits.train))
 
@@ -73,7 +77,7 @@ def main(args):
     return path
 
 
-def new_search(args, source, sizes):
+def new_search(args, source, teacher, sizes):
     """The search for the budget of `args`, from the candidate `source`, at the image sizes `sizes`."""
     from common.budget import costs
     from common.budget.search import Search
@@ -83,7 +87,7 @@ def new_search(args, source, sizes):
     conditions = {"threads": args.threads, "latency_in": args.latency_in}
     target = TARGET_DEVICES[args.target_device]
     return Search(
-        source, kind, text, stages=stages(args, source.path),
+        source, teacher, kind, text, alpha=args.alpha, stages=stages(args),
         budget=functools.partial(
             costs.checkpoint_budget, kind, options=vars(args), target=target, **conditions
         ),
@@ -93,30 +97,29 @@ def new_search(args, source, sizes):
     )  # fmt: skip
 
 
-def stages(args, source):
+def stages(args):
     """The stages as functions, with the options of `args`; they write into the folder of the candidates."""
     from common.budget.candidates import Stages
     from common.models import checkpoint
 
     folder = Path(args.output_dir) / checkpoint.CANDIDATES
-    teacher = checkpoint.find(args.teacher, args.output_dir) if args.teacher else source
 
     def run(script, **settings):
-        words = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
-        words += [*args.shared, "--output-dir", str(folder), "--score", "val", "--resume"]
+        words = args.shared + [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
+        words += ["--output-dir", str(folder), "--score", "val", "--resume"]
         print(f"\n$ {shell_join(['python', Path(script.__file__).name, *words])}", flush=True)
         return script.main(script.parse_args(words))
 
     def at(size):
         return {"image_size": size} if args.image_size else {}
 
-    def distill(arch, size, epochs):
+    def distill(arch, size, epochs, teacher, alpha):
         return run(
             train_student, teacher=teacher, student=arch, pretrained=args.pretrained, epochs=epochs,
-            lr=args.lr, **at(size),
+            lr=args.lr, **at(size), **({} if alpha == args.alpha else {"alpha": alpha}),
         )  # fmt: skip
 
-    def prune(path, target, precision, importance, scope, size, epochs):
+    def prune(path, target, precision, importance, scope, size, epochs, teacher):
         kind, _ = targets.budget(args)
         return run(
             train_pruning, weights=path, teacher=teacher, **{f"target_{kind}": target},
@@ -125,7 +128,7 @@ def stages(args, source):
             **at(size),
         )  # fmt: skip
 
-    def quantize(path):
+    def quantize(path, teacher):
         return run(
             train_quantization, weights=path, teacher=teacher, epochs=args.quantization_epochs,
             target_device=args.target_device,

@@ -42,14 +42,14 @@ class Stages:
     """The stages as functions: each creates a checkpoint, evaluated on validation, and returns its path.
 
     Attributes:
-        distill: (architecture, image size, epochs) -> path.
-        prune: (path, target, precision, importance, scope, image size, epochs) -> path.
-        quantize: (path) -> path.
+        distill: (architecture, image size, epochs, teacher, alpha) -> path.
+        prune: (path, target, precision, importance, scope, image size, epochs, teacher) -> path.
+        quantize: (path, teacher) -> path.
     """
 
-    distill: Callable[[str, int, int], Path]
-    prune: Callable[[Path, str, str, str, str, int, int], Path]
-    quantize: Callable[[Path], Path]
+    distill: Callable[[str, int, int, Path, float], Path]
+    prune: Callable[[Path, str, str, str, str, int, int, Path], Path]
+    quantize: Callable[[Path, Path], Path]
 
 
 @dataclass(frozen=True)

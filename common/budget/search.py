@@ -14,6 +14,10 @@ interval of an accuracy tells what validation can distinguish, not what training
    not worse than what is finished is compressed in the same way as the source.
 
 "Worse" is one whose interval on validation lies below that of the other.
+
+A weak teacher passes its errors on: a student that is as good as its teacher is distilled again, with more
+weight on the labels, and the better one is kept. Pruning and quantization are taught by the network that they
+start from, where that is more accurate than the teacher.
 """
 
 import contextlib
@@ -28,12 +32,7 @@ from common.budget.target import Budget
 from common.system import units
 from common.system.errors import UserError
 
-RECIPES = {  # importance and scope, by kind of budget
-    "macs": (("reconstruction", "global"), ("lamp", "global")),
-    "size": (("reconstruction", "global"), ("lamp", "global")),
-    "latency": (("reconstruction", "global"), ("lamp", "global")),
-    "ram": (("reconstruction", "global"), ("lamp", "global")),  # prunes only layers where the peak is
-}
+RECIPES = (("reconstruction", "global"), ("lamp", "global"))  # importance and scope
 PRECISIONS = {  # MACs are the same in int8
     "macs": ("fp32",),
     "size": ("fp32", "int8"),
@@ -42,6 +41,7 @@ PRECISIONS = {  # MACs are the same in int8
 }
 TRIAL = 8  # a trial with training has this part of the epochs
 FINISHED = 2  # candidates of each network are finished, at most
+SMALL_ALPHA = 0.3  # the weight of a teacher that is no better than its student
 
 
 class Search:
@@ -53,9 +53,11 @@ class Search:
     def __init__(
         self,
         source: Candidate,
+        teacher: Candidate,
         kind: str,
         text: str,
         *,
+        alpha: float,
         stages: Stages,
         budget: Callable[[Path, str, str, int], Budget],
         cost: Callable[[Path], float],
@@ -68,8 +70,10 @@ class Search:
 
         Args:
             source: The checkpoint to compress, with the image size that it was trained at.
+            teacher: The teacher of every stage; it may be the source.
             kind: "macs", "size", "latency" or "ram".
             text: The amount that the user asks for; a fraction is one of the source at the first image size.
+            alpha: The weight of the teacher, from 0 to 1.
             stages: What creates checkpoints.
             budget: (path, text, precision, image size) -> the budget of that checkpoint.
             cost: (path) -> what a finished checkpoint costs, at its own image size.
@@ -82,7 +86,8 @@ class Search:
         Raises:
             UserError: The source meets the budget already.
         """
-        self.source, self.kind, self.stages, self.budget, self.cost = source, kind, stages, budget, cost
+        self.source, self.teacher, self.alpha = source, teacher, alpha
+        self.kind, self.stages, self.budget, self.cost = kind, stages, budget, cost
         self.students, self.sizes, self.epochs = students, sizes, epochs
         self.short = max(1, epochs // TRIAL)
         first = budget(source.path, text, "fp32", sizes[0])
@@ -137,18 +142,25 @@ class Search:
 
     def _distill(self, arch: str, epochs: int, others: Iterable[Candidate]) -> Candidate | None:
         """The student; None for one that is not possible, or worse than the best of `others`."""
-        is_trial = epochs < self.epochs
+        is_trial, trial = epochs < self.epochs, f"a trial of {_epochs(epochs)}"
         try:
-            student = self._tried(f"distill into {arch}", self.stages.distill(arch, self.sizes[0], epochs))
+            student = self._student(arch, epochs, self.alpha)
+            if not is_trial and self.alpha > SMALL_ALPHA and student.top1 >= self.teacher.top1:
+                student.note = f"as good as its teacher ({self.teacher.top1:.2%}): tried again"
+                again = self._student(arch, epochs, SMALL_ALPHA, f", alpha {SMALL_ALPHA}")
+                student = max(student, again, key=lambda each: each.top1)
         except UserError as error:
             self.refused.append(f"distill into {arch}: {error}")
             return None
-        trial = f"a trial of {_epochs(epochs)}"
         if student.ci95[1] < _floor(others):
             student.note = f"dropped after {trial if is_trial else _epochs(epochs)}"
             return None
-        student.note = f"{trial}, continued" if is_trial else ""
+        student.note = f"{trial}, continued" if is_trial else student.note
         return student
+
+    def _student(self, arch: str, epochs: int, alpha: float, title: str = "") -> Candidate:
+        path = self.stages.distill(arch, self.sizes[0], epochs, self.teacher.path, alpha)
+        return self._tried(f"distill into {arch}{title}", path)
 
     @contextlib.contextmanager
     def _noting(self, start: Candidate, precision: str, size: int) -> Iterator[None]:
@@ -186,7 +198,7 @@ class Search:
             as_it_is = size == start.image_size and (precision == "int8" or start is not self.source)
             if fits and as_it_is:
                 return [Plan("", start, precision, size, None, start)]
-            for recipe in RECIPES[self.kind][: 1 if fits else None]:
+            for recipe in RECIPES[: 1 if fits else None]:
                 how = (
                     f"fine-tune for {precision}" if fits else f"prune for {precision} by {', '.join(recipe)}"
                 )
@@ -212,9 +224,14 @@ class Search:
         trial.note = f"a trial of {_epochs(self.short)}"
         return replace(plan, trial=trial)
 
+    def _teacher_of(self, student: Candidate) -> Candidate:
+        """The teacher, or what is trained itself where it is more accurate."""
+        return max(self.teacher, student, key=lambda each: each.top1)
+
     def _prune(self, plan: Plan, epochs: int) -> Candidate:
-        settings = self.target, plan.precision, *plan.recipe, plan.image_size
-        return self._tried(plan.name, self.stages.prune(plan.start.path, *settings, epochs))
+        settings = self.target, plan.precision, *plan.recipe, plan.image_size, epochs
+        teacher = self._teacher_of(plan.start)
+        return self._tried(plan.name, self.stages.prune(plan.start.path, *settings, teacher.path))
 
     def _finish(self, plans: list[Plan]) -> None:
         """The most promising plans of a network: pruning with all epochs, then int8."""
@@ -225,7 +242,8 @@ class Search:
                     plan.trial.note += ", continued"
                     ready = self._prune(plan, self.epochs)
                 if plan.precision == "int8":
-                    ready = self._tried(f"{ready.recipe}, quantize", self.stages.quantize(ready.path))
+                    path = self.stages.quantize(ready.path, self._teacher_of(ready).path)
+                    ready = self._tried(f"{ready.recipe}, quantize", path)
                 ready.cost = self.cost(ready.path)
 
     def report(self, winner: Candidate, images: int) -> str:

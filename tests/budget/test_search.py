@@ -18,11 +18,12 @@ class Results:
     `top1`: of what pruning creates, by some of precision, importance, size and epochs; the longest key that
     fits counts. Intervals are 0.1 wide on either side. `students`: a checkpoint by architecture, or top-1 by
     epochs. `starts`: the cost of a checkpoint before it is pruned, by (path, precision), or with a size.
-    `costs`: of a finished checkpoint, by path. `calls`: of the stages, `asked`: of the budgets.
+    `costs`: of a finished checkpoint, by path. `calls`: of the stages, `taught`: by which teacher and alpha,
+    `asked`: of the budgets.
     """
 
     def __init__(self, folder):
-        self.folder, self.calls, self.asked = folder, [], []
+        self.folder, self.calls, self.taught, self.asked = folder, [], [], []
         self.top1, self.students, self.starts, self.costs = {}, {}, {}, {}
         self.source, self.unprunable = self.create("source", 0.8), None
 
@@ -39,18 +40,20 @@ class Results:
             path.with_suffix(".csv").write_text("epoch,seconds\n" + "1,1.5\n" * epochs)
         return path
 
-    def distill(self, arch, size, epochs):
+    def distill(self, arch, size, epochs, teacher, alpha):
         self.calls.append(("distill", arch, size, epochs))
-        made = self.students[arch]
+        self.taught.append((teacher, alpha))
+        made = self.students.get(f"{arch} again" if alpha == 0.3 else arch, self.students[arch])
         if not isinstance(made, dict):
             return made
         return self.create(f"kd_{arch}", made[epochs], size=size, epochs=epochs)
 
-    def prune(self, path, target, precision, importance, scope, size, epochs):
-        assert target == "100.000000B" and (importance, scope) in RECIPES["size"]
+    def prune(self, path, target, precision, importance, scope, size, epochs, teacher):
+        assert target == "100.000000B" and (importance, scope) in RECIPES
         if path == self.unprunable:
             raise UserError("it cannot be pruned")
         self.calls.append(("prune", precision, importance, size, epochs))
+        self.taught.append((teacher, None))
         asked = {precision, importance, size, epochs}
         fitting = [key for key in self.top1 if set(key) <= asked]
         top1 = self.top1[max(fitting, key=len)] if fitting else 0.1
@@ -58,8 +61,9 @@ class Results:
         self.costs[created] = 90
         return created
 
-    def quantize(self, path):
+    def quantize(self, path, teacher):
         self.calls.append(("quantize", path))
+        self.taught.append((teacher, None))
         created = self.create("quantized", 0.5, epochs=4)
         self.costs[created] = 80
         return created
@@ -71,11 +75,14 @@ class Results:
             raise UserError(start)
         return Budget("size", LIMIT, start, lambda model: 0.0, precision)
 
-    def search(self, students=(), sizes=(SIDE,), epochs=EPOCHS):
+    def search(self, students=(), sizes=(SIDE,), epochs=EPOCHS, teacher=None, alpha=0.9):
+        source = Candidate("", self.source, SIDE, 0.8, (0.7, 0.9))
         return Search(
-            Candidate("", self.source, SIDE, 0.8, (0.7, 0.9)),
+            source,
+            teacher or source,
             "size",
             "100B",
+            alpha=alpha,
             stages=Stages(self.distill, self.prune, self.quantize),
             budget=self.budget,
             cost=lambda path: self.costs.get(path, 2 * LIMIT),
@@ -88,7 +95,7 @@ class Results:
 
 def trials(*precisions, size=SIDE):
     """The calls that prune for trials without training."""
-    return [("prune", each, importance, size, 0) for each in precisions for importance, _ in RECIPES["size"]]
+    return [("prune", each, importance, size, 0) for each in precisions for importance, _ in RECIPES]
 
 
 def notes(search):
@@ -109,7 +116,7 @@ def test_the_most_accurate_of_those_that_meet_the_budget_wins(results):
         results.costs[path] = cost
         results.starts[path, "fp32"] = "not possible" if cost is None else min(cost, LIMIT)
         results.starts[path, "int8"] = "not possible"
-    search = results.search(students, epochs=1)
+    search = results.search(students, epochs=1, alpha=0.3)
     results.unprunable = results.source
     winner = search.run()
     assert (winner.recipe, winner.cost, winner.note) == ("distill into smaller", 60, "the winner")
@@ -269,7 +276,7 @@ def test_a_budget_is_one_of_the_first_image_size_and_is_built_once_for_each_netw
 
 
 def test_a_recipe_that_fails_is_noted_and_the_others_continue(results):
-    def quantize(path):
+    def quantize(path, teacher):
         raise UserError("it cannot be quantized")
 
     results.quantize = quantize
@@ -334,7 +341,7 @@ def test_no_trial_of_a_student_is_as_long_as_its_distillation(results):
 
 
 def test_a_student_that_is_refused_is_noted_and_the_search_goes_on(results):
-    def distill(arch, size, epochs):
+    def distill(arch, size, epochs, *_):
         if arch == "vgg11":
             raise UserError("the images are too small")
         return results.create(f"kd_{arch}", 0.7)
@@ -347,8 +354,61 @@ def test_a_student_that_is_refused_is_noted_and_the_search_goes_on(results):
     assert "distill into mobilenet_v2" in [each.recipe for each in search.tried]
 
 
-def test_every_kind_of_budget_has_recipes_and_precisions():
-    assert set(RECIPES) == set(PRECISIONS) == set(units.UNITS)
+def test_a_student_that_is_as_good_as_its_teacher_is_distilled_again_with_a_small_alpha(results):
+    results.students = {
+        "better": {SHORT: 0.8, EPOCHS: 0.81}, "better again": {EPOCHS: 0.9},
+        "worse": {SHORT: 0.8, EPOCHS: 0.8}, "worse again": {EPOCHS: 0.79},
+        "below": {SHORT: 0.8, EPOCHS: 0.79},
+    }  # fmt: skip
+    search = results.search(["better", "worse", "below"])
+    winner = search.run()
+    distilled = [
+        each for each in search.tried if each.recipe.startswith("distill") and "," not in each.recipe
+    ]
+    again = [each for each in search.tried if each.recipe.endswith("alpha 0.3")]
+    assert [each.recipe for each in again] == [
+        f"distill into {arch}, alpha 0.3" for arch in ("better", "worse")
+    ]
+    # three trials; two distilled with all epochs reach the source, which has 80 %
+    reached = "as good as its teacher (80.00%): tried again"
+    assert [each.note for each in distilled[3:]] == [reached, reached, ""]
+    assert f"| {reached} |" in search.report(winner, 10) and again[0].note == again[1].note == ""
+    # the better of the two is compressed
+    names = {each.recipe for each in search.tried if "prune" in each.recipe}
+    by = ", prune for int8 by lamp, global"
+    assert f"distill into better, alpha 0.3{by}" in names and f"distill into worse{by}" in names
+    assert f"distill into better{by}" not in names and f"distill into worse, alpha 0.3{by}" not in names
+    assert [alpha for _, alpha in results.taught if alpha] == [0.9, 0.9, 0.9, 0.9, 0.3, 0.9, 0.3, 0.9]
+
+
+def test_a_small_alpha_is_not_made_smaller(results):
+    results.students = {"vgg11": {SHORT: 0.8, EPOCHS: 0.9}}
+    results.search(["vgg11"], alpha=0.3).run()
+    assert [alpha for _, alpha in results.taught if alpha] == [0.3, 0.3]
+
+
+def test_a_network_that_is_better_than_the_teacher_teaches_itself(results):
+    teacher = Candidate("", results.create("teacher", 0.6), SIDE, 0.6, (0.5, 0.7))
+    results.students = {"vgg11": {SHORT: 0.5, EPOCHS: 0.59}}
+    results.top1 = {("int8", FIRST): 0.7}
+    search = results.search(["vgg11"], teacher=teacher)
+    search.run()
+    teachers = [path for path, _ in results.taught]
+
+    def of(*call):
+        return teachers[results.calls.index(call)]
+
+    # the source has 80 %, what pruning creates 70 %, the student 59 %
+    assert of("prune", "int8", FIRST, SIDE, EPOCHS) == results.source
+    assert of("distill", "vgg11", SIDE, EPOCHS) == teacher.path
+    pruned = next(each for each in search.tried if each.epochs == EPOCHS)
+    assert of("quantize", pruned.path) == pruned.path
+    # what is pruned from the student, after the last distillation
+    assert teachers[results.calls.index(("distill", "vgg11", SIDE, EPOCHS)) + 1] == teacher.path
+
+
+def test_every_kind_of_budget_has_precisions():
+    assert set(PRECISIONS) == set(units.UNITS)
 
 
 def test_nothing_is_tried_where_the_source_meets_the_budget(results):
@@ -371,8 +431,9 @@ def test_int8_is_tried_where_it_costs_less(results, kind, precisions):
         assert units.parse(kind, target) == (LIMIT, False)
         return results.create("pruned", 0.5)
 
+    source = Candidate("", results.source, SIDE, 0.8, (0.7, 0.9))
     search = Search(
-        Candidate("", results.source, SIDE, 0.8, (0.7, 0.9)), kind, "0.5",
+        source, source, kind, "0.5", alpha=0.9,
         stages=Stages(None, prune, results.quantize), budget=budget, cost=lambda path: 2 * LIMIT,
         students=[], sizes=[SIDE], epochs=EPOCHS, remembered=results.folder / "limits.json",
     )  # fmt: skip

@@ -50,7 +50,7 @@ OPTIONS = ("--epochs", 1, "--quantization-epochs", 1)
 
 
 def test_the_winner_meets_the_budget_and_only_it_is_evaluated_on_test(script, teacher, place, monkeypatch):
-    monkeypatch.setitem(search.RECIPES, "size", (("lamp", "global"),))  # one is enough here
+    monkeypatch.setattr(search, "RECIPES", (("lamp", "global"),))  # one is enough here
     budget = ("--target-size", "0.5MB", "--student", "squeezenet1_1", "--pretrained", "none")
     out = script("compress", "--weights", "squeezenet1_1", *budget, *OPTIONS)
     created = place / "weights" / re.search(r"saved \S*/(\S+\.pt), \S+\.md\n", out)[1]
@@ -77,7 +77,7 @@ def test_the_winner_meets_the_budget_and_only_it_is_evaluated_on_test(script, te
 def test_several_image_sizes_compete_and_finished_stages_are_not_run_again(
     script, teacher, place, monkeypatch
 ):
-    monkeypatch.setitem(search.RECIPES, "ram", (("lamp", "global"),))  # one is enough here
+    monkeypatch.setattr(search, "RECIPES", (("lamp", "global"),))  # one is enough here
     full = memory.checkpoint_bytes(content := checkpoint.load(teacher), checkpoint.rebuild(content))
     compress = ("compress", "--weights", "squeezenet1_1", "--target-ram", 0.6, *OPTIONS)
     first = script(*compress, "--image-size", 32, 24)
