@@ -82,15 +82,16 @@ def test_the_loss_is_cross_entropy_without_a_teacher(new_stage):
     assert stage.loss_fn() is cross_entropy and stage.teacher_path is None
 
 
-def test_mixup_without_a_teacher_is_refused(new_stage):
-    with pytest.raises(UserError, match="--mixup needs --teacher"):
-        new_stage("--mixup").loss_fn()
+@pytest.mark.parametrize("option", ["--mixup", "--standardize-logits", "--distillation=dist"])
+def test_an_option_of_distillation_without_a_teacher_is_refused(new_stage, option):
+    with pytest.raises(UserError, match=f"{option.partition('=')[0]} needs --teacher"):
+        new_stage(option).loss_fn()
 
 
 def test_with_a_teacher_the_loss_is_that_of_distillation(new_stage, teacher):
     images, labels = torch.randn(4, 3, SIDE, SIDE), torch.tensor([0, 1, 2, 0])
     model = checkpoint.rebuild(checkpoint.load(teacher)).eval()
-    stage = new_stage("--teacher", teacher, "--alpha", 0)
+    stage = new_stage("--teacher", teacher, "--alpha", 0, "--distillation", "dist", "--standardize-logits")
     loss, logits = stage.loss_fn()(model, images, labels)
     assert torch.equal(logits, model(images))
     assert loss.item() == pytest.approx(cross_entropy(model, images, labels)[0].item(), abs=1e-6)
