@@ -123,6 +123,7 @@ def main(args):
     def add(name, runtime, path, model, to_time=None):
         score = metrics.evaluate(model, loaders.test, torch.device("cpu"))
         entries.append(Entry(name, runtime, path, to_time or model, score))
+        print(f"{name} in {runtime}: {score}", flush=True)
 
     def add_onnx(name, path, exported):
         add(name, "ONNX Runtime", path, onnx_model.OnnxModel(exported, args.threads))
@@ -143,6 +144,7 @@ def main(args):
         for quantize in peers:
             peer = quantize(fp32, loaders.train)
             add_onnx(peer.stem, peer, peer)
+        print("latency, in turns", flush=True)
         loads = time_in_turns(entries, side, args.threads)
         report(entries, loads, args.threads)
 
