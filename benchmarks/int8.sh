@@ -21,6 +21,8 @@ for parent in teacher_mobilenet_v2 kd_squeezenet1_1; do
         done
     done
 done
+run train_quantization.py --weights teacher_mobilenet_v2 --target-device symmetric --epochs 0 \
+    --model-name symmetric0_mobilenet_v2 "${all[@]}"
 for target in embedded0 embedded3 server0 server3; do
     run export.py quantized_${target}_mobilenet_v2 --output "$output/$target.onnx" --images 906 "${where[@]}"
 done
@@ -33,9 +35,9 @@ for arch in resnet18 resnet50; do
         --model-name server0_$arch "${all[@]}"
 done
 for parent in teacher_mobilenet_v2 kd_squeezenet1_1 teacher_resnet18 teacher_resnet50; do
-    arch=${parent#*_}
+    arch=${parent#*_} kd=$([ "${parent%%_*}" = kd ] && echo kd_ || true)
     run train_pruning.py --weights $parent --target-macs 0.5 --epochs 0 --model-name half_$arch "${all[@]}"
-    run train_quantization.py --weights pruned_half_$arch --target-device server --epochs 0 "${all[@]}"
-    run -m benchmarks.runtimes --weights $parent quantized_server0_$arch pruned_half_$arch \
-        quantized_pruned_half_$arch "${where[@]}"
+    run train_quantization.py --weights pruned_${kd}half_$arch --target-device server --epochs 0 "${all[@]}"
+    run -m benchmarks.runtimes --weights $parent quantized_${kd}server0_$arch pruned_${kd}half_$arch \
+        quantized_pruned_${kd}half_$arch "${where[@]}"
 done
