@@ -15,6 +15,9 @@ from common.system.errors import UserError
 from common.system.files import atomic_write
 
 INPUT, OUTPUT = "images", "logits"
+# On x86 without VNNI, ONNX Runtime adds products of uint8 and int8 in 16 bits, which overflow. With this
+# entry it converts weights to uint8, and the sums are exact. It can do so if weights share no zero points.
+EXACT_SUMS = "session.x64quantprecision"
 
 
 @contextlib.contextmanager
@@ -73,7 +76,20 @@ def _export(model: nn.Module, checkpoint: dict) -> onnx.ModelProto:
         part.ClearField("doc_string")
     for node in graph.node:
         node.ClearField("name")
+    _separate_zero_points(graph)
     return proto
+
+
+def _separate_zero_points(graph: onnx.GraphProto) -> None:
+    """Gives each int8 weight its own zero points: the exporter shares equal ones, but see `EXACT_SUMS`."""
+    constants, used = {each.name: each for each in graph.initializer}, set()
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants and len(node.input) == 3:
+            weight, _, zero_point = node.input
+            if zero_point in used:
+                graph.initializer.add().CopyFrom(constants[zero_point])
+                graph.initializer[-1].name = node.input[2] = f"{weight}_zero_point"
+            used.add(zero_point)
 
 
 class OnnxModel(nn.Module):
@@ -100,9 +116,12 @@ class OnnxModel(nn.Module):
             Path(path).open("rb").close()
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from None
+        options.add_session_config_entry(EXACT_SUMS, "1")
         with self._in_one_line():
+            proto = onnx.load(path)
+            _separate_zero_points(proto.graph)  # a file of an earlier version
             self.session = onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"], enable_fallback=0
+                proto.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
             self.metadata = self.session.get_modelmeta().custom_metadata_map
         self.content = metadata.parse(self.metadata, path)

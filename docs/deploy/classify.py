@@ -19,6 +19,7 @@ NEEDED = "classes", "mean", "std", "resize", "image_size"
 def load(path):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = THREADS, 3
+    options.add_session_config_entry("session.x64quantprecision", "1")  # exact sums on x86 without VNNI
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     texts = session.get_modelmeta().custom_metadata_map
     if "image_size" not in texts:

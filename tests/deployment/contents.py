@@ -1,11 +1,9 @@
 """The content of a checkpoint, for the tests that write it as ONNX."""
 
-import pytest
 from torch import nn
 
 from common.compression import int8_state
 from common.compression.target_devices import TargetDevice
-from common.evaluation import latency
 from common.models import architectures, checkpoint, lineage
 from tests.compression.networks import SIDE
 
@@ -21,10 +19,3 @@ def content_of(
         "int8": {"backend": target.backend, "float_shapes": architectures.shapes(model)} if target else None,
         "metrics": {"top1": 0.5, "ci95": [0.4, 0.6], "n": 10, "params": 1, "macs": 1},
     }
-
-
-# the server target has weights from -63 to 63 for this reason
-no_overflow = pytest.mark.skipif(
-    latency.instruction_set() == "AVX2",
-    reason="without VNNI, ONNX Runtime adds two products in 16 bits, where 8-bit activations overflow",
-)

@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from common.deployment import onnx_model, qdq
 from tests.compression.networks import CLASSES, EMBEDDED, SIDE, quantized
-from tests.deployment.contents import content_of, no_overflow
+from tests.deployment.contents import content_of
 
 
 class EveryLayer(nn.Module):
@@ -31,7 +31,6 @@ class EveryLayer(nn.Module):
         return self.classifier(self.linear_relu(values))
 
 
-@no_overflow
 def test_every_quantized_layer_and_operation_computes_the_same_in_onnx_runtime(tmp_path):
     model = EveryLayer()
     torch.optim.swa_utils.update_bn([torch.randn(64, 3, SIDE, SIDE)], model)
