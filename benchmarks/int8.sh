@@ -37,8 +37,8 @@ for arch in resnet18 resnet50; do
 done
 for parent in teacher_mobilenet_v2 kd_squeezenet1_1 teacher_resnet18 teacher_resnet50; do
     arch=${parent#*_} kd=$([ "${parent%%_*}" = kd ] && echo kd_ || true)
-    run train_pruning.py --weights $parent --target-macs 0.5 --epochs $([ $arch = resnet50 ] && echo 1 || echo 0) \
-        --batch-size 16 --model-name half_$arch "${all[@]}"
+    training=$([ $arch = resnet50 ] && echo "--epochs 1 --batch-size 16" || echo "--epochs 0")
+    run train_pruning.py --weights $parent --target-macs 0.5 $training --model-name half_$arch "${all[@]}"
     run train_quantization.py --weights pruned_${kd}half_$arch --target-device server --epochs 0 "${all[@]}"
     run -m benchmarks.runtimes --weights $parent quantized_${kd}server0_$arch pruned_${kd}half_$arch \
         quantized_pruned_${kd}half_$arch "${where[@]}"
