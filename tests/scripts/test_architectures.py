@@ -20,12 +20,10 @@ ARCHITECTURES = (
     "efficientnet_b0", "squeezenet1_1", "mnasnet1_0", "densenet121", "shufflenet_v2_x1_0", "regnet_y_400mf",
     "vgg11_bn", "googlenet", "resnext50_32x4d", "convnext_tiny",
 )  # fmt: skip
-# the others have the same layers, or layers that other tests use: test_export.py (squeezenet),
-# test_quantization.py (efficientnet), test_qdq.py (densenet, convnext); the slowest is the first, since two
-# run at a time
-EACH_TIME = (
-    "regnet_y_400mf", "mobilenet_v3_small", "mobilenet_v2", "resnet18", "shufflenet_v2_x1_0",
-)  # fmt: skip
+# the others have the same layers, or layers that other tests use: test_export.py (squeezenet), test_chain.py
+# (mobilenet), test_quantization.py (efficientnet), test_qdq.py (densenet, convnext); the slowest comes first,
+# since two run at a time
+EACH_TIME = ("regnet_y_400mf", "mobilenet_v3_small", "shufflenet_v2_x1_0")
 DOCUMENT = REPOSITORY / "docs" / "ARCHITECTURES.md"
 TEXT = """# Architectures
 
@@ -100,9 +98,8 @@ def results(tmp_path_factory, request):
         return list(pool.map(lambda arch: chain(arch, folder, images), archs))
 
 
-def test_at_least_three_of_four_networks_go_through_the_entire_chain(results):
+def test_a_network_works_or_is_refused_before_it_is_trained(results):
     assert [result for result in results if "died" in result or result.get("after_training")] == []
-    assert sum(verdict(result) == "works" for result in results) >= 0.75 * len(results)
 
 
 def test_int8_and_onnx_files_are_as_small_as_promised(results):
@@ -133,3 +130,4 @@ def test_the_document_has_the_text_of_this_file():
     text = DOCUMENT.read_text(encoding="utf-8")
     rows = text.partition(f"{HEADER}\n")[2].partition("\n\n")[0].splitlines()
     assert len(rows) == len(ARCHITECTURES) and text == text_of(rows)
+    assert sum(line.endswith("| works |") for line in rows) >= 0.75 * len(rows)
