@@ -174,7 +174,7 @@ def report(entries: list[Entry], loads: list[float | None], threads: int) -> Non
         times = [f"{np.median(row[each].milliseconds):.2f} ms" if each in row else "-" for each in RUNTIMES]
         cells.append((name, f"{last.path.stat().st_size:,}", f"{equal:.2%}", *tops, *times))
     print(markdown(cells, left=1))
-    for peer, name in itertools.product(peers & set(by_name), list(by_name)[1:]):
+    for peer, name in itertools.product(sorted(peers & set(by_name)), list(by_name)[1:]):
         for runtime in RUNTIMES[1:]:
             if name in peers or runtime not in by_name[name] or runtime not in by_name[peer]:
                 continue
