@@ -15,8 +15,8 @@ STUDENT := weights/kd_squeezenet1_1_0.7031.pt
 # five networks on small images: the second one shows what the student is without a teacher
 demo: .venv/installed
 	$(RUN) train_teacher.py $(DEMO) --teacher mobilenet_v2 --pretrained $(TEACHER) --epochs 3 --lr 0.001
-	$(RUN) train_teacher.py $(DEMO) --teacher squeezenet1_1 --pretrained $(STUDENT) --epochs 10
-	$(RUN) train_student.py $(DEMO) --teacher mobilenet_v2 --student squeezenet1_1 --pretrained $(STUDENT) --epochs 10
+	$(RUN) train_teacher.py $(DEMO) --teacher squeezenet1_1 --pretrained $(STUDENT) --epochs 6
+	$(RUN) train_student.py $(DEMO) --teacher mobilenet_v2 --student squeezenet1_1 --pretrained $(STUDENT) --epochs 6
 	$(RUN) train_pruning.py $(DEMO) --weights kd_squeezenet1_1 --teacher mobilenet_v2 --pruning-ratio 0.5 --epochs 2
 	$(RUN) train_quantization.py $(DEMO) --weights pruned_kd_squeezenet1_1 --target-device server --epochs 1
 	$(RUN) evaluate.py --dataset synthetic --output-dir weights/demo mobilenet_v2 teacher_squeezenet1_1 \
