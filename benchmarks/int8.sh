@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The commands behind the int8 part of docs/RESULTS.md and the table of runtimes in docs/PERFORMANCE.md, after
-# benchmarks/pet37_mini.sh. About 90 minutes on one CPU core. OpenVINO and NNCF are optional.
+# benchmarks/pet37_mini.sh. Several hours on one CPU core. OpenVINO and NNCF are optional.
 #
 #     bash benchmarks/int8.sh DATA OUTPUT
 #
@@ -20,11 +20,12 @@ for parent in teacher_mobilenet_v2 kd_squeezenet1_1; do
                 --target-device $target --epochs $epochs --model-name "$target${epochs}_${parent#*_}" "${all[@]}"
         done
     done
+    run train_quantization.py --weights $parent --target-device symmetric --epochs 0 \
+        --model-name "symmetric0_${parent#*_}" "${all[@]}"
 done
-run train_quantization.py --weights teacher_mobilenet_v2 --target-device symmetric --epochs 0 \
-    --model-name symmetric0_mobilenet_v2 "${all[@]}"
-for target in embedded0 embedded3 server0 server3; do
-    run export.py quantized_${target}_mobilenet_v2 --output "$output/$target.onnx" --images 906 "${where[@]}"
+for name in embedded0_mobilenet_v2 server0_mobilenet_v2 server3_mobilenet_v2 symmetric0_mobilenet_v2 \
+    kd_server0_squeezenet1_1 kd_server3_squeezenet1_1; do
+    run export.py quantized_$name --output "$output/$name.onnx" --images 906 "${where[@]}"
 done
 
 # for the latency: networks without pretrained weights train for one epoch. Pruned ones are not fine-tuned,
