@@ -27,8 +27,8 @@ def main(args):
     # baseline
     stage.validate(teacher, "teacher")
 
-    # distillation: alpha * T^2 * KL(teacher || student) + (1 - alpha) * cross-entropy; --distillation dist has
-    # correlations in place of KL
+    # distillation: alpha * T^2 * KL(teacher || student) + (1 - alpha) * cross-entropy;
+    # --distillation dist has correlations in place of KL
     settings = options.distillation_options(args)
     loss_fn = distillation_loss_fn(teacher, **settings, precision=stage.precision_for(teacher))
     student, history = stage.fit(student, loss_fn)
