@@ -39,7 +39,9 @@ from common.training import loop, optimizers
 FOLDS, CPU = 3, torch.device("cpu")
 SIDE = 128  # pixels: a third of the time of 224
 TEACHER, STUDENT = "mobilenet_v2", "squeezenet1_1"
-DEFAULTS = {"epochs": 6, "lr": 5e-4, "weight_decay": 0.05, "device": CPU}
+DEFAULTS = {"epochs": 6, "lr": 5e-4, "weight_decay": 0.05}
+KD = {"temperature": 3.0, "alpha": 0.9}
+DIST = {"distillation": "dist", "temperature": 1.0, "alpha": 0.5}  # its paper: weights 1, 1, 1
 EMA_DECAY = 0.98  # a mean over about 50 steps, two epochs
 
 
@@ -69,8 +71,9 @@ class Fold:
         seeding.seed_everything(self.number)
         splits = datasets.Splits(self.train, [], self.held_out, self.classes)
         loaders = make_loaders(
-            splits, self.view, 32, self.number, cache=self.args.cache, workers=self.args.workers
-        )
+            splits, self.view, 32, self.number, cache=self.args.cache, workers=self.args.workers,
+            device=self.args.device,
+        )  # fmt: skip
         if crop:
             loaders.train.loader.dataset.crop.transforms[0] = crop
         return loaders
@@ -79,7 +82,8 @@ class Fold:
         return architectures.build(arch, len(self.classes), f"{self.args.pretrained}/{arch}.pth")
 
     def fit(self, model, loss, loader, **options):
-        return loop.fit(model, loss, loader, None, **DEFAULTS | {"seed": self.number} | options)[0]
+        settings = DEFAULTS | {"seed": self.number, "device": self.args.device} | options
+        return loop.fit(model, loss, loader, None, **settings)[0]
 
     @functools.cached_property
     def teacher(self):
@@ -103,21 +107,23 @@ class Fold:
 
             options |= {"deploy": lambda _: copy.deepcopy(average.module)}
             loss = averaging
-        return metrics.evaluate(self.fit(model, loss, loaders.train, **options), loaders.test, CPU)
+        return metrics.evaluate(
+            self.fit(model, loss, loaders.train, **options), loaders.test, self.args.device
+        )
 
-    def distill(self, alpha=0.9, temperature=3.0, weak=False, epochs=8, **settings):
+    def distill(self, alpha=0.9, temperature=3.0, weak=False, epochs=8, lr=2e-4, **settings):
         teacher = self.weak_teacher if weak else self.teacher
         loss = distillation_loss_fn(teacher, temperature=temperature, alpha=alpha, **settings)
         seeding.seed_everything(self.number)
-        return self.fine_tune(self.build(STUDENT), loss, lr=2e-4, epochs=epochs)
+        return self.fine_tune(self.build(STUDENT), loss, lr=lr, epochs=epochs)
 
     def prune(
         self, taught=True, recalibrate=True, *, kind="parameters", fraction=0.5, criterion="lamp",
-        scope="global", reconstruct=False, mode=nn.Module.train, **options,
+        scope="global", reconstruct=False, mode=nn.Module.train, distillation=KD, **options,
     ):  # fmt: skip
         teacher, batches = self.teacher, self.loaders().train
         network = {"classifier": architectures.classifier(teacher, len(self.classes)), "image_size": SIDE}
-        score = importance.prepare(criterion, teacher, batches, CPU, kind)
+        score = importance.prepare(criterion, teacher, batches, self.args.device, kind)
         groups = pruning.rank(teacher, score, scope, **network)
         if kind == "parameters":
             budget = costs.parameter_budget(teacher, fraction)
@@ -127,18 +133,18 @@ class Fold:
         model = pruning.prune(teacher, groups, widths, **network)
         if reconstruct:
             kept = pruning.kept_channels(teacher, groups, widths, **network)
-            reconstruction.least_squares(model, teacher, kept, itertools.islice(batches, 8), CPU)
+            reconstruction.least_squares(model, teacher, kept, itertools.islice(batches, 8), self.args.device)
         if recalibrate:
             update_bn(batches, model)
-        loss = distillation_loss_fn(teacher, temperature=3.0, alpha=0.9) if taught else cross_entropy
+        loss = distillation_loss_fn(teacher, **distillation) if taught else cross_entropy
         return self.fine_tune(model, loss, before_epoch=lambda model, _epoch: mode(model), **options)
 
-    def quantize(self, taught: bool, epochs=2):
+    def quantize(self, taught: bool, epochs=2, distillation=KD):
         loaders = self.loaders()
         torch.backends.quantized.engine = "qnnpack"
         prepared = quantization.prepare(self.teacher, TARGET_DEVICES["embedded"], SIDE)
-        quantization.calibrate(prepared, loaders.train, CPU, 16)
-        loss = distillation_loss_fn(self.teacher, temperature=3.0, alpha=0.9) if taught else cross_entropy
+        quantization.calibrate(prepared, loaders.train, self.args.device, 16)
+        loss = distillation_loss_fn(self.teacher, **distillation) if taught else cross_entropy
         freeze = functools.partial(quantization.freeze, epochs=epochs)
         options = {"epochs": epochs, "lr": 5e-5, "deploy": quantization.convert, "before_epoch": freeze}
         converted = self.fit(prepared, loss, loaders.train, **options)
@@ -160,15 +166,14 @@ FINE_TUNING = {
     "none, fine-tuned in training mode": {"reconstruct": False, "mode": nn.Module.train},
 }
 LOSSES = {
-    "alpha 0.9": {},
+    "alpha 0.9": KD,
     "alpha 0, cross-entropy only": {"alpha": 0.0},
     "alpha 0.3": {"alpha": 0.3},
     "standardized logits": {"temperature": 2.0, "standardize_logits": True},
-    "DIST": {"distillation": "dist", "alpha": 0.5, "temperature": 1.0},  # its paper: weights 1, 1, 1
-    "DIST, standardized logits": {
-        "distillation": "dist", "alpha": 0.5, "temperature": 1.0, "standardize_logits": True
-    },
-}  # fmt: skip
+    "alpha 0.9, temperature 2": {"temperature": 2.0},
+    "DIST": DIST,
+    "DIST, standardized logits": DIST | {"standardize_logits": True},
+}
 STUDENTS = {
     "student": {},
     "student of a weak teacher": {"weak": True},
@@ -176,11 +181,16 @@ STUDENTS = {
     "student, 60 epochs, mixup": {"epochs": 60, "mixup": True},
     "student of a weak teacher, 60 epochs, mixup": {"weak": True, "epochs": 60, "mixup": True},
 }
+TEACHERS = {"KD": KD, "DIST": DIST}
+LONG_RUNS = {
+    f"{epochs} epochs, rate {lr}": {"epochs": epochs, "lr": lr}
+    for epochs, lr in ((60, 2e-4), (60, 5e-4), (60, 1e-3), (150, 2e-4), (150, 5e-4))
+}
 SMALL_CROP = v2.Compose([v2.Resize(resized_side(SIDE), antialias=True), v2.RandomCrop(SIDE)])
 VARIANTS = {  # the first of each group is the one that the others are compared with
     "teacher": {
         "AdamW, cosine, crop from 35 %": lambda fold: metrics.evaluate(
-            fold.teacher, fold.loaders().test, CPU
+            fold.teacher, fold.loaders().test, fold.args.device
         ),
         "Adam, steps (the survey's)": lambda fold: fold.fine_tune(
             optimizer="adam", schedule="scaled steps", lr=1e-3, weight_decay=1e-3
@@ -197,10 +207,22 @@ VARIANTS = {  # the first of each group is the one that the others are compared 
         }
         for stage, options in STUDENTS.items()
     },
+    "student, standardized logits, mixup": {
+        name: lambda fold, options=options: fold.distill(
+            **LOSSES["standardized logits"], mixup=True, **options
+        )
+        for name, options in LONG_RUNS.items()
+    },
     "pruning": {
         "recalibrated, teacher": lambda fold: fold.prune(True, True),
         "recalibrated, no teacher": lambda fold: fold.prune(False, True),
         "not recalibrated, teacher": lambda fold: fold.prune(True, False),
+    },
+    "pruning, distillation": {
+        name: lambda fold, loss=loss: fold.prune(
+            criterion="reconstruction", reconstruct=True, mode=nn.Module.eval, epochs=4, distillation=loss
+        )
+        for name, loss in TEACHERS.items()
     },
     **{
         f"{text}, criterion": {
@@ -227,6 +249,10 @@ VARIANTS = {  # the first of each group is the one that the others are compared 
         "no teacher": lambda fold: fold.quantize(False),
         "post-training": lambda fold: fold.quantize(False, epochs=0),
     },
+    "quantization, distillation": {
+        name: lambda fold, loss=loss: fold.quantize(True, distillation=loss)
+        for name, loss in TEACHERS.items()
+    },
 }
 
 
@@ -235,12 +261,13 @@ def parse_args(argv=None):
     parser.add_argument("--pretrained", required=True, metavar="DIR", help="initial weights")
     parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="continued if it exists")
     parser.add_argument("--only", choices=VARIANTS, nargs="+", default=list(VARIANTS), help="default: all")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     options.add_cache_option(options.add_dataset_options(parser))
     return parser.parse_args(argv)
 
 
 def main(args):
-    output = Path(args.output)
+    output, args.device = Path(args.output), torch.device(args.device)
     splits = datasets.load_splits(args.dataset, args.data_dir, val_fraction=0)
     # divided by class, in a random order that is always the same
     order = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(0)).tolist()

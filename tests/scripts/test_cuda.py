@@ -124,7 +124,7 @@ def test_the_chain_from_teacher_to_int8(stage, images, scores, precision):
     )  # fmt: skip
     pruned, out = stage(
         "train_pruning", "--weights", teacher, "--teacher", teacher, "--pruning-ratio", 0.5,
-        "--pruning-steps", 2, "--importance", "taylor", "--epochs", 4, *common,
+        "--pruning-steps", 2, "--importance", "taylor", "--epochs", 4, "--lr", 0.0001, *common,
     )  # fmt: skip
     assert out.count("with batch norm recalibrated, on validation") == 2 and " => " in out
     quantized, out = stage(
