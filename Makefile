@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 DEMO := --config configs/demo.yaml
 TEACHER := weights/teacher_mobilenet_v2_0.8422.pt
-STUDENT := weights/kd_squeezenet1_1_0.7031.pt
+STUDENT := weights/kd_squeezenet1_1_0.7914.pt
 
 .PHONY: demo test lint
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import train_pruning
 import train_quantization
 import train_student
-from common.cli import launch, options, targets
+from common.cli import launch, options, targets, teacher_options
 from common.cli.parser import Parser, number, shell_join
 from common.compression.target_devices import TARGET_DEVICES
 
@@ -154,7 +154,9 @@ def parse_args(argv=None):
         metavar="N",
         help="of quantization-aware training, at its own learning rate; default: 10",
     )
-    options.add_teacher_options(parser, required=False, default="the checkpoint of --weights")
+    teacher_options.add_teacher_options(
+        parser, required=False, default="the checkpoint of --weights", distillation=None
+    )
     options.add_data_options(parser, several_sizes=True)
     options.add_training_options(parser, epochs=20, lr=5e-4)
     parser.set_defaults(resume=True)

@@ -7,7 +7,7 @@ reads    weights/kd_resnet18_<top-1>.pt, and the images of --dataset
 writes   weights/pruned_kd_resnet18_<top-1>.pt, and its log and curves beside it
 """
 
-from common.cli import launch, options, targets
+from common.cli import launch, options, targets, teacher_options
 from common.cli.parser import Parser, new_file, number
 
 
@@ -130,11 +130,11 @@ def parse_args(argv=None):
     group.add_argument(
         "--pruning-steps", type=number(int, 1), default=1, metavar="N", help="prune and fine-tune N times"
     )
-    options.add_teacher_options(parser, required=False)
+    teacher_options.add_teacher_options(parser, required=False)
     options.add_data_options(parser)
     options.add_training_options(parser, epochs=20, lr=5e-4)
     options.add_stage_options(parser)
-    return parser.parse_args(argv)
+    return teacher_options.with_defaults(parser.parse_args(argv))
 
 
 if __name__ == "__main__":

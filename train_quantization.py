@@ -8,7 +8,7 @@ writes   weights/quantized_pruned_kd_resnet18_<top-1>.pt, and its log and curves
 
 import functools
 
-from common.cli import launch, options, targets
+from common.cli import launch, options, targets, teacher_options
 from common.cli.parser import Parser, number
 
 
@@ -76,11 +76,11 @@ def parse_args(argv=None):
         "quantization) the only ones; default: 16",
     )
     targets.add_engine_option(group)
-    options.add_teacher_options(parser, required=False)
+    teacher_options.add_teacher_options(parser, required=False)
     options.add_data_options(parser)
     options.add_training_options(parser, epochs=10, lr=5e-5)
     options.add_stage_options(parser)
-    return parser.parse_args(argv)
+    return teacher_options.with_defaults(parser.parse_args(argv))
 
 
 if __name__ == "__main__":

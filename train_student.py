@@ -6,7 +6,7 @@ reads    weights/teacher_resnet50_<top-1>.pt, and the images of --dataset
 writes   weights/kd_resnet18_<top-1>.pt, and its log and curves beside it
 """
 
-from common.cli import launch, options
+from common.cli import launch, options, teacher_options
 from common.cli.parser import Parser
 
 
@@ -27,9 +27,9 @@ def main(args):
     # baseline
     stage.validate(teacher, "teacher")
 
-    # distillation: alpha * T^2 * KL(teacher || student) + (1 - alpha) * cross-entropy;
-    # --distillation dist has correlations in place of KL
-    settings = options.distillation_options(args)
+    # distillation: alpha * T^2 * distance(teacher, student) + (1 - alpha) * cross-entropy; the distance is
+    # 1 - correlation (dist, of the probabilities of each image and of each class) or KL divergence (kd)
+    settings = teacher_options.distillation_options(args)
     loss_fn = distillation_loss_fn(teacher, **settings, precision=stage.precision_for(teacher))
     student, history = stage.fit(student, loss_fn)
 
@@ -42,14 +42,14 @@ def main(args):
 
 def parse_args(argv=None):
     parser = Parser(__doc__, __file__)
-    options.add_teacher_options(parser, required=True)
+    teacher_options.add_teacher_options(parser, required=True, distillation="dist")
     group = parser.add_argument_group("student")
     group.add_argument("--student", required=True, metavar="ARCH", help=options.ARCHITECTURE)
     options.add_pretrained_option(group)
     options.add_data_options(parser)
     options.add_training_options(parser, epochs=20, lr=5e-4)
     options.add_stage_options(parser)
-    return parser.parse_args(argv)
+    return teacher_options.with_defaults(parser.parse_args(argv))
 
 
 if __name__ == "__main__":

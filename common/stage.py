@@ -12,7 +12,7 @@ from torch import nn
 
 from common.budget import costs
 from common.budget.target import Budget
-from common.cli import launch, options, targets
+from common.cli import launch, options, targets, teacher_options
 from common.compression import reconstruction
 from common.compression.distillation import LossFn, cross_entropy, distillation_loss_fn
 from common.compression.target_devices import TARGET_DEVICES
@@ -89,7 +89,7 @@ class Stage:
             self.teacher_path, teacher = checkpoint.open_teacher(
                 args.teacher, args.output_dir, self.parent, self.splits
             )
-            settings, precision = options.distillation_options(args), self.precision_for(teacher)
+            settings, precision = teacher_options.distillation_options(args), self.precision_for(teacher)
             return distillation_loss_fn(teacher.to(self.device), **settings, precision=precision)
         for option in ("mixup", "standardize_logits", "distillation"):
             if getattr(args, option) not in (False, "kd"):

@@ -57,7 +57,7 @@ class Search:
         kind: str,
         text: str,
         *,
-        alpha: float,
+        alpha: float | None,
         stages: Stages,
         budget: Callable[[Path, str, str, int], Budget],
         cost: Callable[[Path], float],
@@ -73,7 +73,7 @@ class Search:
             teacher: The teacher of every stage; it may be the source.
             kind: "macs", "size", "latency" or "ram".
             text: The amount that the user asks for; a fraction is one of the source at the first image size.
-            alpha: The weight of the teacher, from 0 to 1.
+            alpha: The weight of the teacher, from 0 to 1; None for the default of the loss.
             stages: What creates checkpoints.
             budget: (path, text, precision, image size) -> the budget of that checkpoint.
             cost: (path) -> what a finished checkpoint costs, at its own image size.
@@ -143,32 +143,32 @@ class Search:
     def _distill(self, arch: str, epochs: int, others: Iterable[Candidate]) -> Candidate | None:
         """The student; None for one that is not possible, or worse than the best of `others`."""
         is_trial, trial = epochs < self.epochs, f"a trial of {_epochs(epochs)}"
-        try:
-            student = self._student(arch, epochs, self.alpha)
-            if not is_trial and self.alpha > SMALL_ALPHA and student.top1 >= self.teacher.top1:
-                student.note = f"as good as its teacher ({self.teacher.top1:.2%}): tried again"
-                again = self._student(arch, epochs, SMALL_ALPHA, f", alpha {SMALL_ALPHA}")
-                student = max(student, again, key=lambda each: each.top1)
-        except UserError as error:
-            self.refused.append(f"distill into {arch}: {error}")
+        if (student := self._student(arch, epochs, self.alpha)) is None:
             return None
+        reached = not is_trial and student.top1 >= self.teacher.top1
+        if reached and (self.alpha is None or self.alpha > SMALL_ALPHA):
+            student.note = f"as good as its teacher ({self.teacher.top1:.2%}): tried again"
+            both = student, self._student(arch, epochs, SMALL_ALPHA, f", alpha {SMALL_ALPHA}")
+            student = max(filter(None, both), key=lambda each: each.top1)
         if student.ci95[1] < _floor(others):
             student.note = f"dropped after {trial if is_trial else _epochs(epochs)}"
             return None
         student.note = f"{trial}, continued" if is_trial else student.note
         return student
 
-    def _student(self, arch: str, epochs: int, alpha: float, title: str = "") -> Candidate:
-        path = self.stages.distill(arch, self.sizes[0], epochs, self.teacher.path, alpha)
-        return self._tried(f"distill into {arch}{title}", path)
+    def _student(self, arch: str, epochs: int, alpha: float | None, title: str = "") -> Candidate | None:
+        recipe, size = f"distill into {arch}{title}", self.sizes[0]
+        with self._noting(recipe):
+            return self._tried(recipe, self.stages.distill(arch, size, epochs, self.teacher.path, alpha))
+        return None
 
     @contextlib.contextmanager
-    def _noting(self, start: Candidate, precision: str, size: int) -> Iterator[None]:
-        """Adds to `refused` why nothing more can be created from `start`."""
+    def _noting(self, recipe: str) -> Iterator[None]:
+        """Adds to `refused` why a recipe cannot be followed."""
         try:
             yield
         except UserError as error:
-            self.refused.append(f"{start.recipe} in {precision}{self._at(size)}: {error}".strip())
+            self.refused.append(f"{recipe}: {error}")
 
     def _at(self, size: int) -> str:
         return f" at {size} pixels" if len(self.sizes) > 1 else ""
@@ -192,7 +192,7 @@ class Search:
     def _trials(self, start: Candidate, precision: str, size: int) -> list[Plan]:
         """A plan for each recipe, pruned without training; one alone if nothing has to be pruned."""
         plans = []
-        with self._noting(start, precision, size):
+        with self._noting(f"{start.recipe} in {precision}{self._at(size)}".strip()):
             fits = self._cost_of(start, precision, size) <= self.limit
             # the source in float32 is no candidate: it meets the budget only at an image size after the first
             as_it_is = size == start.image_size and (precision == "int8" or start is not self.source)
@@ -236,7 +236,7 @@ class Search:
     def _finish(self, plans: list[Plan]) -> None:
         """The most promising plans of a network: pruning with all epochs, then int8."""
         for plan in _promising(plans)[:FINISHED]:
-            with self._noting(plan.start, plan.precision, plan.image_size):
+            with self._noting(f"{plan.start.recipe} in {plan.precision}{self._at(plan.image_size)}".strip()):
                 ready = plan.trial
                 if plan.recipe is not None and self.epochs:
                     plan.trial.note += ", continued"

@@ -214,55 +214,6 @@ def add_pretrained_option(group) -> None:
     )
 
 
-def add_teacher_options(
-    parser: Parser, *, required: bool, default: str = "none, the loss is cross-entropy only"
-) -> None:
-    """Adds `--teacher` and the settings of the distillation loss.
-
-    Args:
-        parser: The parser of a script.
-        required: Whether there must be a teacher.
-        default: What happens without one, for the help.
-    """
-    group = parser.add_argument_group("distillation")
-    group.add_argument(
-        "--teacher", required=required, metavar="CHECKPOINT",
-        help=CHECKPOINT + ("" if required else f"; default: {default}"),
-    )  # fmt: skip
-    group.add_argument(
-        "--distillation", choices=("kd", "dist"), default="kd",
-        help="learn the probabilities of the teacher (kd), or their relations (dist); default: kd",
-    )  # fmt: skip
-    group.add_argument(
-        "--temperature", type=number(float, 0, above=True), default=3.0,
-        help="softens the predictions of both networks; default: 3",
-    )  # fmt: skip
-    group.add_argument(
-        "--alpha", type=number(float, 0, 1), default=0.9,
-        help="weight of the teacher in the loss, 1 - alpha is that of the labels; default: 0.9",
-    )  # fmt: skip
-    group.add_argument(
-        "--standardize-logits", action="store_true", help="of both networks, before they are compared"
-    )
-    group.add_argument(
-        "--mixup", action="store_true",
-        help="both networks see pairs of images mixed with each other: for long runs",
-    )  # fmt: skip
-
-
-def distillation_options(args: argparse.Namespace) -> dict:
-    """Reads the settings of the distillation loss.
-
-    Args:
-        args: The parsed command line.
-
-    Returns:
-        The arguments of `distillation_loss_fn` with the same names.
-    """
-    names = ("temperature", "alpha", "distillation", "standardize_logits", "mixup")
-    return {name: getattr(args, name) for name in names}
-
-
 def data_arguments(args: argparse.Namespace) -> str:
     """Writes the options with which the next stage finds the same data and checkpoints.
 

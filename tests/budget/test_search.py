@@ -44,6 +44,8 @@ class Results:
         self.calls.append(("distill", arch, size, epochs))
         self.taught.append((teacher, alpha))
         made = self.students.get(f"{arch} again" if alpha == 0.3 else arch, self.students[arch])
+        if isinstance(made, UserError):
+            raise made
         if not isinstance(made, dict):
             return made
         return self.create(f"kd_{arch}", made[epochs], size=size, epochs=epochs)
@@ -379,6 +381,14 @@ def test_a_student_that_is_as_good_as_its_teacher_is_distilled_again_with_a_smal
     assert f"distill into better, alpha 0.3{by}" in names and f"distill into worse{by}" in names
     assert f"distill into better{by}" not in names and f"distill into worse, alpha 0.3{by}" not in names
     assert [alpha for _, alpha in results.taught if alpha] == [0.9, 0.9, 0.9, 0.9, 0.3, 0.9, 0.3, 0.9]
+
+
+def test_a_student_is_kept_when_its_second_distillation_fails(results):
+    results.students = {"vgg11": {SHORT: 0.8, EPOCHS: 0.81}, "vgg11 again": UserError("training diverged")}
+    search = results.search(["vgg11"])
+    search.run()
+    assert search.refused == ["distill into vgg11, alpha 0.3: training diverged"]
+    assert any(each.recipe.startswith("distill into vgg11, prune") for each in search.tried)
 
 
 def test_a_small_alpha_is_not_made_smaller(results):

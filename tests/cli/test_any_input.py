@@ -44,9 +44,14 @@ def parsed(script, arguments):
 
 
 def option_names(script):
-    with pytest.MonkeyPatch.context() as patch:
-        seen = []
-        patch.setattr(Parser, "parse_args", lambda self, _: seen.extend(self._option_string_actions))
+    seen = []
+
+    def note(self, _):
+        seen.extend(self._option_string_actions)
+        raise SystemExit
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(SystemExit):
+        patch.setattr(Parser, "parse_args", note)
         script.parse_args([])
     return sorted(seen)
 

@@ -6,7 +6,7 @@ import torch
 import compress
 import train_student
 import train_teacher
-from common.cli import options
+from common.cli import options, teacher_options
 from common.system import hardware
 from tests.conftest import REPOSITORY
 
@@ -71,10 +71,10 @@ def test_training_and_distillation_get_their_own_options():
         "schedule": "cosine",
         "seed": 3,
     }
-    assert options.distillation_options(args) == {
-        "temperature": 3.0,
-        "alpha": 0.9,
-        "distillation": "kd",
+    assert teacher_options.distillation_options(args) == {
+        "temperature": 1.0,
+        "alpha": 0.5,
+        "distillation": "dist",
         "standardize_logits": False,
         "mixup": True,
     }

@@ -181,8 +181,14 @@ def test_teacher_and_student_each_compute_in_their_own_precision():
 
 
 def test_each_distance_can_be_chosen():
-    for name in DISTANCES:
+    settings = {"kd": (3.0, 0.9), "dist": (1.0, 0.5)}  # temperature and alpha of the papers
+    assert settings.keys() == DISTANCES.keys()
+    for name, expected in settings.items():
         args = train_student.parse_args(["--teacher", "a", "--student", "b", "--distillation", name])
-        assert args.distillation == name
+        assert args.distillation == name and (args.temperature, args.alpha) == expected
+        given = train_student.parse_args(
+            ["--teacher", "a", "--student", "b", "--distillation", name, "--temperature", "9", "--alpha", "0"]
+        )
+        assert (given.temperature, given.alpha) == (9.0, 0.0)
     with pytest.raises(SystemExit):
         train_student.parse_args(["--teacher", "a", "--student", "b", "--distillation", "none"])
