@@ -116,7 +116,7 @@ def stages(args):
     def distill(arch, size, epochs, teacher, alpha):
         return run(
             train_student, teacher=teacher, student=arch, pretrained=args.pretrained, epochs=epochs,
-            lr=args.lr, **at(size), **({} if alpha == args.alpha else {"alpha": alpha}),
+            lr=args.lr, **at(size), **({} if alpha == args.alpha else {"distillation": "kd", "alpha": alpha}),
         )  # fmt: skip
 
     def prune(path, target, precision, importance, scope, size, epochs, teacher):

@@ -42,7 +42,8 @@ class Stages:
     """The stages as functions: each creates a checkpoint, evaluated on validation, and returns its path.
 
     Attributes:
-        distill: (architecture, image size, epochs, teacher, alpha) -> path.
+        distill: (architecture, image size, epochs, teacher, alpha) -> path; with KD where alpha is not that
+            of the search.
         prune: (path, target, precision, importance, scope, image size, epochs, teacher) -> path.
         quantize: (path, teacher) -> path.
     """

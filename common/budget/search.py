@@ -41,7 +41,7 @@ PRECISIONS = {  # MACs are the same in int8
 }
 TRIAL = 8  # a trial with training has this part of the epochs
 FINISHED = 2  # candidates of each network are finished, at most
-SMALL_ALPHA = 0.3  # the weight of a teacher that is no better than its student
+SMALL_ALPHA = 0.3  # the weight in KD of a teacher that is no better than its student
 
 
 class Search:
@@ -148,7 +148,7 @@ class Search:
         reached = not is_trial and student.top1 >= self.teacher.top1
         if reached and (self.alpha is None or self.alpha > SMALL_ALPHA):
             student.note = f"as good as its teacher ({self.teacher.top1:.2%}): tried again"
-            both = student, self._student(arch, epochs, SMALL_ALPHA, f", alpha {SMALL_ALPHA}")
+            both = student, self._student(arch, epochs, SMALL_ALPHA, f", kd, alpha {SMALL_ALPHA}")
             student = max(filter(None, both), key=lambda each: each.top1)
         if student.ci95[1] < _floor(others):
             student.note = f"dropped after {trial if is_trial else _epochs(epochs)}"

@@ -369,7 +369,7 @@ def test_a_student_that_is_as_good_as_its_teacher_is_distilled_again_with_a_smal
     ]
     again = [each for each in search.tried if each.recipe.endswith("alpha 0.3")]
     assert [each.recipe for each in again] == [
-        f"distill into {arch}, alpha 0.3" for arch in ("better", "worse")
+        f"distill into {arch}, kd, alpha 0.3" for arch in ("better", "worse")
     ]
     # three trials; two distilled with all epochs reach the source, which has 80 %
     reached = "as good as its teacher (80.00%): tried again"
@@ -378,8 +378,8 @@ def test_a_student_that_is_as_good_as_its_teacher_is_distilled_again_with_a_smal
     # the better of the two is compressed
     names = {each.recipe for each in search.tried if "prune" in each.recipe}
     by = ", prune for int8 by lamp, global"
-    assert f"distill into better, alpha 0.3{by}" in names and f"distill into worse{by}" in names
-    assert f"distill into better{by}" not in names and f"distill into worse, alpha 0.3{by}" not in names
+    assert f"distill into better, kd, alpha 0.3{by}" in names and f"distill into worse{by}" in names
+    assert f"distill into better{by}" not in names and f"distill into worse, kd, alpha 0.3{by}" not in names
     assert [alpha for _, alpha in results.taught if alpha] == [0.9, 0.9, 0.9, 0.9, 0.3, 0.9, 0.3, 0.9]
 
 
@@ -387,7 +387,7 @@ def test_a_student_is_kept_when_its_second_distillation_fails(results):
     results.students = {"vgg11": {SHORT: 0.8, EPOCHS: 0.81}, "vgg11 again": UserError("training diverged")}
     search = results.search(["vgg11"])
     search.run()
-    assert search.refused == ["distill into vgg11, alpha 0.3: training diverged"]
+    assert search.refused == ["distill into vgg11, kd, alpha 0.3: training diverged"]
     assert any(each.recipe.startswith("distill into vgg11, prune") for each in search.tried)
 
 
