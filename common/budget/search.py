@@ -9,7 +9,8 @@ interval of an accuracy tells what validation can distinguish, not what training
    the same size is dropped.
 2. With several image sizes, what is left is trained for a short time before the sizes are compared: a network
    has to get used to a size that it was not trained at.
-3. Each student is distilled for as short a time. One that is worse than the best of these trials is dropped.
+3. Of several students each is distilled for a short time. One that is worse than the best of them is dropped
+   (not one that is worse than the source: that is trained already).
 4. The best candidates of the source are finished. Then the students are distilled for all epochs. One that is
    not worse than what is finished is compressed in the same way as the source.
 
@@ -21,6 +22,7 @@ start from, where that is more accurate than the teacher.
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -112,16 +114,16 @@ class Search:
         """
         start = time.perf_counter()
         plans = self._plans(self.source)
-        students = [arch for arch in self.students if self._passes_trial(arch, plans)]
+        students = self._promising_students()
         self._finish(plans)
         for arch in students:
-            if student := self._distill(arch, self.epochs, self._meeting()):
+            if student := self._distill(arch):
                 self._finish(self._plans(student))
         print(f"\nsearched for {time.perf_counter() - start:.0f} s")
         if not (meeting := self._meeting()):
-            costs = [f"{each.recipe}: {self._describe(each.cost)}" for each in self.tried if each.cost]
-            reasons = "; ".join([*self.refused, *costs])
-            raise UserError(f"nothing meets {self._describe(self.limit)}: {reasons}")
+            describe = functools.partial(units.describe, self.kind)
+            costs = [f"{each.recipe}: {describe(each.cost)}" for each in self.tried if each.cost]
+            raise UserError(f"nothing meets {describe(self.limit)}: {'; '.join([*self.refused, *costs])}")
         winner = max(meeting, key=lambda each: (each.top1, -each.path.stat().st_size))
         winner.note = "the winner"
         return winner
@@ -134,27 +136,29 @@ class Search:
         self.tried.append(candidates.read(recipe.removeprefix(", "), path))
         return self.tried[-1]
 
-    def _passes_trial(self, arch: str, plans: list[Plan]) -> bool:
-        """Whether a student goes on after a short distillation; without one if all epochs are no more."""
-        return self.short >= self.epochs or bool(
-            self._distill(arch, self.short, [plan.trial for plan in plans])
-        )
+    def _promising_students(self) -> list[str]:
+        """What to distill into: of several students, those that are not worse after a short time."""
+        if len(self.students) == 1 or self.short >= self.epochs:
+            return self.students
+        tried = ((arch, self._student(arch, self.short, self.alpha)) for arch in self.students)
+        trials = {arch: student for arch, student in tried if student}
+        floor, trial = _floor(trials.values()), f"a trial of {_epochs(self.short)}"
+        for student in trials.values():
+            student.note = f"dropped after {trial}" if student.ci95[1] < floor else f"{trial}, continued"
+        return [arch for arch, student in trials.items() if student.ci95[1] >= floor]
 
-    def _distill(self, arch: str, epochs: int, others: Iterable[Candidate]) -> Candidate | None:
-        """The student; None for one that is not possible, or worse than the best of `others`."""
-        is_trial, trial = epochs < self.epochs, f"a trial of {_epochs(epochs)}"
-        if (student := self._student(arch, epochs, self.alpha)) is None:
+    def _distill(self, arch: str) -> Candidate | None:
+        """The student; None for one that is not possible, or worse than the best that is finished."""
+        if (student := self._student(arch, self.epochs, self.alpha)) is None:
             return None
-        reached = not is_trial and student.top1 >= self.teacher.top1
-        if reached and (self.alpha is None or self.alpha > SMALL_ALPHA):
+        if student.top1 >= self.teacher.top1 and (self.alpha is None or self.alpha > SMALL_ALPHA):
             student.note = f"as good as its teacher ({self.teacher.top1:.2%}): tried again"
-            both = student, self._student(arch, epochs, SMALL_ALPHA, f", kd, alpha {SMALL_ALPHA}")
+            both = student, self._student(arch, self.epochs, SMALL_ALPHA, f", kd, alpha {SMALL_ALPHA}")
             student = max(filter(None, both), key=lambda each: each.top1)
-        if student.ci95[1] < _floor(others):
-            student.note = f"dropped after {trial if is_trial else _epochs(epochs)}"
-            return None
-        student.note = f"{trial}, continued" if is_trial else student.note
-        return student
+        if student.ci95[1] >= _floor(self._meeting()):
+            return student
+        student.note = f"dropped after {_epochs(self.epochs)}"
+        return None
 
     def _student(self, arch: str, epochs: int, alpha: float | None, title: str = "") -> Candidate | None:
         recipe, size = f"distill into {arch}{title}", self.sizes[0]
@@ -172,9 +176,6 @@ class Search:
 
     def _at(self, size: int) -> str:
         return f" at {size} pixels" if len(self.sizes) > 1 else ""
-
-    def _describe(self, cost: float) -> str:
-        return units.describe(self.kind, cost)
 
     def _plans(self, start: Candidate) -> list[Plan]:
         """How `start` can meet the budget, after trials."""
