@@ -122,7 +122,7 @@ def test_the_chain_from_teacher_to_int8(stage, run, options, tmp_path, statistic
     results = [tmp_path / f"results.{kind}" for kind in ("json", "csv", "md", "png")]
     files = [text for kind, path in zip(("json", "csv", "markdown", "plot"), results, strict=True)
              for text in (f"--{kind}", path)]  # fmt: skip
-    result = run("evaluate", teacher.name, quantized.name, "--per-class", *options, *files)
+    result = run("evaluate", teacher.name, quantized.name, "--per-class", "--runtimes", *options, *files)
     assert result.code == 0, result.err
     rows = json.loads(results[0].read_text())
     for path, row in zip((teacher, quantized), rows, strict=True):

@@ -38,19 +38,19 @@ def options(tmp_path, monkeypatch):
 def test_all_checkpoints_that_fit_the_data_set_are_compared(run, options, tmp_path):
     saved(tmp_path / "w", ["cat", "dog", "fox"], "teacher_pets")
     saved(tmp_path / "w", ["car", "bus", "van"], "teacher_cars")
-    result = run("evaluate", *options)
+    result = run("evaluate", *options, "--runtimes")
     assert result.code == 0, result.err
     assert "teacher_cars_0.5000.pt: ignored" in result.out
     assert [line.split()[1] for line in result.out.splitlines() if line.startswith("| teacher")] == [
         "teacher_pets_0.5000"
     ] * 2
-    result = run("evaluate", "teacher_cars", *options)
+    result = run("evaluate", "teacher_cars", *options, "--runtimes")
     assert result.code == 2 and "does not fit this data set" in result.err
 
 
 def test_no_checkpoint_that_fits_is_an_error(run, options, tmp_path):
     saved(tmp_path / "w", ["car", "bus", "van"], "teacher_cars")
-    result = run("evaluate", *options)
+    result = run("evaluate", *options, "--runtimes")
     assert result.code == 2 and "has the classes of this data set" in result.err
 
 
@@ -59,7 +59,7 @@ def test_a_folder_without_training_images_is_evaluated(run, options, tmp_path, s
     shutil.rmtree(tmp_path / "images" / "train")
     (tmp_path / "images" / "test").rename(tmp_path / "images" / split)
     path = saved(tmp_path / "w", ["cat", "dog", "fox"], "teacher_pets")
-    result = run("evaluate", path, *options, "--json", tmp_path / "results.json")
+    result = run("evaluate", path, *options, "--runtimes", "--json", tmp_path / "results.json")
     assert result.code == 0, result.err
     assert "6 test images of folder" in " ".join(result.out.split())
     (row,) = json.loads((tmp_path / "results.json").read_text())
@@ -79,7 +79,7 @@ def test_checkpoints_beside_the_scripts_are_evaluated_from_another_folder(
     monkeypatch.setattr(checkpoint, "SCRIPTS", tmp_path / "scripts")
     monkeypatch.chdir(tmp_path)
     for named in ((), ("pets",)):
-        result = run("evaluate", *named, *options, "--output-dir", "weights")
+        result = run("evaluate", *named, *options, "--runtimes", "--output-dir", "weights")
         assert result.code == 0, result.err
         assert f"{path}: top-1 " in result.out
 
@@ -90,7 +90,7 @@ def test_ram_is_unknown_for_a_network_that_cannot_be_traced(run, options, tmp_pa
 
     monkeypatch.setattr(memory, "peak", peak)
     saved(tmp_path / "w", ["cat", "dog", "fox"], "teacher_pets")
-    result = run("evaluate", *options, "--json", tmp_path / "results.json")
+    result = run("evaluate", *options, "--runtimes", "--json", tmp_path / "results.json")
     assert result.code == 0 and "note: the RAM of SqueezeNet is not known: control flow\n" in result.out
     (row,) = json.loads((tmp_path / "results.json").read_text())
     assert row["ram_bytes"] is None
@@ -143,7 +143,8 @@ def test_an_audit_compares_the_first_file_with_its_baseline(run, options, tmp_pa
     assert not (tmp_path / "audit").exists()
     result = run("evaluate", child.name, "--audit", parent, *options)
     assert result.code == 2 and "this is a file, not a folder" in result.err
-    result = run("evaluate", child.name, "--audit", tmp_path / "audit", "--baseline", parent.name, *options)
+    files = ("--audit", tmp_path / "audit", "--baseline", parent.name)
+    result = run("evaluate", child.name, *files, *options, "--runtimes")
     assert result.code == 0, result.err
     audit = json.loads((tmp_path / "audit" / "report.json").read_text())
     assert (audit["baseline"], audit["model"], audit["n"]) == (parent.name, child.name, 6)

@@ -55,7 +55,7 @@ def test_two_classes_of_few_odd_images_go_through_the_entire_chain(stage, run, t
         out = stage(script, *options, *common, *fraction, data_dir=tmp_path / "data")
         created.append(re.search(r"saved .*/(\S+\.pt)\n", out)[1])
         assert checkpoint.load(tmp_path / "w" / created[-1])["classes"] == sorted(names)
-    stage("evaluate", *created, "--per-class", data_dir=tmp_path / "data")
+    stage("evaluate", *created, "--per-class", "--runtimes", data_dir=tmp_path / "data")
     assert (tmp_path / "w" / created[-1]).with_name(f"{created[-1][:-3]}_confusion.png").exists()
     stage("export", created[-1], "--output", tmp_path / "x.onnx", data_dir=tmp_path / "data")
     for file in (created[-1], tmp_path / "x.onnx"):
