@@ -14,9 +14,10 @@ all=(--val-fraction 0 "${where[@]}")
 run() { .venv/bin/python "$@"; }
 
 for parent in teacher_mobilenet_v2 kd_squeezenet1_1; do
+    loss=$([ "${parent%%_*}" = kd ] && echo "--standardize-logits --temperature 2" || true)
     for target in embedded server; do
         for epochs in 0 3; do
-            run train_quantization.py --weights $parent --teacher teacher_mobilenet_v2 --mixup \
+            run train_quantization.py --weights $parent --teacher teacher_mobilenet_v2 --mixup $loss \
                 --target-device $target --epochs $epochs --model-name "$target${epochs}_${parent#*_}" "${all[@]}"
         done
     done
