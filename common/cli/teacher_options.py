@@ -8,9 +8,9 @@ import argparse
 from common.cli.options import CHECKPOINT
 from common.cli.parser import Parser, number
 
-SETTINGS = {  # the defaults of each loss: those of its paper
+SETTINGS = {  # the defaults of each loss
     "kd": {"temperature": 3.0, "alpha": 0.9},
-    "dist": {"temperature": 1.0, "alpha": 0.5},
+    "dist": {"temperature": 1.0, "alpha": 0.5},  # its paper: weights 1, 1, 1
 }
 NAMES = ("temperature", "alpha", "distillation", "standardize_logits", "mixup")
 

@@ -78,3 +78,13 @@ def test_training_and_distillation_get_their_own_options():
         "standardize_logits": False,
         "mixup": True,
     }
+
+
+def test_only_the_second_distillation_of_a_search_is_kd(monkeypatch):
+    seen = []
+    monkeypatch.setattr(train_student, "main", seen.append)
+    args = compress.parse_args(["--weights", "a", "--target-size", "0.5"])
+    for alpha in (args.alpha, 0.3):
+        compress.stages(args).distill("resnet18", 64, 3, "teacher.pt", alpha)
+    settings = [(each.distillation, each.temperature, each.alpha) for each in seen]
+    assert settings == [("dist", 1.0, 0.5), ("kd", 3.0, 0.3)]

@@ -181,7 +181,7 @@ def test_teacher_and_student_each_compute_in_their_own_precision():
 
 
 def test_each_distance_can_be_chosen():
-    settings = {"kd": (3.0, 0.9), "dist": (1.0, 0.5)}  # temperature and alpha of the papers
+    settings = {"kd": (3.0, 0.9), "dist": (1.0, 0.5)}  # temperature and alpha
     assert settings.keys() == DISTANCES.keys()
     for name, expected in settings.items():
         args = train_student.parse_args(["--teacher", "a", "--student", "b", "--distillation", name])
