@@ -14,7 +14,6 @@ from common.cli.parser import Parser, new_file, number
 def main(args):
     # imported here, so that --help does not load torch
     from common.compression import importance, pruning
-    from common.evaluation import metrics
     from common.stage import Stage
     from common.training.loop import split_epochs
 
@@ -38,14 +37,13 @@ def main(args):
         # 2. choose how many channels each layer keeps, and remove those with the lowest ranks
         widths = choose_widths(stage, model, groups, budget and budget.at_step(step, steps))
         original, model = model, pruning.prune(model, groups, widths, **stage.network)
-        print(f"step {step}/{steps}: {metrics.describe_size(model, stage.image_size)}")
+        print(f"step {step}/{steps}: {checked_size(stage, model)}")
         log.append({"pruned": stage.validate(model, "pruned")})
 
         # 3. reconstruct: fit each layer to the outputs that it had before (least squares)
         if args.reconstruct == "least-squares":
-            stage.reconstruct(
-                model, original, pruning.kept_channels(original, groups, widths, **stage.network)
-            )
+            kept = pruning.kept_channels(original, groups, widths, **stage.network)
+            stage.reconstruct(model, original, kept)
             log[-1]["reconstructed"] = stage.validate(model, "reconstructed")
 
         # 4. compute the batch-norm statistics of the smaller layers anew
@@ -74,6 +72,15 @@ def choose_widths(stage, model, groups, budget):
         kept = (1 - stage.args.channel_ratio) ** (1 / stage.args.pruning_steps)
         return pruning.widths_for_fraction(groups, 1 - kept)
     return widths_for_budget(model, groups, budget, **stage.network)
+
+
+def checked_size(stage, model):
+    """Describes the size of a pruned network, and checks that its checkpoint will yield it."""
+    from common.evaluation import metrics
+    from common.models import checkpoint
+
+    checkpoint.check_rebuilds(stage.parent, model)
+    return metrics.describe_size(model, stage.image_size)
 
 
 def draw_sensitivity(stage, model, groups, path):

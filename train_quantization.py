@@ -14,15 +14,16 @@ from common.cli.parser import Parser, number
 
 def main(args):
     # imported here, so that --help does not load torch
-    from common.compression import int8_engines, int8_state, quantization
+    from common.compression import int8_engines, int8_state, quantization, reparameterization
     from common.compression.target_devices import TARGET_DEVICES
     from common.evaluation import int8_agreement
     from common.models import architectures
     from common.stage import Stage
 
-    # model, data; traced first, so that what cannot be quantized fails before the training
+    # model, data; traced first, so that what cannot be quantized fails before the training; branches become
+    # one convolution (RepVGG)
     stage = Stage("quantized", args, parent=args.weights)
-    model, target = stage.model, TARGET_DEVICES[args.target_device]
+    model, target = reparameterization.fuse_branches(stage.model), TARGET_DEVICES[args.target_device]
     engine = int8_engines.use(target, args.engine)
     prepared = quantization.prepare(model, target, stage.image_size)
     loss_fn = stage.loss_fn()

@@ -17,12 +17,14 @@ import export
 from common.evaluation import int8_agreement
 from common.system.errors import UserError
 
-SIDE, CHANNELS_REMOVED, EPOCHS = 64, 0.25, 2
+CHANNELS_REMOVED, EPOCHS = 0.25, 2
+SIDES = {"inception_v3": 96, "vit_b_16": 224, "maxvit_t": 224}  # pixels; the others see 64
 
 
 def main(arch: str, folder: Path, images: Path) -> dict:
     data = ["--dataset", "folder", "--data-dir", images, "--workers", 0, "--output-dir", folder]
-    training = [*data, "--cache", "off", "--image-size", SIDE, "--batch-size", 8, "--lr", 0.0001]
+    training = [*data, "--cache", "off", "--image-size", SIDES.get(arch, 64), "--batch-size", 8]
+    training += ["--lr", 0.0001]
     start = ["--model", arch, "--pretrained", "none", "--channel-ratio", CHANNELS_REMOVED]
     start += ["--calibration-batches", 1]
     result = {"arch": arch}

@@ -7,7 +7,7 @@ import argparse
 
 from common.cli.parser import Parser, device_name, number, plain_name, shell_join
 
-ARCHITECTURE = "a classification model of torchvision"
+ARCHITECTURE = "a classification model of torchvision, or timm/NAME of timm"
 CHECKPOINT = "a path, a name, or the start of one"
 DATASETS = ("pet37", "synthetic", "folder")
 OPTIMIZERS = ("adamw", "adam", "sgd")
@@ -200,7 +200,7 @@ def add_output_dir_option(group) -> None:
 
 
 def add_pretrained_option(group) -> None:
-    """Adds `--pretrained`, for scripts that build a torchvision model.
+    """Adds `--pretrained`, for scripts that build a model.
 
     Args:
         group: A group of a parser.
@@ -209,8 +209,8 @@ def add_pretrained_option(group) -> None:
         "--pretrained",
         default="imagenet",
         metavar="imagenet|none|PATH",
-        help="initial weights; PATH: a torchvision state dict or a float checkpoint, its classifier may "
-        "differ; default: imagenet",
+        help="initial weights; PATH: a state dict of torchvision or timm, or a float checkpoint, its "
+        "classifier may differ; default: imagenet",
     )
 
 

@@ -69,10 +69,12 @@ def accumulate_gradients(model: nn.Module, batches: Iterable, device: torch.devi
         batches: (images, labels) of training.
         device: Where the model runs.
     """
-    model.to(device).eval().zero_grad()
+    memory_format = hardware.memory_format(model, device)
+    model.to(device, memory_format=memory_format).eval().zero_grad()
     some = itertools.islice(batches, GRADIENT_BATCHES)
     for images, labels in progress_bar(some, total=GRADIENT_BATCHES, desc="gradients", unit="batch"):
-        cross_entropy(model, images.to(device), labels.to(device))[0].backward()
+        images = images.to(device).contiguous(memory_format=memory_format)
+        cross_entropy(model, images, labels.to(device))[0].backward()
     for parameter in model.parameters():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         parameter.grad = distributed.all_reduce(gradient)

@@ -14,6 +14,7 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 
+from common.compression import dependencies
 from common.compression.importance import IMPORTANCES, ROUND_TO, Importance
 from common.system import seeding
 from common.system.errors import UserError
@@ -84,10 +85,10 @@ def rank(
     score_of = IMPORTANCES[importance] if isinstance(importance, str) else importance
     layers, scores, scopes, was_training = [], [], [], model.training
     with _refusing(model), seeding.fork_rng(*seed):
-        graph = torch_pruning.DependencyGraph().build_dependency(model, _example(model, image_size))
+        graph = dependencies.DependencyGraph().build_dependency(model, _example(model, image_size))
         ignored = [model.get_submodule(classifier)]
         for group in graph.get_all_groups(ignored_layers=ignored, root_module_types=[nn.Conv2d, nn.Linear]):
-            if (score := score_of(group)) is None:
+            if not graph.passable(group) or (score := score_of(group)) is None:
                 continue
             out = graph.is_out_channel_pruning_fn
             pruned = [dep.target.module for dep, _ in group if out(dep.handler)]
@@ -150,6 +151,8 @@ def prune(
             ignored_layers=[pruned.get_submodule(classifier)],
             round_to=ROUND_TO,
         ).step()
+        with torch.no_grad():
+            pruned(_example(pruned, image_size))
     return pruned.train(model.training)
 
 
@@ -226,6 +229,7 @@ def rounded(width: float, multiple: int = ROUND_TO) -> int:
 def _refusing(model: nn.Module):
     """Turns the errors of torch-pruning on networks that it cannot prune into a UserError."""
     try:
-        yield
+        with dependencies.bounded():
+            yield
     except (ZeroDivisionError, RuntimeError, IndexError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"torch-pruning cannot prune {type(model).__name__}: {error}") from None

@@ -63,14 +63,15 @@ def prepare(model: nn.Module, target: TargetDevice, image_size: int) -> nn.Modul
         calibrate(trial, [(images, None)], torch.device("cpu"), 1)
         with torch.inference_mode():
             int8_model = convert(trial).int8
-            in_batch, alone = int8_model(images)[:1], int8_model(images[:1])
+            in_batch, again, alone = (int8_model(some)[:1] for some in (images, images, images[:1]))
     except (TypeError, RuntimeError, AttributeError, AssertionError, ValueError) as error:
         raise UserError(f"{name} cannot run in int8 with {target.backend}: {first_line(error)}") from None
-    if not torch.allclose(in_batch, alone, rtol=0.05, atol=0.05 * float(in_batch.abs().max())):
-        raise UserError(
-            f"{name} cannot be quantized: once traced, its prediction for an image depends on the others "
-            "in the batch"
-        )
+    close = torch.allclose(in_batch, alone, rtol=0.05, atol=0.05 * float(in_batch.abs().max()))
+    if not (close and torch.equal(in_batch, again)):
+        cause = "depends on the others in the batch" if torch.equal(in_batch, again) else "is random"
+        raise UserError(f"{name} cannot be quantized: once traced, its prediction for an image {cause}")
+    if any(isinstance(value, torch.ScriptObject) for value in int8_model.state_dict().values()):
+        raise UserError(f"{name} cannot be quantized: it calls functions such as linear in place of layers")
     if target.symmetric:
         _check_symmetric(int8_model, name, image_size)
     return prepared
@@ -103,6 +104,8 @@ def trace(float_model: nn.Module, target: TargetDevice, image_size: int) -> nn.M
         The traced model.
     """
     for module in list(float_model.modules()):
+        if hasattr(module, "drop_rate"):
+            module.drop_rate = 0.0  # of dropout that is called as a function
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU6):
                 # a ReLU is fused into the convolution before it, a ReLU6 is not; and the qnnpack engine of

@@ -142,11 +142,12 @@ def evaluate(
         The score.
     """
     # before inference mode, in which moved weights could not be trained any more
-    model.to(device, memory_format=torch.channels_last).eval()
+    memory_format = hardware.memory_format(model, device)
+    model.to(device, memory_format=memory_format).eval()
     none = torch.empty(0, dtype=torch.int64)  # a process may have no image
     all_labels, predictions, correct5, loss_sum = [none], [none], 0, 0.0
     for images, labels in progress_bar(batches, desc=title, unit="batch"):
-        images = hardware.copy_to(images, device).contiguous(memory_format=torch.channels_last)
+        images = hardware.copy_to(images, device).contiguous(memory_format=memory_format)
         with torch.inference_mode(), hardware.autocast(device, precision):
             logits = model(images)
         logits, labels = logits.float().cpu(), labels.cpu()

@@ -1,9 +1,12 @@
-"""torchvision classification models: build one, load weights, rebuild a pruned one."""
+"""Classification models of torchvision and timm: build one, load weights, rebuild a pruned one."""
 
 import torch
 import torchvision
 from torch import nn
 
+from common.compression.reparameterization import fuse_branches
+from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from common.models import timm_models
 from common.system import distributed
 from common.system.errors import UserError, did_you_mean
 from common.system.files import load_tensors
@@ -15,25 +18,44 @@ def check(arch: str) -> None:
     """Checks the name of an architecture.
 
     Args:
-        arch: The name.
+        arch: A name of torchvision, or timm/NAME.
 
     Raises:
-        UserError: torchvision has no classification model of that name; the nearest one is suggested.
+        UserError: There is no such classification model, or timm is not installed; the nearest name is
+            suggested.
     """
+    if arch.startswith(timm_models.PREFIX):
+        return timm_models.check(arch)
     known = torchvision.models.list_models(module=torchvision.models)
     if arch not in known:
-        raise UserError(f"torchvision has no classification model {arch!r}{did_you_mean(arch, known)}")
+        hint = did_you_mean(arch, known + timm_models.suggestions())
+        raise UserError(f"torchvision has no classification model {arch!r}{hint}")
 
 
-def build(arch: str, num_classes: int, pretrained: str = "none") -> nn.Module:
-    """Builds a torchvision model.
+def input_config(arch: str) -> dict:
+    """The images that a new model sees.
 
     Args:
         arch: Its name.
+
+    Returns:
+        Of a model of timm what it was trained on, of others ImageNet's: `image_size` (pixels), and `mean` and
+        `std` (of each channel, for pixels from 0 to 1).
+    """
+    if arch.startswith(timm_models.PREFIX):
+        return timm_models.input_config(arch)
+    return {"image_size": 224, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+
+
+def build(arch: str, num_classes: int, pretrained: str = "none") -> nn.Module:
+    """Builds a model.
+
+    Args:
+        arch: Its name, of torchvision or timm/NAME.
         num_classes: Number of outputs. The classifier keeps its initial weights where its width differs from
             that of the pretrained weights.
-        pretrained: "none", "imagenet" (torchvision's default weights, downloaded once), or the path of a
-            torchvision state dict or of a float checkpoint.
+        pretrained: "none", "imagenet" (the default weights of torchvision or timm, downloaded once), or the
+            path of their state dict or of a float checkpoint.
 
     Returns:
         The model, float32, on the CPU, in training mode.
@@ -42,45 +64,59 @@ def build(arch: str, num_classes: int, pretrained: str = "none") -> nn.Module:
         UserError: There is no such architecture, or the weights are missing or do not fit.
     """
     check(arch)
-    # two have auxiliary heads, which help to train from scratch and are of no use in fine-tuning
-    inception = {"aux_logits": False, "init_weights": True, "transform_input": True}
-    options = inception if arch in ("googlenet", "inception_v3") else {}
-    model = torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **options)
+    from_timm = arch.startswith(timm_models.PREFIX)
+    model = timm_models.build(arch, num_classes) if from_timm else _torchvision_model(arch, num_classes)
+    state, source = {}, str(pretrained)
     if pretrained == "imagenet":
-        _load_backbone(model, arch, _imagenet_state(arch), num_classes, source="torchvision's weights")
+        state, source = _imagenet_state(arch), "the file of default weights"
     elif pretrained != "none":
-        state = load_tensors(pretrained)
-        if isinstance(state, dict) and "state_dict" in state:  # one of our checkpoints
-            state = state["state_dict"]
-        _load_backbone(model, arch, state, num_classes, source=pretrained)
+        state = timm_models.load_weights(pretrained) if from_timm else load_tensors(pretrained)
+    ours = isinstance(state, dict) and "state_dict" in state
+    if pretrained != "none" and not ours:
+        _load_backbone(model, arch, state, num_classes, source=source)
+    if from_timm:
+        timm_models.to_torch_layers(model)
+    if ours:
+        _load_backbone(model, arch, state["state_dict"], num_classes, source=source)
     return model
 
 
+def _torchvision_model(arch: str, num_classes: int) -> nn.Module:
+    # two have auxiliary heads, which help to train from scratch and are of no use in fine-tuning
+    inception = {"aux_logits": False, "init_weights": True, "transform_input": True}
+    options = inception if arch in ("googlenet", "inception_v3") else {}
+    return torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **options)
+
+
 def classifier(model: nn.Module, num_classes: int) -> str:
-    """Finds the layer that yields the logits: the last Linear or Conv2d with `num_classes` outputs.
+    """Finds the layer that yields the logits: the one that timm names, else the last one that can.
 
     Args:
         model: A classification model.
         num_classes: The number of its outputs.
 
     Returns:
-        The name of the layer.
+        The name of the layer, a Linear or Conv2d with `num_classes` outputs.
 
     Raises:
         UserError: There is no such layer.
     """
-    found = [
-        name
+    found = {
+        module: name
         for name, module in model.named_modules()
         if (isinstance(module, nn.Linear) and module.out_features == num_classes)
         or (isinstance(module, nn.Conv2d) and module.out_channels == num_classes)
-    ]
+    }
     if not found:
         raise UserError(f"{type(model).__name__} has no Linear or Conv2d layer with {num_classes} outputs")
-    return found[-1]
+    named = model.get_classifier() if hasattr(model, "get_classifier") else None
+    return found.get(named) or list(found.values())[-1]
 
 
 def _imagenet_state(arch: str) -> dict[str, torch.Tensor]:
+    if arch.startswith(timm_models.PREFIX):
+        with distributed.main_process_first():
+            return timm_models.hub_state(arch)
     weights = torchvision.models.get_model_weights(arch).DEFAULT
     try:
         with distributed.main_process_first():
@@ -97,7 +133,7 @@ def _load_backbone(model: nn.Module, arch: str, state, num_classes: int, *, sour
     own = model.state_dict()
     head = classifier(model, num_classes) + "."
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-        raise UserError(f"{source} is neither a state dict of torchvision nor a float checkpoint")
+        raise UserError(f"{source} is neither a state dict of tensors nor a float checkpoint")
     fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
     unknown = [key for key in state if key not in own and not key.startswith(("aux", "AuxLogits."))]
     # files of old torch versions lack num_batches_tracked
@@ -123,7 +159,7 @@ def shapes(model: nn.Module) -> Shapes:
 
 
 def rebuild(arch: str, num_classes: int, widths: Shapes) -> nn.Module:
-    """Builds a torchvision model in which every layer has a given shape; its weights are still to be loaded.
+    """Builds a model in which every layer has a given shape; its weights are still to be loaded.
 
     Args:
         arch: Its name.
@@ -140,6 +176,8 @@ def rebuild(arch: str, num_classes: int, widths: Shapes) -> nn.Module:
     head = classifier(model, num_classes)
     if widths.get(f"{head}.weight", [num_classes])[0] != num_classes:
         raise UserError(f"the weights of {arch} have not {num_classes} outputs")
+    if set(widths) != set(model.state_dict()):
+        model = fuse_branches(model)
     if set(widths) != set(model.state_dict()):
         differing = sorted(set(widths) ^ set(model.state_dict()))[0]
         raise UserError(f"the weights are not those of {arch}: {differing} differs")
@@ -160,9 +198,9 @@ def _resize(module: nn.Module, widths: Shapes) -> None:
             new = torch.ones(shape, dtype=old.dtype)
             setattr(module, key, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
     if isinstance(module, nn.Conv2d):
-        depthwise = module.groups == module.in_channels > 1
+        if module.groups == module.in_channels > 1:  # depthwise: as many outputs for each input as before
+            module.groups = module.weight.shape[0] // (module.out_channels // module.in_channels)
         module.out_channels = module.weight.shape[0]
-        module.groups = module.out_channels if depthwise else module.groups
         module.in_channels = module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape

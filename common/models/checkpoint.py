@@ -3,10 +3,10 @@
 A checkpoint is a plain dict of tensors and JSON values, in the file `<name>_<top-1>.pt`:
 
 format (2), stage ("teacher", "kd", "pruned" or "quantized"), name (such as "pruned_kd_resnet18"), arch
-(torchvision's), classes (names in the order of the labels), image_size (pixels), mean, std (of each channel,
-for pixels from 0 to 1), state_dict, int8 (None, or {"backend", "float_shapes"}: what the int8 model is
-rebuilt from), metrics (on the test split, and more), lineage (one row per stage from the first), and in the
-file checksum (see `files.checksum`; format 1 has none)
+(torchvision's, or timm/NAME), classes (names in the order of the labels), image_size (pixels), mean, std (of
+each channel, for pixels from 0 to 1), state_dict, int8 (None, or {"backend", "float_shapes"}: what the int8
+model is rebuilt from), metrics (on the test split, and more), lineage (one row per stage from the first), and
+in the file checksum (see `files.checksum`; format 1 has none)
 """
 
 import itertools
@@ -18,8 +18,10 @@ import torch
 from torch import nn
 
 from common.compression import int8_engines, int8_state, quantization, target_devices
+from common.compression.reparameterization import fuse_branches
 from common.data.datasets import Splits
 from common.models import architectures, lineage, schema
+from common.system import hardware
 from common.system.errors import UserError
 from common.system.files import CHECKSUM, atomic_write, checksum, load_checked, load_tensors, save_checked
 
@@ -47,7 +49,8 @@ def find(reference: str, folder: str | Path) -> Path:
             return Path(reference)
     except (OSError, ValueError):
         pass  # a name that no file can have is looked up like any other, to list what there is
-    wanted = (reference, f"teacher_{reference}")
+    name = reference.replace("timm/", "timm_")  # the architecture as file names have it
+    wanted = (name, f"teacher_{name}")
     tests = (
         lambda path: path.name in wanted or path.stem in wanted,
         lambda path: FILE_NAME.fullmatch(path.name)["name"] in wanted,
@@ -193,6 +196,25 @@ def rebuild(checkpoint: dict, engine: str | None = None) -> nn.Module:
         raise UserError(
             f"the checkpoint's weights do not fit {arch}: {' '.join(str(error).split())}"
         ) from None
+
+
+def check_rebuilds(parent: dict, model: nn.Module) -> None:
+    """Checks, before a pruned network is trained, that its checkpoint will yield the same one.
+
+    Args:
+        parent: The content of the checkpoint that the network was pruned from.
+        model: The pruned network; put into eval mode.
+
+    Raises:
+        UserError: The shapes of its tensors do not determine it, or its branches cannot be fused.
+    """
+    content, side = parent | {"state_dict": float_state(model)}, parent["image_size"]
+    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), hardware.full_float32():
+        expected = model.eval()(images.to(next(model.parameters()).device)).cpu()
+        actual = fuse_branches(rebuild(content)).eval()(images)
+    if not torch.allclose(actual, expected, rtol=0.01, atol=0.01 * float(expected.abs().max())):
+        raise UserError(f"a checkpoint of the pruned {parent['arch']} would yield another network")
 
 
 def float_state(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ import torch_pruning
 import torchvision
 
 from common.data.datasets import Splits
-from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from common.models import architectures
 from common.models.schema import FORMAT, STAGES
 from common.system.errors import UserError
 
@@ -23,9 +23,9 @@ def next_name(stage: str, base: str, model_name: str | None = None) -> str:
         model_name: Takes the place of the architecture in the name.
 
     Returns:
-        Such as "pruned_kd_resnet18".
+        Such as "pruned_kd_resnet18"; of timm/lcnet_050 "pruned_kd_timm_lcnet_050".
     """
-    prefixes, rest = [], base
+    prefixes, rest = [], base.replace("/", "_")
     while rest.startswith(tuple(f"{known}_" for known in STAGES)):
         prefix, _, rest = rest.partition("_")
         prefixes.append(prefix)
@@ -39,19 +39,19 @@ def new_checkpoint(arch: str, classes: list[str], image_size: int | None) -> dic
     Args:
         arch: The architecture.
         classes: The names, in the order of the labels.
-        image_size: Side of the images, in pixels; None for 224.
+        image_size: Side of the images, in pixels; None for that of the architecture.
 
     Returns:
         What the first stage's checkpoint inherits.
     """
+    images = architectures.input_config(arch)
     return {
         "format": FORMAT,
         "name": arch,
         "arch": arch,
         "classes": classes,
-        "image_size": image_size or 224,
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
+        **images,
+        "image_size": image_size or images["image_size"],
         "int8": None,
         "metrics": {},
         "lineage": [],

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 CGROUP = Path("/sys/fs/cgroup")
+ONEDNN_BLOCK = 16  # input channels that oneDNN computes at once, at most
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -140,6 +141,32 @@ def pick_precision(choice: str, device: torch.device, model: nn.Module) -> torch
 
 def _is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels
+
+
+def memory_format(model: nn.Module, device: torch.device) -> torch.memory_format:
+    """Chooses the memory format of images and weights.
+
+    On a CPU, oneDNN writes past its memory in channels_last (its issue 6035), in the gradient of a 1x1
+    convolution with a stride and few input channels. RepVGG and MobileOne begin with one.
+
+    Args:
+        model: A float model.
+        device: Where it runs.
+
+    Returns:
+        torch.channels_last, which is faster, or torch.contiguous_format for networks with such a layer.
+    """
+    if device.type == "cpu" and any(map(_has_wrong_gradient, model.modules())):
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def _has_wrong_gradient(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1) != module.stride
+        and module.in_channels < ONEDNN_BLOCK
+    )
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:

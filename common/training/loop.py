@@ -73,7 +73,7 @@ def fit(
         UserError: The loss is not finite or has grown far beyond its start; or the state does not fit the
             model or cannot be written.
     """
-    model.to(device=device, memory_format=torch.channels_last)
+    model.to(device=device, memory_format=hardware.memory_format(model, device))
     training = _Training(
         model, loss_fn, optimizers.build(optimizer, model, lr, weight_decay),
         functools.partial(optimizers.SCHEDULES[schedule], epochs=epochs, steps=len(train_loader)),
@@ -157,7 +157,7 @@ class _Training:
     def __init__(self, model, loss_fn, optimizer, schedule, *, device, precision, seed, progress):
         self.model, self.loss_fn, self.optimizer, self.schedule = model, loss_fn, optimizer, schedule
         self.device, self.precision, self.seed, self.progress = device, precision, seed, progress
-        self.lr = optimizer.defaults["lr"]
+        self.lr, self.memory_format = optimizer.defaults["lr"], hardware.memory_format(model, device)
         self.state = _State()
         if (saved := progress.begin()) is not None:
             self._restore(saved)
@@ -209,7 +209,7 @@ class _Training:
 
     def _step(self, images: Tensor, labels: Tensor, lr: float, count: int) -> Tensor:
         """One step on this process's part of `count` images: float64 [3], losses, correct, images."""
-        images = hardware.copy_to(images, self.device).contiguous(memory_format=torch.channels_last)
+        images = hardware.copy_to(images, self.device).contiguous(memory_format=self.memory_format)
         labels = hardware.copy_to(labels, self.device)
         with hardware.autocast(self.device, self.precision):
             loss, logits = self.loss_fn(self.parallel, images, labels)
