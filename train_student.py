@@ -17,8 +17,7 @@ def main(args):
     from common.stage import Stage
 
     # teacher, student, data
-    architectures.check(args.student)
-    stage = Stage("kd", args, parent=args.teacher)
+    stage = Stage("kd", args, parent=args.teacher, arch=args.student)
     teacher = stage.model.to(stage.device)
     student = architectures.build(args.student, stage.num_classes, args.pretrained)
     if finished := stage.begin(student, arch=args.student):

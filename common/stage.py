@@ -18,7 +18,7 @@ from common.compression.distillation import LossFn, cross_entropy, distillation_
 from common.compression.target_devices import TARGET_DEVICES
 from common.data import cache, datasets
 from common.data.loaders import make_loaders
-from common.data.transforms import CPU
+from common.data.transforms import CPU, renormalized
 from common.evaluation import memory, metrics, results, tables
 from common.models import architectures, checkpoint, lineage
 from common.system import distributed, hardware
@@ -50,13 +50,14 @@ class Stage:
             name: The stage, of the table `STAGES`.
             args: The parsed command line.
             parent: The checkpoint to start from: see `checkpoint.find`.
-            arch: Without a parent, the architecture to start from, with the weights of --pretrained.
+            arch: Without a parent, the architecture to start from, with the weights of --pretrained; else
+                that of a student, for which the images are normalized.
 
         Raises:
             UserError: Something is missing or does not fit.
         """
-        self.name, self.args, self.teacher_path, self.cpu = name, args, None, CPU
-        if parent is None:
+        self.name, self.args, self.cpu, self.parent_path, self.teacher_path = name, args, CPU, None, None
+        if arch is not None:
             architectures.check(arch)
         self.device = launch.start(args.output_dir, args.device, args.seed)
         if parent is not None:
@@ -68,8 +69,11 @@ class Stage:
         self.num_classes = len(self.splits.classes)
         if parent is not None:
             lineage.check_fits(self.parent, self.splits)
+            if arch is not None:
+                images = architectures.input_config(arch) | {"image_size": self.parent["image_size"]}
+                self.model = renormalized(self.model, self.parent, images)
+                self.parent |= images
         else:
-            self.parent_path = None
             self.parent = lineage.new_checkpoint(arch, self.splits.classes, args.image_size)
             self.model = architectures.build(arch, self.num_classes, args.pretrained)
         self.image_size = self.parent["image_size"]
@@ -212,11 +216,7 @@ class Stage:
         except UserError as error:
             print(f"note: pruned without reconstruction: {error}")
             return
-        before, after = (
-            sum(getattr(fit, key) for fit in fits) / max(1, len(fits)) for key in ("before", "after")
-        )
-        layers = f"{len(fits)} layer{'s' * (len(fits) != 1)}"
-        print(f"reconstructed {layers}: relative error of the outputs {before:.3f} => {after:.3f}")
+        print(reconstruction.summary(fits))
 
     def recalibrate_batch_norm(self, model: nn.Module) -> None:
         """Computes the batch-norm statistics anew, on one epoch of training images.

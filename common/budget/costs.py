@@ -12,6 +12,7 @@ from torch import nn
 
 from common.budget.target import Budget
 from common.compression import int8_engines, int8_state, quantization
+from common.compression.reparameterization import fuse_branches
 from common.compression.target_devices import TargetDevice
 from common.deployment import onnx_latency
 from common.evaluation import latency, memory, metrics
@@ -77,11 +78,11 @@ def make_budget(
     image_size, engine = parent["image_size"], "fp32"
     if precision == "int8":
         engine = int8_engines.use(target)
-        quantization.prepare(model, target, image_size)
+        quantization.prepare(fuse_branches(model), target, image_size)
     else:
         target = None
     costs = {
-        "macs": lambda: _macs(image_size),
+        "macs": lambda: _macs(image_size, fuse_branches if target else lambda model: model),
         "size": lambda: _int8_file_bytes(model, parent, row, target) if target else _file_bytes(parent, row),
         "latency": lambda: _milliseconds(parent, threads, latency_in, target),
         "ram": lambda: _activation_bytes(image_size, precision),
@@ -160,7 +161,9 @@ def checkpoint_cost(kind: str, path: Path, *, threads: int, latency_in: str) -> 
     if kind == "latency":
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "model.onnx")
-            model = _load(content, lambda: checkpoint.rebuild(content), threads, latency_in, file)
+            model = _load(
+                content, lambda: fuse_branches(checkpoint.rebuild(content)), threads, latency_in, file
+            )
         how = {"threads": threads, "memory_format": MEMORY_FORMATS[latency_in]}
         return latency.measure(model, content["image_size"], batch=1, **how).p50
     if kind == "ram":
@@ -168,8 +171,8 @@ def checkpoint_cost(kind: str, path: Path, *, threads: int, latency_in: str) -> 
     return path.stat().st_size if kind == "size" else content["metrics"]["macs"]
 
 
-def _macs(image_size: int) -> Cost:
-    return lambda model: metrics.complexity(model, image_size)["macs"]
+def _macs(image_size: int, deployed: Callable[[nn.Module], nn.Module]) -> Cost:
+    return lambda model: metrics.complexity(deployed(model), image_size)["macs"]
 
 
 def _file_bytes(parent: dict, row: dict) -> Cost:
@@ -183,11 +186,12 @@ def _file_bytes(parent: dict, row: dict) -> Cost:
 
 def _int8_file_bytes(model: nn.Module, parent: dict, row: dict, target: TargetDevice) -> Cost:
     """The size follows from the shapes: one int8 model is built, and resized for each other width."""
-    skeleton = quantization.skeleton(copy.deepcopy(model).cpu(), target, parent["image_size"])
+    fused = copy.deepcopy(fuse_branches(model)).cpu()
+    skeleton = quantization.skeleton(fused, target, parent["image_size"])
     state = int8_state.extract(skeleton)
 
     def cost(model: nn.Module) -> float:
-        shapes = architectures.shapes(model)
+        shapes = architectures.shapes(fuse_branches(model))
         content = lineage.child(
             lineage.child(parent, row),
             json.loads(json.dumps(row)),  # a file would hold the same object only once
@@ -220,7 +224,7 @@ def _milliseconds(parent: dict, threads: int, latency_in: str, target: TargetDev
 
     def load(model: nn.Module) -> nn.Module:
         def build() -> nn.Module:
-            copied = copy.deepcopy(model).cpu()
+            copied = copy.deepcopy(fuse_branches(model)).cpu()
             return quantization.skeleton(copied, target, content["image_size"]) if target else copied
 
         shapes = json.dumps(architectures.shapes(model))

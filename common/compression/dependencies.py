@@ -89,8 +89,9 @@ def bounded() -> Iterator[None]:
     Where that is wrong, the pruned network does not run, and is refused.
     """
     with (
-        warnings.catch_warnings(action="ignore", module="torch_pruning"),
+        warnings.catch_warnings(),
         mock.patch.object(torch_pruning.dependency, "DependencyGraph", DependencyGraph),
         mock.patch.object(graph, "Group", _Group),
     ):
+        warnings.filterwarnings("ignore", module="torch_pruning")
         yield

@@ -41,6 +41,22 @@ class Fit:
     after: float
 
 
+def summary(fits: list[Fit]) -> str:
+    """Describes what a reconstruction has reached.
+
+    Args:
+        fits: The result of `least_squares`.
+
+    Returns:
+        One line, with the mean errors.
+    """
+    before, after = (
+        sum(getattr(fit, key) for fit in fits) / max(1, len(fits)) for key in ("before", "after")
+    )
+    layers = f"{len(fits)} layer{'s' * (len(fits) != 1)}"
+    return f"reconstructed {layers}: relative error of the outputs {before:.3f} => {after:.3f}"
+
+
 @torch.no_grad()
 def least_squares(
     pruned: nn.Module, original: nn.Module, kept: dict[str, Tensor], batches: Iterable, device: torch.device

@@ -2,7 +2,7 @@
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -40,6 +40,37 @@ class Normalize:
         rows, width = images.permute(0, 2, 3, 1).flatten(2), images.shape[3]
         normalized = torch.addcmul(self.shift.repeat(width), rows.float(), self.scale.repeat(width))
         return normalized.unflatten(2, (width, 3)).permute(0, 3, 1, 2)
+
+
+def renormalized(model: nn.Module, own: dict, other: dict) -> nn.Module:
+    """Lets a network, such as a teacher, see images with another normalization.
+
+    Args:
+        model: The network.
+        own: Its `mean` and `std`, of each channel.
+        other: The `mean` and `std` of the images.
+
+    Returns:
+        A network that computes the same logits from them; the network itself where nothing differs.
+    """
+    same = all(own[key] == other[key] for key in ("mean", "std"))
+    return model if same else _Renormalized(model, own, other)
+
+
+class _Renormalized(nn.Module):
+    """Normalizes images anew: (x * std + mean - own mean) / own std."""
+
+    def __init__(self, model: nn.Module, own: dict, other: dict):
+        super().__init__()
+        self.model = model
+        scale = [theirs / std for theirs, std in zip(other["std"], own["std"], strict=True)]
+        means = zip(other["mean"], own["mean"], own["std"], strict=True)
+        shift = [(theirs - mean) / std for theirs, mean, std in means]
+        self.register_buffer("scale", torch.tensor(scale).view(3, 1, 1))
+        self.register_buffer("shift", torch.tensor(shift).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images * self.scale + self.shift)
 
 
 def resize_shorter_side(image: Image.Image, image_size: int) -> Image.Image:

@@ -10,6 +10,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from common.compression.reparameterization import fuse_branches
 from common.deployment import metadata, qdq
 from common.system.errors import UserError
 from common.system.files import atomic_write
@@ -38,7 +39,10 @@ def export(checkpoint: dict, model: nn.Module, path: Path):
     Raises:
         UserError: The model has no form in ONNX, or the file cannot be written or is not valid.
     """
-    proto = _export(qdq.to_qdq(model, checkpoint["image_size"]) if checkpoint["int8"] else model, checkpoint)
+    proto = _export(
+        qdq.to_qdq(model, checkpoint["image_size"]) if checkpoint["int8"] else fuse_branches(model),
+        checkpoint,
+    )
     onnx.helper.set_model_props(proto, metadata.of(checkpoint))
     with atomic_write(path) as temporary:
         onnx.save(proto, temporary)

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from common.compression.reparameterization import fuse_branches
 from common.data.transforms import eval_transform
 from common.deployment import litert_model, onnx_model
 from common.models import checkpoint
@@ -75,7 +76,7 @@ def load(path: Path, engine: str | None, threads: int) -> Classifier:
         kind = f"{'int8' if content['backend'] else 'fp32'} {runtime}"
         return Classifier(path, model, runtime, kind, torch.contiguous_format, content)
     content = checkpoint.load(path)
-    model = checkpoint.rebuild(content, engine).eval()
+    model = fuse_branches(checkpoint.rebuild(content, engine)).eval()
     del content["state_dict"]  # the model has its own
     kind = f"int8 {torch.backends.quantized.engine}" if content["int8"] else "fp32 torch"
     return Classifier(path, model, "torch", kind, torch.channels_last, content)

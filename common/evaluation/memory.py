@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth, stochastic_depth
 
+from common.compression.reparameterization import fuse_branches
 from common.models import architectures
 from common.system.errors import UserError
 
@@ -68,7 +69,7 @@ def peak(model: nn.Module, image_size: int) -> Peak:
     """Finds the peak of the activations of one image.
 
     The network runs without data, on torch's meta device. A layer of torch.nn that consists of several
-    operations, such as attention, counts as one.
+    operations, such as attention, counts as one. Branches that export.py fuses count as one convolution.
 
     Args:
         model: A float model; not changed.
@@ -81,7 +82,7 @@ def peak(model: nn.Module, image_size: int) -> Peak:
         UserError: The network cannot be traced, or does not accept images of this size.
     """
     try:
-        traced = fx.symbolic_trace(copy.deepcopy(model).to_empty(device="meta").eval())
+        traced = fx.symbolic_trace(copy.deepcopy(fuse_branches(model)).to_empty(device="meta").eval())
         sizes = _Sizes(traced)
         with torch.no_grad():
             sizes.run(torch.zeros(1, 3, image_size, image_size, device="meta"))

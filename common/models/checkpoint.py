@@ -20,6 +20,7 @@ from torch import nn
 from common.compression import int8_engines, int8_state, quantization, target_devices
 from common.compression.reparameterization import fuse_branches
 from common.data.datasets import Splits
+from common.data.transforms import renormalized
 from common.models import architectures, lineage, schema
 from common.system import hardware
 from common.system.errors import UserError
@@ -150,16 +151,14 @@ def open_teacher(reference: str, folder: str, student: dict, splits: Splits) -> 
         splits: The data set.
 
     Returns:
-        (path, model): the model is on the CPU.
+        (path, model): the model is on the CPU; it takes images as the student does.
 
     Raises:
-        UserError: There is none, or its classes or its normalization differ from those of the student.
+        UserError: There is none, or its classes differ from those of the student.
     """
     path, teacher = open_parent(reference, folder, student["image_size"])
     lineage.check_fits(teacher, splits)
-    if (teacher["mean"], teacher["std"]) != (student["mean"], student["std"]):
-        raise UserError(f"{path} cannot teach {student['name']}: its images are normalized differently")
-    return path, rebuild(teacher)
+    return path, renormalized(rebuild(teacher), teacher, student)
 
 
 def rebuild(checkpoint: dict, engine: str | None = None) -> nn.Module:

@@ -93,7 +93,7 @@ def row(result):
 def results(tmp_path_factory, request):
     archs = ARCHITECTURES if request.config.getoption("--write-docs") else EACH_TIME
     folder = tmp_path_factory.mktemp("architectures")
-    images = write_images(folder / "images", train=16, test=8, side=72)
+    images = write_images(folder / "images", train=8, test=4, side=72)
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(lambda arch: chain(arch, folder, images), archs))
 

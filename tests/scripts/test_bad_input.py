@@ -229,12 +229,10 @@ def test_a_teacher_that_cannot_be_used(refused, weights):
         assert "--mixup needs --teacher" in refused(*options[:-1], "--mixup")
         assert "is an int8 model" in refused(*options, "quantized_squeezenet1_1")
     content = checkpoint.load(checkpoint.find("squeezenet1_1", weights))
-    for name, change, expected in (
-        ("swapped", {"classes": ["dog", "cat", "fox"]}, "in another order"),
-        ("darker", {"mean": [0.1, 0.1, 0.1]}, "normalized differently"),
-    ):
-        checkpoint.save(content | change | {"name": name}, weights)
-        assert expected in refused("train_pruning", "--weights", "squeezenet1_1", "--teacher", name)
+    checkpoint.save(content | {"name": "swapped", "classes": ["dog", "cat", "fox"]}, weights)
+    assert "in another order" in refused(
+        "train_pruning", "--weights", "squeezenet1_1", "--teacher", "swapped"
+    )
 
 
 def test_results_that_cannot_be_written(run, weights):
