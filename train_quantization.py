@@ -41,12 +41,9 @@ def main(args):
     # 2. train with fake quantization and fixed batch-norm statistics; of each epoch the converted int8 model
     # is evaluated and kept
     converted, history = stage.fit(
-        prepared,
-        loss_fn,
-        deploy=quantization.convert,
-        deploy_device=stage.cpu,
+        prepared, loss_fn, deploy=quantization.convert, deploy_device=stage.cpu,
         before_epoch=functools.partial(quantization.freeze, epochs=args.epochs),
-    )
+    )  # fmt: skip
 
     # 3. test the int8 model, and compare it with those that it was created from
     score = stage.test(converted.int8, stage.cpu)
@@ -54,11 +51,13 @@ def main(args):
     int8_agreement.check(converted, scores, stage.test_loader, engine)
 
     # save
+    state = int8_state.extract(converted.int8)
+    fraction = {"int8_fraction": int8_state.int8_fraction(state)}
     return stage.save(
         model, score, history, next_command="export.py {path} --output {path.stem}.onnx",
-        summary=int8_agreement.summary(args.score, scores, engine),
-        extra_metrics={"engine": engine} | int8_agreement.as_metrics(scores),
-        state_dict=int8_state.extract(converted.int8),
+        summary=int8_agreement.summary(args.score, scores, engine, **fraction),
+        extra_metrics={"engine": engine} | fraction | int8_agreement.as_metrics(scores),
+        state_dict=state,
         int8={"backend": target.backend, "float_shapes": architectures.shapes(model)},
     )  # fmt: skip
 

@@ -21,6 +21,25 @@ def extract(model: nn.Module) -> dict:
     return {key: _to_plain(value) for key, value in state if not isinstance(value, torch.dtype)}
 
 
+def int8_fraction(state: dict) -> float:
+    """How much of a model is int8: some networks call functions in place of layers, which stay in float32.
+
+    Args:
+        state: The result of `extract`.
+
+    Returns:
+        The fraction of the weights that are int8, from 0 to 1; biases and scales do not count.
+    """
+    counts = {"int8": 0, "float": 0}
+    for value in state.values():
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, dict):
+                counts["int8"] += part["int8"].numel()
+            elif torch.is_tensor(part) and part.ndim > 1:
+                counts["float"] += part.numel()
+    return counts["int8"] / max(1, sum(counts.values()))
+
+
 def resize(state: dict, shapes: dict[str, list[int]]) -> dict:
     """What `extract` would return for a model with other widths, with zeros as weights.
 

@@ -39,17 +39,18 @@ def check(converted: Converted, scores: dict[str, Score], batches: Iterable, eng
         )
 
 
-def summary(split: str, scores: dict[str, Score], engine: str) -> str:
+def summary(split: str, scores: dict[str, Score], engine: str, int8_fraction: float = 1.0) -> str:
     """Describes the scores of an int8 model and of those that it was created from.
 
     Args:
         split: "test" or "val".
         scores: "int8", "fp32" and "fake_quant", on the same images.
         engine: What runs the int8 model.
+        int8_fraction: Of its weights, from 0 to 1.
 
     Returns:
-        A line for each; the last one warns where int8 and fake quantization disagree on more than 1 % of the
-        images.
+        A line for each, and one where weights are not int8; the last one warns where int8 and fake
+        quantization disagree on more than 1 % of the images.
     """
     int8 = scores["int8"]
     lines = [
@@ -57,6 +58,8 @@ def summary(split: str, scores: dict[str, Score], engine: str) -> str:
         for name in ("fp32", "fake_quant")
     ]
     lines.append(f"{split}, int8 with {engine}: {int8}")
+    if int8_fraction < 1.0:
+        lines.append(f"{int8_fraction:.1%} of the weights are int8, the others stay in float32")
     if int8.agreement(scores["fake_quant"]) < WARN_BELOW:
         lines.append(f"warning: int8 and fake quantization disagree on more than 1 % of the {split} images")
     return "\n".join(lines)

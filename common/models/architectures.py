@@ -133,7 +133,7 @@ def _load_backbone(model: nn.Module, arch: str, state, num_classes: int, *, sour
     own = model.state_dict()
     head = classifier(model, num_classes) + "."
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-        raise UserError(f"{source} is neither a state dict of tensors nor a float checkpoint")
+        raise UserError(f"{source} is neither a state dict nor a float checkpoint")
     fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
     unknown = [key for key in state if key not in own and not key.startswith(("aux", "AuxLogits."))]
     # files of old torch versions lack num_batches_tracked

@@ -9,7 +9,7 @@ import torch_pruning
 import torchvision
 
 from common.data.datasets import Splits
-from common.models import architectures
+from common.models import architectures, timm_models
 from common.models.schema import FORMAT, STAGES
 from common.system.errors import UserError
 
@@ -145,7 +145,8 @@ def new_row(
             "torch": str(torch.__version__),
             "torchvision": str(torchvision.__version__),
             "torch-pruning": str(torch_pruning.__version__),
-        },
+        }
+        | timm_models.version(arch or parent["arch"]),
     }
 
 

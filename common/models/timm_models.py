@@ -3,6 +3,7 @@
 An architecture of timm is written timm/NAME, with NAME as in `timm.list_models()`.
 """
 
+import importlib.metadata
 import importlib.util
 from pathlib import Path
 
@@ -45,6 +46,18 @@ def suggestions() -> list[str]:
     import timm  # optional
 
     return [PREFIX + name for name in timm.list_models()]
+
+
+def version(arch: str) -> dict[str, str]:
+    """The version of timm that an architecture is built with.
+
+    Args:
+        arch: Any architecture.
+
+    Returns:
+        {"timm": its version}; nothing for an architecture of torchvision.
+    """
+    return {"timm": importlib.metadata.version("timm")} if arch.startswith(PREFIX) else {}
 
 
 def build(arch: str, num_classes: int) -> nn.Module:
@@ -152,9 +165,10 @@ def to_torch_layers(model: nn.Module) -> None:
                 setattr(module, name, _share(linear, child))
             elif isinstance(child, layers.DropPath):
                 setattr(module, name, StochasticDepth(child.drop_prob or 0.0, "row"))
+    model.train(model.training)  # the new layers too
 
 
 def _share(new: nn.Module, old: nn.Module) -> nn.Module:
     for key in (*new._parameters, *new._buffers):
         setattr(new, key, getattr(old, key))
-    return new.train(old.training)
+    return new

@@ -56,7 +56,7 @@ def test_attention_stays_whole_and_the_layers_between_are_pruned():
 
 
 class Shifted(nn.Module):
-    """Each layer adds to the first channels of the one before: the channels depend on each other endlessly."""
+    """Its layers add the two halves of their channels: these depend on each other in many ways."""
 
     def __init__(self):
         super().__init__()
@@ -83,7 +83,5 @@ def test_warnings_of_torch_pruning_do_not_reach_the_user():
     model = architectures.build("convnext_tiny", CLASSES)  # its scales are parameters outside of layers
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        groups = pruning.rank(
-            model, "magnitude", "local", **network_options(model, CLASSES, image_size=32)
-        )
+        groups = pruning.rank(model, "magnitude", "local", **network_options(model, CLASSES, image_size=32))
     assert groups

@@ -35,7 +35,8 @@ def test_a_disagreement_of_more_than_one_percent_is_a_warning():
     scores = {"int8": score(), "fp32": score(0, 1, 2), "fake_quant": score(5, 6)}
     text = int8_agreement.summary("val", scores, "x86")
     assert "fp32: top-1 73.50%" in text and "agrees on 98.50%" in text and "agrees on 99.00%" in text
-    assert "int8 with x86: top-1 75.00%" in text and "warning" not in text
+    assert "int8 with x86: top-1 75.00%" in text and "warning" not in text and "float32" not in text
+    assert "75.2% of the weights are int8" in int8_agreement.summary("val", scores, "x86", 0.7518)
     scores["fake_quant"] = score(5, 6, 7)
     text = int8_agreement.summary("val", scores, "x86")
     assert "warning: int8 and fake quantization disagree on more than 1 % of the val images" in text

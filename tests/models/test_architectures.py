@@ -56,7 +56,7 @@ def test_the_backbone_of_a_checkpoint_is_loaded(tmp_path):
     model = architectures.build("squeezenet1_1", 3, str(tmp_path / "teacher.pt"))
     assert torch.equal(model.features[0].weight, source.features[0].weight)
     torch.save({"state_dict": {"features.0.weight": {"int8": 0}}, "int8": {}}, tmp_path / "int8.pt")
-    with pytest.raises(UserError, match="neither a state dict of torchvision nor a float checkpoint"):
+    with pytest.raises(UserError, match="neither a state dict nor a float checkpoint"):
         architectures.build("squeezenet1_1", 3, str(tmp_path / "int8.pt"))
 
 
