@@ -158,17 +158,18 @@ def to_torch_layers(model: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, layers.BatchNormAct2d):
                 norm = nn.BatchNorm2d(child.num_features, child.eps, child.momentum, child.affine)
+                _share(norm, child)
                 after = [each for each in (child.drop, child.act) if not isinstance(each, nn.Identity)]
-                setattr(module, name, nn.Sequential(_share(norm, child), *after) if after else norm)
+                setattr(module, name, nn.Sequential(norm, *after) if after else norm)
             elif type(child) is layers.Linear:
                 linear = nn.Linear(child.in_features, child.out_features, child.bias is not None)
-                setattr(module, name, _share(linear, child))
+                _share(linear, child)
+                setattr(module, name, linear)
             elif isinstance(child, layers.DropPath):
                 setattr(module, name, StochasticDepth(child.drop_prob or 0.0, "row"))
     model.train(model.training)  # the new layers too
 
 
-def _share(new: nn.Module, old: nn.Module) -> nn.Module:
+def _share(new: nn.Module, old: nn.Module) -> None:
     for key in (*new._parameters, *new._buffers):
         setattr(new, key, getattr(old, key))
-    return new
