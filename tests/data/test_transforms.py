@@ -1,6 +1,7 @@
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torchvision.transforms import v2
 
 from common.data.transforms import (
@@ -10,6 +11,7 @@ from common.data.transforms import (
     center_crop,
     eval_transform,
     random_crop,
+    renormalized,
     resize_shorter_side,
     resized_side,
 )
@@ -60,3 +62,14 @@ def test_random_crops_differ_and_have_the_size_of_the_network():
     crops = [crop(image) for _ in range(10)]
     assert all(each.shape == (3, 16, 16) and each.dtype == torch.uint8 for each in crops)
     assert not all(torch.equal(each, crops[0]) for each in crops)
+
+
+def test_a_network_sees_images_of_another_normalization_as_it_was_trained_on():
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    own = {"mean": [0.5, 0.4, 0.3], "std": [0.5, 0.25, 0.1]}
+    teacher = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 6 * 6, 5))
+    seeing = renormalized(teacher, own, VIEW)
+    expected = teacher(Normalize(own["mean"], own["std"])(images))
+    assert torch.allclose(seeing(Normalize(IMAGENET_MEAN, IMAGENET_STD)(images)), expected, atol=1e-5)
+    assert renormalized(teacher, VIEW, VIEW) is teacher

@@ -3,6 +3,7 @@ import os
 import pytest
 import torch
 
+from common.data.datasets import Splits
 from common.models import architectures, checkpoint, lineage
 from common.system.errors import UserError
 
@@ -207,3 +208,27 @@ def test_checkpoints_are_listed_from_the_oldest_to_the_newest(tmp_path):
     assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == names
     with pytest.raises(UserError, match="there is no checkpoint in"):
         checkpoint.list_checkpoints(tmp_path / "nowhere")
+
+
+def test_a_pruned_network_whose_shapes_do_not_determine_it_is_refused():
+    parent = content()
+    model = checkpoint.rebuild(parent)
+    checkpoint.check_rebuilds(parent, model)
+    model.features[3].squeeze.stride = (2, 2)  # no shape tells it
+    with pytest.raises(UserError, match="the pruned squeezenet1_1 would yield another network"):
+        checkpoint.check_rebuilds(parent, model)
+
+
+def test_a_teacher_with_another_normalization_sees_the_images_of_its_student(tmp_path):
+    student, splits = content(), Splits([], [], [], ["cat", "dog", "fox"])
+    path = checkpoint.save(content("teacher_darker", mean=[0.1, 0.2, 0.3], std=[0.5, 0.5, 0.5]), tmp_path)
+    _, teacher = checkpoint.open_teacher(str(path), str(tmp_path), student, splits)
+    pixels = torch.rand(1, 3, 64, 64)
+
+    def normalize(of):
+        return (pixels - torch.tensor(of["mean"]).view(3, 1, 1)) / torch.tensor(of["std"]).view(3, 1, 1)
+
+    own = checkpoint.load(path)
+    with torch.no_grad():
+        expected = checkpoint.rebuild(own).eval()(normalize(own))
+        assert torch.allclose(teacher.eval()(normalize(student)), expected, atol=1e-4)

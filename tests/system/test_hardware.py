@@ -3,6 +3,7 @@ import os
 
 import pytest
 import torch
+from torch import nn
 from torchvision.models import get_model
 
 from common.evaluation import metrics
@@ -132,3 +133,18 @@ def test_a_stage_tests_in_full_float32(monkeypatch, tf32):
     stage.test_loader, stage.device = [], CPU
     stage.test(torch.nn.Identity())
     assert seen == [("highest", False)] and float32_flags() == tf32
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (nn.Conv2d(3, 16, 1, stride=2), torch.contiguous_format),  # in RepVGG; its gradient is wrong in nhwc
+        (nn.Conv2d(3, 16, 1), torch.channels_last),
+        (nn.Conv2d(3, 16, 3, stride=2), torch.channels_last),
+        (nn.Conv2d(16, 16, 1, stride=2), torch.channels_last),
+    ],
+)
+def test_networks_with_a_layer_that_onednn_computes_wrongly_are_not_in_channels_last(layer, expected):
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), layer)
+    assert hardware.memory_format(model, torch.device("cpu")) == expected
+    assert hardware.memory_format(model, torch.device("cuda")) == torch.channels_last
