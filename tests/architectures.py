@@ -1,4 +1,4 @@
-"""Takes one torchvision network through prune, quantize, reload and export, as a user does.
+"""Takes one network through prune, quantize, reload and export, as a user does.
 
     python -m tests.architectures resnet18 FOLDER IMAGES
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import export
 from common.evaluation import int8_agreement
+from common.models import checkpoint
 from common.system.errors import UserError
 
 CHANNELS_REMOVED, EPOCHS = 0.25, 1
@@ -50,9 +51,12 @@ def main(arch: str, folder: Path, images: Path) -> dict:
             return result | {"refused": str(error), "by": script, "after_training": trained}
         result[name] = re.search(r"saved (\S+?):?\s", output.getvalue())[1]
         if name == "pruned":
+            result["reconstructed"] = int(re.search(r"reconstructed (\d+) layers?", output.getvalue())[1])
             counts = re.search(r"parameters\s+([\d,]+) => ([\d,]+)", output.getvalue()).groups()
             result["parameters"] = [int(count.replace(",", "")) for count in counts]
-            result["reconstructed"] = int(re.search(r"reconstructed (\d+) layers?", output.getvalue())[1])
+        if name == "int8":
+            metrics = checkpoint.load(result["int8"])["metrics"]
+            result |= {key: metrics.get(key) for key in ("macs", "ram_bytes", "int8_fraction")}
     return result | {
         "bytes": {name: Path(result[name]).stat().st_size for name, *_ in steps if name in result}
     }

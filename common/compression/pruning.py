@@ -18,6 +18,7 @@ from common.compression import dependencies
 from common.compression.importance import IMPORTANCES, ROUND_TO, Importance
 from common.system import seeding
 from common.system.errors import UserError
+from common.system.terminal import progress_bar
 
 LAYERS = nn.Conv2d | nn.Linear
 Widths = dict[str, int]  # the number of output channels that a layer keeps, by its name
@@ -87,7 +88,8 @@ def rank(
     with _refusing(model), seeding.fork_rng(*seed):
         graph = dependencies.DependencyGraph().build_dependency(model, _example(model, image_size))
         ignored = [model.get_submodule(classifier)]
-        for group in graph.get_all_groups(ignored_layers=ignored, root_module_types=[nn.Conv2d, nn.Linear]):
+        found = graph.get_all_groups(ignored_layers=ignored, root_module_types=[nn.Conv2d, nn.Linear])
+        for group in progress_bar(found, desc="ranking", unit="group"):
             if not graph.passable(group) or (score := score_of(group)) is None:
                 continue
             out = graph.is_out_channel_pruning_fn

@@ -108,9 +108,11 @@ def checkpoint_bytes(content: dict, model: nn.Module) -> int:
         Bytes for one image.
 
     Raises:
-        UserError: See `peak`.
+        UserError: See `peak`; or a part of an int8 model computes in float32.
     """
     if int8 := content["int8"]:
+        if content["metrics"].get("int8_fraction", 1.0) < 1.0:
+            raise UserError(f"the RAM of {content['name']} is not known: a part of it computes in float32")
         model = architectures.rebuild(content["arch"], len(content["classes"]), int8["float_shapes"])
     return BYTES["int8" if int8 else "fp32"] * peak(model, content["image_size"]).values
 

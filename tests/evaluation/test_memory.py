@@ -146,3 +146,5 @@ def test_a_value_has_four_bytes_in_a_float_checkpoint_and_one_in_int8():
     assert memory.checkpoint_bytes(content, model) == 4 * 270 * 1024
     content["int8"] = {"backend": "qnnpack", "float_shapes": architectures.shapes(model)}
     assert memory.checkpoint_bytes(content, nn.Identity()) == 270 * 1024
+    content["metrics"]["int8_fraction"] = 0.5
+    assert memory.as_metric(content, nn.Identity()) == {}  # the rest computes in float32
