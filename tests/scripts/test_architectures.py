@@ -49,9 +49,9 @@ Which networks can be pruned, quantized and exported?
 | 3 | `export.py` loads it, writes it as ONNX and checks the predictions |
 | 4 | `export.py` writes it as LiteRT and checks the predictions |
 
-Each network starts from **random weights**, and runs in a process of its own. {works} of {all} work. The others
-are refused before they are trained. {litert} have a form in LiteRT. The images have 64 pixels; some networks
-need larger ones: {larger}.
+Each network starts from **random weights**, and runs in a process of its own. {works} of {all} work. The
+others are refused before they are trained. {litert} have a form in LiteRT. The images have 64 pixels; some
+networks need larger ones: {larger}.
 
 {table}
 
@@ -68,9 +68,9 @@ need larger ones: {larger}.
 The networks are trained for only a moment, and saved even if int8 changes their predictions. The table shows
 that they run, not how accurate they become.
 
-Not all channels can be pruned: those before a channel shuffle (ShuffleNet) and those of attention stay. Blocks
-with branches (RepVGG, MobileOne, RepGhost) are pruned as they are. Then `train_quantization.py` and `export.py`
-fuse the branches.
+Not all channels can be pruned: those before a channel shuffle (ShuffleNet) and those of attention stay.
+Blocks with branches (RepVGG, MobileOne, RepGhost) are pruned as they are. Then `train_quantization.py` and
+`export.py` fuse the branches.
 
 This file is written by `pytest tests/scripts/test_architectures.py --write-docs`, with timm {timm}. Without
 the option, the test takes {part} of the networks and compares their results with the last column.
