@@ -19,7 +19,8 @@ from common.models import checkpoint
 from common.system.errors import UserError
 
 CHANNELS_REMOVED, EPOCHS = 0.25, 1
-SIDES = {"inception_v3": 96, "vit_b_16": 224, "maxvit_t": 224}  # pixels; the others see 64
+# pixels; the others see 64
+SIDES = {"inception_v3": 96, "vit_b_16": 224, "maxvit_t": 224, "timm/vit_tiny_patch16_224": 224}
 
 
 def main(arch: str, folder: Path, images: Path) -> dict:
@@ -51,7 +52,8 @@ def main(arch: str, folder: Path, images: Path) -> dict:
             return result | {"refused": str(error), "by": script, "after_training": trained}
         result[name] = re.search(r"saved (\S+?):?\s", output.getvalue())[1]
         if name == "pruned":
-            result["reconstructed"] = int(re.search(r"reconstructed (\d+) layers?", output.getvalue())[1])
+            layers = re.search(r"reconstructed (\d+) layers?", output.getvalue())
+            result["reconstructed"] = int(layers[1]) if layers else 0  # there is a note in place of it
             counts = re.search(r"parameters\s+([\d,]+) => ([\d,]+)", output.getvalue()).groups()
             result["parameters"] = [int(count.replace(",", "")) for count in counts]
         if name == "int8":

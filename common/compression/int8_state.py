@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from common.compression import quantization
-from common.system.errors import UserError
+from common.system.errors import UserError, first_line
 
 
 def extract(model: nn.Module) -> dict:
@@ -85,7 +85,7 @@ def load(model: nn.Module, state: dict) -> None:
             own.update({key: _from_plain(state[key], own[key]) for key in expected | set(state)})
             model.load_state_dict(own)
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = quantization.first_line(error)
+        reason = first_line(error)
         raise UserError(f"the int8 weights do not fit their architecture: {reason}") from None
 
 

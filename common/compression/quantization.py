@@ -20,7 +20,7 @@ from torchvision.ops import StochasticDepth
 from common.compression.fake_quantization import qconfig_mapping, use_fast_layers
 from common.compression.recorder import ZERO_POINT, grids
 from common.compression.target_devices import TargetDevice
-from common.system.errors import UserError
+from common.system.errors import UserError, first_line
 from common.system.terminal import progress_bar
 
 FREEZE_AT = 2 / 3  # fraction of the epochs after which the observers are frozen
@@ -114,12 +114,16 @@ def trace(float_model: nn.Module, target: TargetDevice, image_size: int) -> nn.M
             elif isinstance(child, nn.Dropout | StochasticDepth):
                 # the tracer would record stochastic depth in training mode: the int8 model would drop layers
                 # at random; and it would give dropout scales of its own, which the int8 model does not apply
-                setattr(module, name, nn.Identity())
+                setattr(module, name, _NoDropout())
     example = torch.zeros(1, 3, image_size, image_size)
     with silenced():
         prepared = prepare_qat_fx(float_model.train(), qconfig_mapping(target), example)
     use_fast_layers(prepared)
     return prepared
+
+
+class _NoDropout(nn.Identity):
+    p = 0.0  # attention reads it
 
 
 @torch.no_grad()
@@ -253,18 +257,6 @@ def skeleton(float_model: nn.Module, target: TargetDevice, image_size: int) -> n
     """
     with silenced("must run observer before calling calculate_qparams"):
         return convert_fx(trace(float_model, target, image_size).eval())
-
-
-def first_line(error: Exception) -> str:
-    """Shortens the message of an error.
-
-    Args:
-        error: What was raised.
-
-    Returns:
-        The first line of its message, or the name of its type.
-    """
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 @contextlib.contextmanager

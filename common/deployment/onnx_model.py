@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from common.compression.reparameterization import fuse_branches
 from common.deployment import metadata, qdq
-from common.system.errors import UserError
+from common.system.errors import UserError, first_line
 from common.system.files import atomic_write
 
 INPUT, OUTPUT = "images", "logits"
@@ -69,7 +69,7 @@ def _export(model: nn.Module, checkpoint: dict) -> onnx.ModelProto:
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            reason = str(error.__cause__ or error).strip().partition("\n")[0]
+            reason = first_line(error.__cause__ or error)
             raise UserError(f"{checkpoint['arch']} cannot be written as ONNX: {reason}") from None
     proto = program.model_proto
     graph = proto.graph

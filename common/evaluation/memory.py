@@ -17,7 +17,7 @@ from torchvision.ops import StochasticDepth, stochastic_depth
 
 from common.compression.reparameterization import fuse_branches
 from common.models import architectures
-from common.system.errors import UserError
+from common.system.errors import UserError, first_line
 
 BYTES = {"fp32": 4, "int8": 1}  # for one value of an activation
 # runtimes compute these in the layer before, where no other operation reads its output
@@ -88,7 +88,7 @@ def peak(model: nn.Module, image_size: int) -> Peak:
             sizes.run(torch.zeros(1, 3, image_size, image_size, device="meta"))
     # what the tracer cannot follow: control flow, unsupported calls, assertions of the network's own
     except (TypeError, RuntimeError, AttributeError, AssertionError, ValueError, IndexError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise UserError(f"the RAM of {type(model).__name__} is not known: {reason}") from None
     nodes = list(traced.graph.nodes)
     buffers = _buffers(traced, sizes.shapes)

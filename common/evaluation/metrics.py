@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.system import distributed, hardware
-from common.system.errors import UserError
+from common.system.errors import UserError, first_line
 from common.system.terminal import progress_bar
 
 EXACT_SUM = 1000  # images: up to here the terms of McNemar's test are added as integers
@@ -237,7 +237,7 @@ def complexity(model: nn.Module, image_size: int) -> dict[str, int]:
         except RuntimeError:  # a network whose forward pass depends on values cannot run without data
             macs = _count_macs(copy.deepcopy(model).cpu().eval(), image_size)
     except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         name = type(model).__name__
         raise UserError(f"{name} does not accept images of {image_size} pixels: {reason}") from None
     return {"params": count_parameters(model), "macs": macs}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from common.system.errors import UserError, did_you_mean
+from common.system.errors import UserError, did_you_mean, first_line
 from common.system.files import load_tensors
 
 PREFIX = "timm/"
@@ -98,10 +98,9 @@ def hub_state(arch: str) -> dict[str, torch.Tensor]:
         return timm.create_model(name, pretrained=True).state_dict()
     # of the hub's own kinds: no network, no file
     except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"cannot download the weights of {arch} from {place} ({reason}): download the file and give "
-            "--pretrained its path, or train from scratch with --pretrained none"
+            f"cannot download the weights of {arch} from {place} ({first_line(error)}): download the file "
+            "and give --pretrained its path, or train from scratch with --pretrained none"
         ) from None
 
 

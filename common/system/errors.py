@@ -1,4 +1,4 @@
-"""The exception for errors that the user can fix, and the hint for a mistyped name."""
+"""The exception for errors that the user can fix, and texts for its messages."""
 
 import difflib
 from collections.abc import Iterable
@@ -23,3 +23,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
     return f" - did you mean {nearest[0]}?" if nearest else ""
+
+
+def first_line(error: Exception) -> str:
+    """Shortens the message of an error.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        The first line of its message, or the name of its type.
+    """
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -147,6 +147,42 @@ def test_int8_drops_no_layers_at_random():
     assert len({tuple(int8_model(image).flatten().tolist()) for _ in range(8)}) == 1
 
 
+class Calling(nn.Module):
+    """A network that calls `function` with itself and the features of its first layer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.drop, self.drop_rate = nn.Conv2d(3, 8, 3), nn.Dropout(0.5), 0.5
+        self.classifier, self.function = nn.Linear(8, 5), function
+        self.weight = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, images):
+        return self.classifier(self.function(self, self.first(images)).mean((2, 3)))
+
+
+def test_dropout_that_is_called_as_a_function_is_left_out_like_that_of_layers():
+    def function(model, x):  # as timm and attention do
+        x = F.dropout(x, model.drop_rate, model.training) if model.drop_rate > 0 else x
+        return F.dropout(x, model.drop.p if model.training else 0.0)
+
+    _, int8_model = quantized(Calling(function), SERVER)
+    images = torch.randn(2, 3, SIDE, SIDE)
+    assert torch.equal(int8_model(images), int8_model(images))
+
+
+def test_a_network_with_random_predictions_is_refused():
+    with pytest.raises(UserError, match="its prediction for an image is random"):
+        quantization.prepare(Calling(lambda _, x: x * torch.rand_like(x)), SERVER, SIDE)
+
+
+def test_a_layer_that_is_called_as_a_function_in_int8_is_refused():
+    def function(model, x):
+        return F.linear(x.mean((2, 3)), model.weight)[:, :, None, None]
+
+    with pytest.raises(UserError, match="Calling cannot be quantized: it calls functions such as linear"):
+        quantization.prepare(Calling(function), SERVER, SIDE)
+
+
 def test_the_given_model_is_not_changed():
     model = architectures.build("mobilenet_v2", 5)
     before = copy.deepcopy(model)
