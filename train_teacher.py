@@ -1,8 +1,9 @@
-"""Fine-tune a torchvision model: the teacher, or the network to compress.
+"""Fine-tune a network of torchvision or timm: the teacher, or the network to compress.
 
     python train_teacher.py --teacher resnet50
+    python train_teacher.py --teacher timm/mobilenetv4_conv_small
 
-reads    the images of --dataset, and torchvision's ImageNet weights
+reads    the images of --dataset, and ImageNet weights
 writes   weights/teacher_resnet50_<top-1>.pt, and its log and curves beside it
 """
 

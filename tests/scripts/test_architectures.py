@@ -68,6 +68,23 @@ networks need larger ones: {larger}.
 The networks are trained for only a moment, and saved even if int8 changes their predictions. The table shows
 that they run, not how accurate they become.
 
+## Networks of timm
+
+timm is optional: `pip install timm`. Its networks are named `timm/NAME`, wherever a script takes an
+architecture (`--teacher`, `--student`, `--model`):
+
+```
+python train_teacher.py --teacher timm/mobilenetv4_conv_small
+python train_pruning.py --weights teacher_timm_mobilenetv4_conv_small --pruning-ratio 0.5
+```
+
+- weights: those of timm are downloaded; `--pretrained FILE` takes a file of timm (`.safetensors` or `.bin`)
+- images: mean, standard deviation and size are those of timm, and stored in the checkpoint
+- a teacher and its student may be normalized differently: each sees the images as it was trained on
+- names with `tf_` do not work: their padding depends on the size of the image
+
+## What is left out
+
 Not all channels can be pruned: those before a channel shuffle (ShuffleNet) and those of attention stay.
 Blocks with branches (RepVGG, MobileOne, RepGhost) are pruned as they are. Then `train_quantization.py` and
 `export.py` fuse the branches.
