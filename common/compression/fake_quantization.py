@@ -4,9 +4,10 @@ torch's own, changed so that it computes what the int8 model will, in less time.
 """
 
 import types
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.ao.nn.intrinsic.qat import ConvBn2d, ConvBnReLU2d
 from torch.ao.quantization import (
     FakeQuantize,
@@ -21,10 +22,11 @@ from torch.nn import functional as F
 
 from common.compression.target_devices import TargetDevice
 
+RELU6_MAX = 6.0
 SCALE_OF_ZEROS = 2**-7  # near those of other tensors: kernels bound the ratio of scales, and int32 the biases
 
 
-def qconfig_mapping(target: TargetDevice) -> QConfigMapping:
+def qconfig_mapping(target: TargetDevice, clipped: Iterable[str] = ()) -> QConfigMapping:
     """torch's defaults for a target device, changed so that fake quantization computes what int8 will.
 
     torch's default modules, which fuse observer and fake quantization, train with weight scales that differ
@@ -33,14 +35,18 @@ def qconfig_mapping(target: TargetDevice) -> QConfigMapping:
 
     Args:
         target: Its row in the table of target devices.
+        clipped: The result of `clipped_layers`.
 
     Returns:
         What `prepare_qat_fx` needs.
     """
-    observer, qscheme = RangeObserver, torch.per_tensor_affine
+    observers, qscheme = (RangeObserver, ClippedRangeObserver), torch.per_tensor_affine
     if target.symmetric:
-        observer, qscheme = SymmetricRangeObserver, torch.per_tensor_symmetric
-    activation = FakeQuantizeValues.with_args(observer=observer, qscheme=qscheme, quant_min=0, quant_max=255)
+        observers, qscheme = (SymmetricRangeObserver, ClippedSymmetricObserver), torch.per_tensor_symmetric
+    activation, clipped_activation = (
+        FakeQuantizeValues.with_args(observer=observer, qscheme=qscheme, quant_min=0, quant_max=255)
+        for observer in observers
+    )
     weight = FakeQuantizeValues.with_args(
         observer=WeightObserver,
         qscheme=torch.per_channel_symmetric,
@@ -52,7 +58,33 @@ def qconfig_mapping(target: TargetDevice) -> QConfigMapping:
     mapping.set_global(QConfig(activation, weight))
     for norm in (nn.LayerNorm, F.layer_norm):  # its weights stay in float
         mapping.set_object_type(norm, QConfig(activation, default_placeholder_observer))
+    for name in clipped:
+        mapping.set_module_name(name, QConfig(clipped_activation, weight))
     return mapping
+
+
+def clipped_layers(model: nn.Module) -> set[str]:
+    """Finds what a ReLU6 clips: in int8 it becomes a ReLU, and 6 the largest value that 8 bits represent.
+
+    Args:
+        model: A float model that FX can trace.
+
+    Returns:
+        The names of the ReLU6 layers, and of the layers that they are fused with.
+    """
+    if not any(isinstance(module, nn.ReLU6) for module in model.modules()):
+        return set()
+    traced, names = fx.symbolic_trace(model), set()
+    layers = dict(traced.named_modules(remove_duplicate=False))
+    for node in traced.graph.nodes:
+        if isinstance(layers.get(node.target), nn.ReLU6):
+            names.add(node.target)
+            source = node.args[0]
+            if isinstance(layers.get(source.target), nn.BatchNorm2d):
+                source = source.args[0]
+            if isinstance(layers.get(source.target), nn.Conv2d | nn.Linear) and len(source.users) == 1:
+                names.add(source.target)
+    return names
 
 
 class FakeQuantizeValues(FakeQuantize):
@@ -191,6 +223,23 @@ class SymmetricRangeObserver(RangeObserver):
         """
         scale, zero_point = super().calculate_qparams()
         return scale * (127.5 / 127), torch.full_like(zero_point, 128)
+
+
+class _Clipped:
+    """Ranges that end at 6, as ReLU6 does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        super().forward(x)
+        self.max_val.clamp_(max=RELU6_MAX)
+        return x
+
+
+class ClippedRangeObserver(_Clipped, RangeObserver):
+    """That of an activation after a ReLU6."""
+
+
+class ClippedSymmetricObserver(_Clipped, SymmetricRangeObserver):
+    """That of an activation after a ReLU6, with the zero point 128."""
 
 
 def use_fast_layers(prepared: nn.Module) -> None:

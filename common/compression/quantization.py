@@ -17,7 +17,7 @@ from torch.ao.quantization import disable_observer
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
 from torchvision.ops import StochasticDepth
 
-from common.compression.fake_quantization import qconfig_mapping, use_fast_layers
+from common.compression.fake_quantization import clipped_layers, qconfig_mapping, use_fast_layers
 from common.compression.recorder import ZERO_POINT, grids
 from common.compression.target_devices import TargetDevice
 from common.system.errors import UserError, first_line
@@ -103,13 +103,14 @@ def trace(float_model: nn.Module, target: TargetDevice, image_size: int) -> nn.M
     Returns:
         The traced model.
     """
+    clipped = clipped_layers(float_model)
     for module in list(float_model.modules()):
         if hasattr(module, "drop_rate"):
             module.drop_rate = 0.0  # of dropout that is called as a function
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU6):
                 # a ReLU is fused into the convolution before it, a ReLU6 is not; and the qnnpack engine of
-                # torch 2.14 returns the elements of a quantized ReLU6 in the wrong order
+                # torch 2.14 returns the elements of a quantized ReLU6 in the wrong order; see clipped_layers
                 setattr(module, name, nn.ReLU(inplace=child.inplace))
             elif isinstance(child, nn.Dropout | StochasticDepth):
                 # the tracer would record stochastic depth in training mode: the int8 model would drop layers
@@ -117,7 +118,7 @@ def trace(float_model: nn.Module, target: TargetDevice, image_size: int) -> nn.M
                 setattr(module, name, _NoDropout())
     example = torch.zeros(1, 3, image_size, image_size)
     with silenced():
-        prepared = prepare_qat_fx(float_model.train(), qconfig_mapping(target), example)
+        prepared = prepare_qat_fx(float_model.train(), qconfig_mapping(target, clipped), example)
     use_fast_layers(prepared)
     return prepared
 
