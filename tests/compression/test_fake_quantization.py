@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torch.ao.quantization import (
     FakeQuantize,
     MovingAverageMinMaxObserver,
@@ -11,7 +12,16 @@ from torch.ao.quantization import (
 )
 
 from common.compression import fake_quantization, quantization
-from tests.compression.networks import EMBEDDED, SERVER, SIDE, each_target, random_network
+from common.compression.target_devices import TARGET_DEVICES
+from tests.compression.networks import (
+    CLASSES,
+    EMBEDDED,
+    SERVER,
+    SIDE,
+    each_target,
+    quantized,
+    random_network,
+)
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v2"])
@@ -160,3 +170,46 @@ def test_the_switches_are_loaded_with_the_state():
     module.apply(disable_observer).apply(disable_fake_quant)
     other.load_state_dict(module.state_dict())
     assert (other.observes, other.quantizes) == (False, False)
+
+
+class Clipping(nn.Module):
+    """ReLU6 after a batch norm, after a convolution, after a sum, and used twice; most values are above 6."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
+        self.third, self.clip, self.again = nn.Conv2d(8, 8, 1), nn.ReLU6(), nn.ReLU6()
+        self.classifier = nn.Linear(8, CLASSES)
+        with torch.no_grad():
+            self.norm.weight.fill_(10.0)
+            for layer in (self.second, self.third):
+                layer.weight.mul_(20.0)
+
+    def forward(self, images):
+        x = self.clip(self.norm(self.first(images)))
+        y = self.again(self.second(x))
+        return self.classifier(self.again(self.third(y) + x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("target", TARGET_DEVICES.values(), ids=TARGET_DEVICES)
+def test_values_above_6_are_clipped_in_int8_where_the_network_has_a_relu6(target):
+    torch.manual_seed(0)
+    model = Clipping()
+    model(torch.randn(64, 3, SIDE, SIDE))
+    names = fake_quantization.clipped_layers(model.eval())
+    assert names == {"first", "clip", "second", "again"}  # not the third: a sum is between
+    prepared, int8_model = quantized(model, target)
+    images = torch.randn(16, 3, SIDE, SIDE)
+    largest = [
+        float(module.activation_post_process.max_val)
+        for module in prepared.modules()
+        if isinstance(getattr(module, "activation_post_process", None), fake_quantization.RangeObserver)
+    ]
+    assert sum(5.9 < value <= 6.0 for value in largest) >= 3 and max(largest) > 30
+    with torch.no_grad():
+        expected = model(images)
+        assert (int8_model(images) - expected).norm() < 0.05 * (expected - expected.mean(0)).norm()
+
+
+def test_networks_without_relu6_are_not_clipped():
+    assert fake_quantization.clipped_layers(random_network("resnet18")) == set()
