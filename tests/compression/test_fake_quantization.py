@@ -208,7 +208,7 @@ def test_values_above_6_are_clipped_in_int8_where_the_network_has_a_relu6(target
     assert sum(5.9 < value <= 6.0 for value in largest) >= 3 and max(largest) > 30
     with torch.no_grad():
         expected = model(images)
-        assert (int8_model(images) - expected).norm() < 0.05 * (expected - expected.mean(0)).norm()
+        assert (int8_model(images) - expected).norm() < 0.03 * expected.norm()
 
 
 def test_networks_without_relu6_are_not_clipped():
