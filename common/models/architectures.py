@@ -71,13 +71,14 @@ def build(arch: str, num_classes: int, pretrained: str = "none") -> nn.Module:
         state, source = _imagenet_state(arch), "the file of default weights"
     elif pretrained != "none":
         state = timm_models.load_weights(pretrained) if from_timm else load_tensors(pretrained)
-    ours = isinstance(state, dict) and "state_dict" in state
+    ours = isinstance(state, dict) and "int8" in state  # one of our checkpoints, whose layers are torch's
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
     if pretrained != "none" and not ours:
         _load_backbone(model, arch, state, num_classes, source=source)
     if from_timm:
         timm_models.to_torch_layers(model)
     if ours:
-        _load_backbone(model, arch, state["state_dict"], num_classes, source=source)
+        _load_backbone(model, arch, state, num_classes, source=source)
     return model
 
 

@@ -70,7 +70,7 @@ def test_the_rate_of_stochastic_depth_is_kept():
 
 
 @needs_timm
-@pytest.mark.parametrize("form", ["torch", "safetensors", "checkpoint"])
+@pytest.mark.parametrize("form", ["torch", "training", "safetensors", "checkpoint"])
 def test_weights_are_loaded_from_a_file(tmp_path, form):
     source = timm.create_model("lcnet_050", num_classes=1000)
     path = tmp_path / ("weights.safetensors" if form == "safetensors" else "weights.pth")
@@ -80,6 +80,8 @@ def test_weights_are_loaded_from_a_file(tmp_path, form):
         save_file(source.state_dict(), path)
     elif form == "torch":
         torch.save(source.state_dict(), path)
+    elif form == "training":  # as timm's own training script writes it
+        torch.save({"state_dict": source.state_dict(), "epoch": 1}, path)
     else:
         timm_models.to_torch_layers(source)
         torch.save({"state_dict": source.state_dict(), "int8": None}, path)
