@@ -249,3 +249,10 @@ def test_evaluating_a_missing_checkpoint(run, tmp_path):
     for arguments in ((), ("resnet50",)):
         result = run("evaluate", "--output-dir", tmp_path, *arguments)
         assert result.code == 2 and result.err.count("\n") == 1 and "checkpoint" in result.err
+
+
+def test_a_pruned_network_that_cannot_be_rebuilt_is_refused_before_it_is_trained(refused, monkeypatch):
+    monkeypatch.setattr(architectures, "_resize", lambda module, widths: None)
+    monkeypatch.setattr(stage.Stage, "fit", lambda *_, **__: pytest.fail("it was trained"))
+    options = ("--weights", "squeezenet1_1", "--importance", "lamp")
+    assert "weights do not fit squeezenet1_1" in refused("train_pruning", *options)
