@@ -125,6 +125,7 @@ class _Traced:
         ):
             raise UserError(f"{type(model).__name__} uses the layer {twice} more than once")
         self._interpreter = fx.Interpreter(graph)
+        self._interpreter.args_iter = iter(())  # further arguments of the network have their defaults
         self._last_use = {used: node for node in self.nodes for used in node.all_input_nodes}
 
     def _has_weights(self, name: str) -> bool:

@@ -35,7 +35,9 @@ def fuse_branches(model: nn.Module) -> nn.Module:
     fused = copy.deepcopy(model)
     for block in fused.modules():
         if hasattr(block, "reparameterize") and hasattr(block, "groups"):  # as they are after pruning
-            block.groups = next(each.groups for each in block.modules() if isinstance(each, nn.Conv2d))
+            layers = [layer for layer in block.modules() if isinstance(layer, nn.Conv2d)]
+            spatial = [layer for layer in layers if layer.kernel_size != (1, 1)]
+            block.groups = next((layer.groups for layer in spatial + layers), block.groups)
     try:
         with torch.no_grad():
             return reparameterize_model(fused, inplace=True)

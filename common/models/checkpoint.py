@@ -23,7 +23,7 @@ from common.data.datasets import Splits
 from common.data.transforms import renormalized
 from common.models import architectures, lineage, schema
 from common.system import hardware
-from common.system.errors import UserError
+from common.system.errors import UserError, first_line
 from common.system.files import CHECKSUM, atomic_write, checksum, load_checked, load_tensors, save_checked
 
 CANDIDATES = "candidates"  # the folder, beside the checkpoints, of what compress.py creates
@@ -209,9 +209,14 @@ def check_rebuilds(parent: dict, model: nn.Module) -> None:
     """
     content, side = parent | {"state_dict": float_state(model)}, parent["image_size"]
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    fused = fuse_branches(rebuild(content)).eval()
     with torch.no_grad(), hardware.full_float32():
         expected = model.eval()(images.to(next(model.parameters()).device)).cpu()
-        actual = fuse_branches(rebuild(content)).eval()(images)
+        try:
+            actual = fused(images)
+        except RuntimeError as error:
+            reason = first_line(error)
+            raise UserError(f"the pruned {parent['arch']} cannot be rebuilt: {reason}") from None
     if not torch.allclose(actual, expected, rtol=0.01, atol=0.01 * float(expected.abs().max())):
         raise UserError(f"a checkpoint of the pruned {parent['arch']} would yield another network")
 
