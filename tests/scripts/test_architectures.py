@@ -50,8 +50,8 @@ Which networks can be pruned, quantized and exported?
 | 4 | `export.py` writes it as LiteRT and checks the predictions |
 
 Each network starts from **random weights**, and runs in a process of its own. {works} of {all} work. The
-others are refused before they are trained. {litert} have a form in LiteRT. The images have 64 pixels; some
-networks need larger ones: {larger}.
+others are refused in one line, before that stage trains. {litert} have a form in LiteRT. The images have 64
+pixels; some networks need larger ones: {larger}.
 
 {table}
 
