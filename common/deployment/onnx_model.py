@@ -86,14 +86,17 @@ def _export(model: nn.Module, checkpoint: dict) -> onnx.ModelProto:
 
 def _separate_zero_points(graph: onnx.GraphProto) -> None:
     """Gives each int8 weight its own zero points: the exporter shares equal ones, but see `EXACT_SUMS`."""
-    constants, used = {each.name: each for each in graph.initializer}, set()
+    constants = {each.name: each for each in graph.initializer}
+    own = {}  # zero points by their weight, which several nodes may read
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in constants and len(node.input) == 3:
             weight, _, zero_point = node.input
-            if zero_point in used:
+            if weight not in own and zero_point in own.values():
+                name = f"{weight}_zero_point"
+                name += "_own" * (name in constants)  # the exporter may have given it to others
                 graph.initializer.add().CopyFrom(constants[zero_point])
-                graph.initializer[-1].name = node.input[2] = f"{weight}_zero_point"
-            used.add(zero_point)
+                graph.initializer[-1].name = zero_point = name
+            node.input[2] = own.setdefault(weight, zero_point)
 
 
 class OnnxModel(nn.Module):

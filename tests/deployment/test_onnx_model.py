@@ -326,3 +326,22 @@ def test_a_class_name_that_is_no_text_is_read_as_it_was_written():
     texts = metadata.of(content)
     onnx.helper.set_model_props(onnx.ModelProto(), texts)  # where only UTF-8 is allowed
     assert metadata.parse(texts, "m.onnx")["classes"] == ["caf\udce9", "ネコ"]
+
+
+def test_each_weight_gets_zero_points_of_a_name_that_is_free():
+    def constant(name):
+        return onnx.helper.make_tensor(name, onnx.TensorProto.INT8, [1], [0])
+
+    # the exporter has given the name of the second weight to the zero points that both share
+    names = ("a", "b", "c", "b_zero_point", "scale")
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("DequantizeLinear", [weight, "scale", "b_zero_point"], [f"{weight}_float"])
+            for weight in "abcc"
+        ],
+        "graph", [], [], [constant(name) for name in names],
+    )  # fmt: skip
+    onnx_model._separate_zero_points(graph)
+    created = [each.name for each in graph.initializer]
+    assert created == [*names, "b_zero_point_own", "c_zero_point"]
+    assert [node.input[2] for node in graph.node] == ["b_zero_point", *created[-2:], "c_zero_point"]
