@@ -27,7 +27,7 @@ TORCHVISION = (
 )  # fmt: skip
 TIMM = (
     "timm/convnextv2_atto", "timm/edgenext_xx_small", "timm/efficientnet_lite0", "timm/efficientvit_b0",
-    "timm/fastvit_t8", "timm/fbnetc_100", "timm/ghostnetv2_100", "timm/lcnet_050", "timm/mixnet_s",
+    "timm/fbnetc_100", "timm/ghostnetv2_100", "timm/lcnet_050", "timm/mixnet_s",
     "timm/mobilenetv4_conv_small", "timm/mobileone_s1", "timm/mobilevit_xxs", "timm/repghostnet_050",
     "timm/repvgg_a0", "timm/repvit_m0_9", "timm/rexnet_100", "timm/starnet_s1", "timm/tinynet_e",
     "timm/vit_tiny_patch16_224",
