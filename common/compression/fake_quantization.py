@@ -3,8 +3,8 @@
 torch's own, changed so that it computes what the int8 model will, in less time.
 """
 
+import math
 import types
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,7 +26,7 @@ RELU6_MAX = 6.0
 SCALE_OF_ZEROS = 2**-7  # near those of other tensors: kernels bound the ratio of scales, and int32 the biases
 
 
-def qconfig_mapping(target: TargetDevice, clipped: Iterable[str] = ()) -> QConfigMapping:
+def qconfig_mapping(target: TargetDevice) -> QConfigMapping:
     """torch's defaults for a target device, changed so that fake quantization computes what int8 will.
 
     torch's default modules, which fuse observer and fake quantization, train with weight scales that differ
@@ -35,18 +35,14 @@ def qconfig_mapping(target: TargetDevice, clipped: Iterable[str] = ()) -> QConfi
 
     Args:
         target: Its row in the table of target devices.
-        clipped: The result of `clipped_layers`.
 
     Returns:
         What `prepare_qat_fx` needs.
     """
-    observers, qscheme = (RangeObserver, ClippedRangeObserver), torch.per_tensor_affine
+    observer, qscheme = RangeObserver, torch.per_tensor_affine
     if target.symmetric:
-        observers, qscheme = (SymmetricRangeObserver, ClippedSymmetricObserver), torch.per_tensor_symmetric
-    activation, clipped_activation = (
-        FakeQuantizeValues.with_args(observer=observer, qscheme=qscheme, quant_min=0, quant_max=255)
-        for observer in observers
-    )
+        observer, qscheme = SymmetricRangeObserver, torch.per_tensor_symmetric
+    activation = FakeQuantizeValues.with_args(observer=observer, qscheme=qscheme, quant_min=0, quant_max=255)
     weight = FakeQuantizeValues.with_args(
         observer=WeightObserver,
         qscheme=torch.per_channel_symmetric,
@@ -58,8 +54,6 @@ def qconfig_mapping(target: TargetDevice, clipped: Iterable[str] = ()) -> QConfi
     mapping.set_global(QConfig(activation, weight))
     for norm in (nn.LayerNorm, F.layer_norm):  # its weights stay in float
         mapping.set_object_type(norm, QConfig(activation, default_placeholder_observer))
-    for name in clipped:
-        mapping.set_module_name(name, QConfig(clipped_activation, weight))
     return mapping
 
 
@@ -85,6 +79,20 @@ def clipped_layers(model: nn.Module) -> set[str]:
             if isinstance(layers.get(source.target), nn.Conv2d | nn.Linear) and len(source.users) == 1:
                 names.add(source.target)
     return names
+
+
+def clip(prepared: fx.GraphModule, names: set[str]) -> None:
+    """Lets the range of what a ReLU6 clipped end at 6.
+
+    Args:
+        prepared: What `prepare_qat_fx` returned; its observers are changed.
+        names: The result of `clipped_layers` for the float model.
+    """
+    layers = dict(prepared.named_modules(remove_duplicate=False))
+    for node in prepared.graph.nodes:
+        observer = getattr(layers.get(node.target), "activation_post_process", None)
+        if isinstance(observer, RangeObserver) and node.args[0].target in names:
+            observer.limit = RELU6_MAX
 
 
 class FakeQuantizeValues(FakeQuantize):
@@ -197,7 +205,13 @@ class WeightObserver(_ScaleOfZeros, MovingAveragePerChannelMinMaxObserver):
 
 
 class RangeObserver(_ScaleOfZeros, MovingAverageMinMaxObserver):
-    """torch's moving average of the minimum and the maximum, without a copy of channels_last tensors."""
+    """torch's moving average of the minimum and the maximum, without a copy of channels_last tensors.
+
+    Attributes:
+        limit: The maximum is at most this.
+    """
+
+    limit = math.inf
 
     def forward(self, x: Tensor) -> Tensor:
         """Updates the moving averages.
@@ -209,6 +223,7 @@ class RangeObserver(_ScaleOfZeros, MovingAverageMinMaxObserver):
             `x` itself.
         """
         super().forward(x.permute(0, 2, 3, 1) if x.ndim == 4 else x)
+        self.max_val.clamp_(max=self.limit)
         return x
 
 
@@ -223,23 +238,6 @@ class SymmetricRangeObserver(RangeObserver):
         """
         scale, zero_point = super().calculate_qparams()
         return scale * (127.5 / 127), torch.full_like(zero_point, 128)
-
-
-class _Clipped:
-    """Ranges that end at 6, as ReLU6 does."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        super().forward(x)
-        self.max_val.clamp_(max=RELU6_MAX)
-        return x
-
-
-class ClippedRangeObserver(_Clipped, RangeObserver):
-    """That of an activation after a ReLU6."""
-
-
-class ClippedSymmetricObserver(_Clipped, SymmetricRangeObserver):
-    """That of an activation after a ReLU6, with the zero point 128."""
 
 
 def use_fast_layers(prepared: nn.Module) -> None:

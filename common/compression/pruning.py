@@ -87,8 +87,7 @@ def rank(
     layers, scores, scopes, was_training = [], [], [], model.training
     with _refusing(model), seeding.fork_rng(*seed):
         graph = dependencies.DependencyGraph().build_dependency(model, _example(model, image_size))
-        ignored = [model.get_submodule(classifier)]
-        found = graph.get_all_groups(ignored_layers=ignored, root_module_types=[nn.Conv2d, nn.Linear])
+        found = graph.get_all_groups([model.get_submodule(classifier)], (nn.Conv2d, nn.Linear))
         for group in progress_bar(found, desc="ranking", unit="group"):
             if not graph.passable(group) or (score := score_of(group)) is None:
                 continue

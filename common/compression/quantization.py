@@ -17,7 +17,7 @@ from torch.ao.quantization import disable_observer
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
 from torchvision.ops import StochasticDepth
 
-from common.compression.fake_quantization import clipped_layers, qconfig_mapping, use_fast_layers
+from common.compression.fake_quantization import clip, clipped_layers, qconfig_mapping, use_fast_layers
 from common.compression.recorder import ZERO_POINT, grids
 from common.compression.target_devices import TargetDevice
 from common.system.errors import UserError, first_line
@@ -118,7 +118,8 @@ def trace(float_model: nn.Module, target: TargetDevice, image_size: int) -> nn.M
                 setattr(module, name, _NoDropout())
     example = torch.zeros(1, 3, image_size, image_size)
     with silenced():
-        prepared = prepare_qat_fx(float_model.train(), qconfig_mapping(target, clipped), example)
+        prepared = prepare_qat_fx(float_model.train(), qconfig_mapping(target), example)
+    clip(prepared, clipped)
     use_fast_layers(prepared)
     return prepared
 

@@ -1,5 +1,6 @@
 """Models of timm, which is optional: without it the tests skip, but for those of the messages."""
 
+import importlib
 import importlib.util
 import json
 import warnings
@@ -14,7 +15,7 @@ from common.system.errors import UserError
 from tests.conftest import REPOSITORY
 
 CLASSES = 4
-timm = pytest.importorskip("timm") if importlib.util.find_spec("timm") else None
+timm = importlib.import_module("timm") if importlib.util.find_spec("timm") else None
 needs_timm = pytest.mark.skipif(timm is None, reason="timm is not installed")
 
 

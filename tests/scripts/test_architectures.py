@@ -81,7 +81,7 @@ python train_pruning.py --weights teacher_timm_mobilenetv4_conv_small --pruning-
 - weights: those of timm are downloaded; `--pretrained FILE` takes a file of timm (`.safetensors` or `.bin`)
 - images: mean, standard deviation and size are those of timm, and stored in the checkpoint
 - a teacher and its student may be normalized differently: each sees the images as it was trained on
-- names with `tf_` do not work: their padding depends on the size of the image
+- names with `tf_` can be pruned, but not quantized: their padding depends on the size of the image
 
 ## What is left out
 
