@@ -1,55 +1,273 @@
-"""The LiteRT (TensorFlow Lite) form of an int8 model: the same integers, weights and scales.
+"""The LiteRT (TensorFlow Lite) form of a graph of integers: the same integers, weights and scales.
 
-Source: Jacob et al., CVPR 2018, section 2; the operators are those of the "LiteRT 8-bit quantization
-specification". Our uint8 values minus 128 are its int8 values. Its images are [N, H, W, C].
+Source: the "LiteRT 8-bit quantization specification". Its images are [N, H, W, C].
 """
 
-import torch
-from torch import fx
+import math
 
-from common.deployment.litert_graph import Graph
-from common.deployment.litert_operators import FUNCTIONS, LAYERS
+import numpy as np
+
+from common.deployment.litert_file import LiteRtFile
+from common.integer import operators as ops
+from common.integer.graph import LOW, Graph, Operator, Tensor
 from common.system.errors import UserError
 
+NONE, RELU = 0, 1  # of the schema's ActivationFunctionType
+SAME, VALID = 0, 1  # of the schema's Padding
+TO_CHANNELS_FIRST, TO_CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
+AXES = (3, 1, 2)  # of channels, rows and columns
+FUNCTIONS = {  # operators of one value that give the same integers as our tables
+    "relu": "RELU",
+    "sigmoid": "LOGISTIC",
+    "hardswish": "HARD_SWISH",
+}
 
-def convert(int8_model: fx.GraphModule, image_size: int, metadata: dict[str, bytes]) -> bytes:
-    """Writes an int8 model as a LiteRT file.
+
+def convert(graph: Graph, metadata: dict[str, bytes]) -> bytes:
+    """Writes a graph as a LiteRT file.
 
     Input: "images" int8 [N, S, S, 3]. Output: "logits" int8 [N, C]. Their scales and zero points are stored
     in the file. N is 1, until the interpreter changes it.
 
     Args:
-        int8_model: A converted model.
-        image_size: Side of the images, in pixels.
+        graph: The network.
         metadata: Stored in the file.
 
     Returns:
         The content of the file.
 
     Raises:
-        UserError: A layer has no form in LiteRT; the message names it.
+        UserError: An operator has no form in LiteRT; the message names it.
     """
-    graph, inputs, outputs = Graph(int8_model, image_size), [], []
-    for node in int8_model.graph.nodes:
-        if node.op == "output":
-            outputs = [graph.tensors[node.args[0]]]
-            graph.file.rename(outputs[0], "logits")
-        elif node.target is torch.quantize_per_tensor and node.args[0].op == "placeholder":
-            inputs = [graph.result(node)]
-            graph.file.rename(inputs[0], "images")
-        elif node.op.startswith("call_") and node.name in graph.values:
-            _add(graph, node)
-    return graph.file.pack(inputs, outputs, metadata)
+    writer = _Writer()
+    images = writer.result(graph.input)
+    for operator in graph.operators:
+        writer.write(operator)
+    logits = writer.tensors[graph.output.name]
+    writer.file.rename(images, "images")
+    writer.file.rename(logits, "logits")
+    return writer.file.pack([images], [logits], metadata)
 
 
-def _add(graph: Graph, node: fx.Node) -> None:
-    """Adds the operators of a node."""
-    if node.op == "call_module":
-        module = graph.model.get_submodule(node.target)
-        build, name, args, options = LAYERS.get(type(module)), type(module).__name__, [module], {}
-    else:
-        build, args, options = FUNCTIONS.get(node.target), node.args[1:], node.kwargs
-        name = getattr(node.target, "__name__", node.target)
-    if build is None:
-        raise UserError(f"{node.name}, the operator {name}, has no form in LiteRT")
-    graph.tensors[node] = build(graph, node, *args, **options)
+class _Writer:
+    """A file that is not finished, and the indices of its tensors by their names in the graph."""
+
+    def __init__(self):
+        self.file, self.tensors = LiteRtFile(), {}
+
+    def result(self, tensor: Tensor) -> int:
+        """Adds a tensor of the graph."""
+        self.tensors[tensor.name] = self.between(tensor.name, _shape(tensor), tensor)
+        return self.tensors[tensor.name]
+
+    def between(self, name: str, shape: list[int], like: Tensor) -> int:
+        """Adds a tensor with the scale of one of the graph."""
+        return self.file.tensor(name, shape, "int8", like.grid)
+
+    def integers(self, name: str, values) -> int:
+        """Adds a constant of int32."""
+        return self.file.constant(name, np.array(values, np.int32))
+
+    def write(self, operator: Operator) -> None:
+        """Adds an operator of the graph."""
+        sources = [self.tensors[tensor.name] for tensor in operator.inputs]
+        match operator:
+            case ops.Constant():
+                self._constant(operator)
+            case ops.Convolution():
+                self._convolution(operator, sources[0])
+            case ops.Linear():
+                weights = self._weights(operator, operator.weight, 0)
+                self._add("FULLY_CONNECTED", operator, [*sources, *weights], **_activation(operator))
+            case ops.Add() | ops.Multiply():
+                name = "ADD" if isinstance(operator, ops.Add) else "MUL"
+                self._add(name, operator, sources, **_activation(operator))
+            case ops.Concatenate():
+                self._add("CONCATENATION", operator, sources, axis=len(_shape(operator.output)) - 1)
+            case ops.AveragePool() | ops.MaxPool():
+                self._pool(operator, sources[0])
+            case ops.Pad():
+                pads = self._pads(operator.output.name, operator.padding)
+                self._add("PAD", operator, [*sources, pads])
+            case ops.Table():
+                self._table(operator, sources[0])
+            case ops.Requantize():
+                self._add("QUANTIZE", operator, sources)
+            case ops.Select():
+                self._select(operator, sources[0])
+            case ops.Reshape():
+                self._reshape(operator, sources[0])
+            case _:
+                raise UserError(f"{operator.output.name}, {type(operator).__name__}, has no form in LiteRT")
+
+    def _add(self, name: str, operator: Operator, inputs: list[int], **options) -> None:
+        self.file.operator(name, inputs, [self.result(operator.output)], **options)
+
+    def _constant(self, operator: ops.Constant) -> None:
+        output, values = operator.output, operator.values[None]
+        values = values.transpose(TO_CHANNELS_LAST) if values.ndim == 4 else values
+        self.tensors[output.name] = self.file.constant(
+            output.name, values, [output.scale], zero_point=output.zero_point
+        )
+
+    def _weights(self, operator: ops.Convolution | ops.Linear, weight: np.ndarray, axis: int) -> list[int]:
+        """Adds a weight in LiteRT's order, with the output channels in `axis`, and a bias."""
+        name = operator.output.name
+        steps = operator.weight_scales.astype(np.float64) * operator.inputs[0].scale
+        return [
+            self.file.constant(f"{name}_weight", weight, operator.weight_scales.tolist(), axis),
+            self.file.constant(f"{name}_bias", operator.bias, steps.tolist()),
+        ]
+
+    def _convolution(self, operator: ops.Convolution, source: int) -> None:
+        kernel = [d * (k - 1) + 1 for k, d in zip(operator.weight.shape[2:], operator.dilation, strict=True)]
+        padding = _padding(operator, kernel)
+        if padding is None:
+            source, padding = self._padded(operator, source, "PAD"), VALID
+        options = {
+            "padding": padding,
+            "strideH": operator.stride[0],
+            "strideW": operator.stride[1],
+            "dilationHFactor": operator.dilation[0],
+            "dilationWFactor": operator.dilation[1],
+        } | _activation(operator)
+        if operator.is_depthwise:
+            weights = self._weights(operator, operator.weight.transpose(1, 2, 3, 0), 3)
+            options["depthMultiplier"] = len(operator.weight) // operator.groups
+            self._add("DEPTHWISE_CONV_2D", operator, [source, *weights], **options)
+        else:
+            weights = self._weights(operator, operator.weight.transpose(TO_CHANNELS_LAST), 0)
+            self._add("CONV_2D", operator, [source, *weights], **options)
+
+    def _pool(self, operator: ops.AveragePool | ops.MaxPool, source: int) -> None:
+        name = "MAX_POOL_2D" if isinstance(operator, ops.MaxPool) else "AVERAGE_POOL_2D"
+        padding = _padding(operator, operator.kernel)
+        if padding is None and isinstance(operator, ops.AveragePool):
+            raise UserError(
+                f"{operator.output.name}, average pooling that is padded by {operator.padding}, "
+                "has no form in LiteRT"
+            )
+        if padding is None:
+            source, padding = self._padded(operator, source, "PADV2"), VALID
+        self._add(
+            name, operator, [source], padding=padding, filterHeight=operator.kernel[0],
+            filterWidth=operator.kernel[1], strideH=operator.stride[0], strideW=operator.stride[1],
+        )  # fmt: skip
+
+    def _padded(self, operator: ops.Convolution | ops.MaxPool, source: int, name: str) -> int:
+        """Pads the input of an operator by itself: with its zero point, or for a maximum with the lowest."""
+        (tensor,), label = operator.inputs, operator.output.name
+        above, below, left, right = operator.padding
+        _, height, width, channels = _shape(tensor)
+        shape = [1, height + above + below, width + left + right, channels]
+        inputs = [source, self._pads(label, operator.padding)]
+        if name == "PADV2":
+            lowest = np.array([LOW], np.int8)
+            constant = self.file.constant(
+                f"{label}_lowest", lowest, [tensor.scale], zero_point=tensor.zero_point
+            )
+            inputs.append(constant)
+        output = self.between(f"{label}_padded", shape, tensor)
+        self.file.operator(name, inputs, [output])
+        return output
+
+    def _pads(self, label: str, padding: ops.Padding) -> int:
+        return self.integers(f"{label}_pads", [(0, 0), padding[:2], padding[2:], (0, 0)])
+
+    def _table(self, operator: ops.Table, source: int) -> None:
+        """A built-in operator, or else a lookup: position = integer + 128."""
+        if operator.function in FUNCTIONS:
+            self._add(FUNCTIONS[operator.function], operator, [source])
+            return
+        label, shape = operator.output.name, _shape(operator.output)
+        wide, position = (
+            self.file.tensor(f"{label}_{each}", shape, "int32") for each in ("wide", "position")
+        )
+        table = self.file.constant(
+            f"{label}_table", operator.values, [operator.output.scale], zero_point=operator.output.zero_point
+        )
+        self.file.operator("CAST", [source], [wide])
+        offset = self.integers(f"{label}_offset", [-LOW])
+        self.file.operator("ADD", [wide, offset], [position], **_activation(operator))
+        self._add("GATHER", operator, [table, position], axis=0)
+
+    def _select(self, operator: ops.Select, source: int) -> None:
+        """A slice where neighbours are chosen in their order, else a gather; one for each axis."""
+        (tensor,), shape = operator.inputs, _shape(operator.inputs[0])
+        axes = AXES if len(shape) == 4 else (1,)
+        changed = [
+            (axis, chosen)
+            for axis, chosen in zip(axes, operator.indices, strict=True)
+            if chosen != tuple(range(shape[axis]))
+        ]
+        for step, (axis, chosen) in enumerate(changed, start=1):
+            label = f"{operator.output.name}_{axis}"
+            shape[axis], last = len(chosen), step == len(changed)
+            output = self.result(operator.output) if last else self.between(label, list(shape), tensor)
+            if chosen == tuple(range(chosen[0], chosen[0] + len(chosen))):
+                begin = [chosen[0] * (each == axis) for each in range(len(shape))]
+                size = [len(chosen) if each == axis else -1 for each in range(len(shape))]
+                inputs = [
+                    source,
+                    self.integers(f"{label}_begin", begin),
+                    self.integers(f"{label}_size", size),
+                ]
+                self.file.operator("SLICE", inputs, [output])
+            else:
+                inputs = [source, self.integers(f"{label}_indices", chosen)]
+                self.file.operator("GATHER", inputs, [output], axis=axis)
+            source = output
+
+    def _reshape(self, operator: ops.Reshape, source: int) -> None:
+        """The order of the values is that of [C, H, W]."""
+        before, after = operator.inputs[0], operator.output
+        if _has_two_orders(before):
+            first = self.between(f"{after.name}_first", [1, *before.shape], before)
+            order = self.integers(f"{after.name}_first_order", TO_CHANNELS_FIRST)
+            self.file.operator("TRANSPOSE", [source, order], [first])
+            source = first
+        if not _has_two_orders(after):
+            self._reshaped(source, self.result(after), _shape(after))
+            return
+        shape = [1, *after.shape]
+        middle = self.between(f"{after.name}_shaped", shape, after)
+        self._reshaped(source, middle, shape)
+        order = self.integers(f"{after.name}_order", TO_CHANNELS_LAST)
+        self.file.operator("TRANSPOSE", [middle, order], [self.result(after)])
+
+    def _reshaped(self, source: int, output: int, shape: list[int]) -> None:
+        shape = [-1, *shape[1:]]
+        wanted = self.integers(f"shape_{'_'.join(map(str, shape))}_{output}", shape)
+        self.file.operator("RESHAPE", [source, wanted], [output], newShape=shape)
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    """[1, H, W, C] or [1, C]."""
+    return [1, *tensor.shape[1:], tensor.shape[0]]
+
+
+def _has_two_orders(tensor: Tensor) -> bool:
+    """Whether the values of an image are in another order in LiteRT than in the graph."""
+    return len(tensor.shape) == 3 and tensor.shape[0] > 1 and math.prod(tensor.shape[1:]) > 1
+
+
+def _activation(operator: Operator) -> dict[str, int]:
+    return {"fusedActivationFunction": RELU if getattr(operator, "relu", False) else NONE}
+
+
+def _padding(operator, kernel) -> int | None:
+    """VALID or SAME of the schema; None if neither has the rows and columns of the operator.
+
+    SAME adds what is needed for ceil(size / stride) outputs, the smaller half before the image.
+    """
+    if not any(operator.padding):
+        return VALID
+    (source,) = operator.inputs
+    pads = (operator.padding[:2], operator.padding[2:])
+    for size, out, k, s, pad in zip(
+        source.shape[1:], operator.output.shape[1:], kernel, operator.stride, pads, strict=True
+    ):
+        total = max((out - 1) * s + k - size, 0)
+        if out != math.ceil(size / s) or pad[0] != total // 2:
+            return None
+    return SAME

@@ -12,6 +12,7 @@ from ai_edge_litert.interpreter import Interpreter
 from torch import Tensor, nn
 
 from common.deployment import litert, litert_file, metadata
+from common.integer import from_fx
 from common.system.errors import UserError
 from common.system.files import CHECKSUM, atomic_write
 
@@ -39,7 +40,8 @@ def export(checkpoint: dict, model: nn.Module, path: Path):
     if not checkpoint["int8"]:
         raise UserError(f"{path} is not written: only int8 checkpoints have a form in LiteRT")
     texts = metadata.of(checkpoint) | {CHECKSUM: NO_CHECKSUM}
-    content = litert.convert(model, checkpoint["image_size"], {METADATA: json.dumps(texts).encode()})
+    graph = from_fx.read(model, checkpoint["image_size"])
+    content = litert.convert(graph, {METADATA: json.dumps(texts).encode()})
     content = _with_checksum(content, NO_CHECKSUM, hashlib.sha256(content).hexdigest())
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)

@@ -94,10 +94,10 @@ def _conv(reader: Reader, node: fx.Node, layer: nn.Module, value: Value) -> Valu
     if weights["weight"].ndim == 3:  # of a sequence: an image of one row
         weights["weight"] = weights["weight"][:, :, None]
         pairs = {name: (name != "padding", pair[0]) for name, pair in pairs.items()}
-    padding = tuple(np.repeat(pairs.pop("padding"), 2).tolist())
-    return _emit(
-        reader, ops.Convolution, node, [source], padding=padding, groups=layer.groups, **pairs, **weights
+    pairs["padding"] = _padding(
+        source, image_shape(reader.results[node].shape), weights["weight"].shape[2:], **pairs
     )
+    return _emit(reader, ops.Convolution, node, [source], groups=layer.groups, **pairs, **weights)
 
 
 def _linear(reader: Reader, node: fx.Node, layer: nn.Module, value: Value) -> Value:
@@ -187,11 +187,18 @@ def _average_pool(
 def _pool(reader: Reader, kind: type, node: fx.Node, source: Tensor, kernel, stride, padding) -> Value:
     """Adds a pooling; with ceil_mode the last window may be partly outside of the image."""
     kernel, padding = _pair(kernel), _pair(padding)
-    stride, size = _pair(stride or kernel), reader.results[node].shape[2:]
+    stride, out = _pair(stride or kernel), image_shape(reader.results[node].shape)
+    padding = _padding(source, out, kernel, stride, padding)
+    return _emit(reader, kind, node, [source], kernel=kernel, stride=stride, padding=padding)
+
+
+def _padding(source: Tensor, out, kernel, stride, padding, dilation=(1, 1)) -> ops.Padding:
+    """What the windows cover around an image: below and on the right it may be less than what torch pads."""
     pads = []
-    for before, out, k, s, p in zip(source.shape[1:], size, kernel, stride, padding, strict=True):
-        pads += [p, max((out - 1) * s + k - before - p, 0)]
-    return _emit(reader, kind, node, [source], kernel=kernel, stride=stride, padding=tuple(pads))
+    sizes = zip(source.shape[1:], out[1:], kernel, stride, padding, dilation, strict=True)
+    for before, after, k, s, p, d in sizes:
+        pads += [p, max((after - 1) * s + d * (k - 1) + 1 - before - p, 0)]
+    return tuple(pads)
 
 
 def _adaptive_layer(reader: Reader, node: fx.Node, _layer: nn.Module, value: Value) -> Value:
