@@ -46,8 +46,9 @@ def _form(reader: Reader, node: fx.Node) -> Value | tuple[Value, ...]:
         parts = [Value(value.source, part, value.functions, value.is_float) for part in _parts(moved)]
         return parts[0] if isinstance(moved, torch.Tensor) else tuple(parts)
     if kind in FUNCTIONS:
-        value, name = reader.only(node), FUNCTIONS[kind]
-        replaced = SAME_IN_FLOAT.get(kind)
+        value, name, replaced = reader.only(node), FUNCTIONS[kind], SAME_IN_FLOAT.get(kind)
+        if name == "leaky_relu":
+            name += f" {_slope(module, *node.args[1:], **node.kwargs)}"
 
         def function(numbers: torch.Tensor) -> torch.Tensor:
             return replaced(module, numbers) if replaced else reader.call(node, lambda _: numbers)
@@ -58,6 +59,10 @@ def _form(reader: Reader, node: fx.Node) -> Value | tuple[Value, ...]:
         args, kwargs = reader.arguments(node)
         return LAYERS[kind](reader, node, *([] if module is None else [module]), *args, **kwargs)
     raise reader.refuse(node)
+
+
+def _slope(module: nn.Module | None, negative_slope: float = 0.01, *_inplace, **_others) -> float:
+    return negative_slope if module is None else module.negative_slope
 
 
 def _parts(result) -> list:
@@ -148,7 +153,7 @@ def _concatenate(reader: Reader, node: fx.Node, tensors, dim: int = 0, *_grid) -
     result = reader.results[node]
     if dim % result.ndim != 1 or not result.is_quantized:
         raise reader.refuse(node, f" in dimension {dim}" if dim % result.ndim != 1 else " of float32 values")
-    parts = [reader.tensor(node, reader.tabulate(node, each, grid_of(result))) for each in tensors]
+    parts = [reader.tensor(node, reader.tabulate(node, each, grid_of(result), "_input")) for each in tensors]
     return _emit(reader, ops.Concatenate, node, parts)
 
 
@@ -180,7 +185,10 @@ def _average_pool(
         around = tuple(np.repeat(_pair(padding), 2).tolist())
         channels, height, width = source.shape
         shape = (channels, height + sum(around[:2]), width + sum(around[2:]))
-        source, padding = reader.emit(ops.Pad, node, [source], shape, source.grid, padding=around), 0
+        source, padding = (
+            reader.emit(ops.Pad, node, [source], shape, source.grid, "_padded", padding=around),
+            0,
+        )
     return _pool(reader, ops.AveragePool, node, source, kernel_size, stride, padding)
 
 
@@ -220,7 +228,7 @@ def _adaptive_pool(reader: Reader, node: fx.Node, value: Value, *_size, **_outpu
         indices.append(tuple(np.concatenate(list(repeats)).tolist()))
     if any(chosen != tuple(range(size)) for chosen, size in zip(indices, source.shape, strict=True)):
         shape = tuple(map(len, indices))
-        source = reader.emit(ops.Select, node, [source], shape, source.grid, indices=tuple(indices))
+        source = reader.emit(ops.Select, node, [source], shape, source.grid, "_input", indices=tuple(indices))
     if kernel == [1, 1]:
         return whole(source, reader.results[node].shape)
     return _pool(reader, ops.AveragePool, node, source, tuple(kernel), None, 0)

@@ -63,7 +63,7 @@ class Reader(fx.Interpreter):
         self.form, self.operators, self.images = form, [], None
         self.values: dict[fx.Node, Value | tuple[Value, ...]] = {}
         self.results: dict[fx.Node, object] = {}
-        self._names: set[str] = set()
+        self._names = {"images", "input", "logits"}  # the writers use them
 
     def graph_of(self, image_size: int) -> Graph:
         """Runs the model.
@@ -83,7 +83,7 @@ class Reader(fx.Interpreter):
         value = self.values.get(output.args[0])
         if not isinstance(value, Value) or value.functions:
             raise UserError("the logits have no integer form")
-        self.tensor(output.args[0], replace(value, is_float=False))
+        self.tensor(output.args[0], replace(value, is_float=False), "")
         return Graph(self.images, tuple(self.operators))
 
     def run_node(self, node: fx.Node):
@@ -103,7 +103,7 @@ class Reader(fx.Interpreter):
             return result
         source = node.args[0] if node.args else None
         if node.target is torch.quantize_per_tensor and source.op == "placeholder":
-            self.images = Tensor("images", tuple(result.shape[1:]), *grid_of(result))
+            self.images = Tensor("input", tuple(result.shape[1:]), *grid_of(result))
             self.values[node] = whole(self.images, result.shape)
         elif any(each in self.values for each in node.all_input_nodes) and has_tensors(result):
             try:
@@ -191,21 +191,24 @@ class Reader(fx.Interpreter):
             raise self.refuse(node, " of several inputs")
         return found[0]
 
-    def emit(self, kind: type, node: fx.Node, inputs: Sequence[Tensor], shape, grid, **attributes) -> Tensor:
+    def emit(
+        self, kind: type, node: fx.Node, inputs: Sequence[Tensor], shape, grid, suffix: str = "", **attributes
+    ) -> Tensor:
         """Adds an operator.
 
         Args:
             kind: Of `operators`.
-            node: The node that it belongs to; its output has this name.
+            node: The node that it belongs to; its output has this name, and `suffix`.
             inputs: What it reads.
             shape: Of its output.
             grid: Of its output.
+            suffix: Where the output is not the result of the node.
             **attributes: Of the operator.
 
         Returns:
             Its output.
         """
-        name = node.name
+        name = node.name + suffix
         while name in self._names:
             name += "_"
         self._names.add(name)
@@ -213,12 +216,13 @@ class Reader(fx.Interpreter):
         self.operators.append(kind(tuple(inputs), output, **attributes))
         return output
 
-    def tensor(self, node: fx.Node, value: Value | torch.Tensor) -> Tensor:
+    def tensor(self, node: fx.Node, value: Value | torch.Tensor, suffix: str = "_input") -> Tensor:
         """The tensor of the graph that has a value, moved if its values are elsewhere in their source.
 
         Args:
             node: The node that reads it, for messages and names.
             value: int8, or a quantized constant of torch.
+            suffix: Of the name, where an operator is added.
 
         Returns:
             The tensor.
@@ -230,7 +234,9 @@ class Reader(fx.Interpreter):
             integers = (value.int_repr().to(torch.int16) - ZERO_POINT).to(torch.int8).numpy()
             shape = image_shape(integers.shape if integers.ndim == 4 else (1, *integers.shape))
             shape = shape if len(shape) in (1, 3) else (1, 1, 1)
-            return self.emit(ops.Constant, node, (), shape, grid_of(value), values=integers.reshape(shape))
+            return self.emit(
+                ops.Constant, node, (), shape, grid_of(value), suffix, values=integers.reshape(shape)
+            )
         if value.functions or value.is_float:
             raise self.refuse(node, " of float32 values")
         source, shape = value.source, image_shape(value.shape)
@@ -245,18 +251,21 @@ class Reader(fx.Interpreter):
             if (np.ravel_multi_index(np.ix_(*chosen), source.shape) != several).any():
                 raise self.refuse(node, " of values in this order")
             indices = tuple(tuple(each.tolist()) for each in chosen)
-            source = self.emit(ops.Select, node, [source], several.shape, source.grid, indices=indices)
+            source = self.emit(
+                ops.Select, node, [source], several.shape, source.grid, suffix, indices=indices
+            )
         if source.shape != shape:
-            source = self.emit(ops.Reshape, node, [source], shape, source.grid)
+            source = self.emit(ops.Reshape, node, [source], shape, source.grid, suffix)
         return source
 
-    def tabulate(self, node: fx.Node, value: Value, grid: tuple[float, int]) -> Value:
+    def tabulate(self, node: fx.Node, value: Value, grid: tuple[float, int], suffix: str = "") -> Value:
         """Quantizes what was computed in float32.
 
         Args:
             node: The node that quantizes.
             value: Of an int8 source, with any functions.
             grid: Of the result.
+            suffix: See `emit`.
 
         Returns:
             The int8 value.
@@ -266,14 +275,14 @@ class Reader(fx.Interpreter):
             return whole_source
         source = value.source
         if not value.functions:
-            output = self.emit(ops.Requantize, node, [source], source.shape, grid)
+            output = self.emit(ops.Requantize, node, [source], source.shape, grid, suffix)
         else:
             numbers = (torch.arange(LOW, HIGH + 1) - source.zero_point).float() * np.float32(source.scale)
             for _, function in value.functions:
                 numbers = function(numbers)
             integers = torch.round(numbers / np.float32(grid[0])) + grid[1]
             table = integers.clamp(LOW, HIGH).to(torch.int8).numpy()
-            name = " ".join(name for name, _ in value.functions)
+            name = ", ".join(name for name, _ in value.functions)
             output = self.emit(ops.Table, node, [source], source.shape, grid, function=name, values=table)
         return replace(whole_source, source=output)
 

@@ -181,7 +181,7 @@ class Table(Operator):
     """A function of one value: the output for each of the 256 integers.
 
     Attributes:
-        function: What was tabulated, such as "sigmoid".
+        function: What was tabulated, such as "sigmoid", "leaky_relu 0.1" or "multiply 0.5, add 1.0".
         values: int8 [256], for the inputs -128 to 127.
     """
 
