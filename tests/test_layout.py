@@ -10,7 +10,7 @@ from tests.conftest import REPOSITORY
 
 # from the lowest to the highest; a file may import what is lower, and its own folder
 ORDER = [
-    *("system", "data", "compression", "models", "evaluation", "deployment", "audit"),
+    *("system", "data", "integer", "compression", "models", "evaluation", "deployment", "audit"),
     *("cli", "budget", "training", "stage"),
 ]
 COMMON = sorted((REPOSITORY / "common").rglob("*.py"))

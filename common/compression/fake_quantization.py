@@ -140,6 +140,18 @@ class FakeQuantizeValues(FakeQuantize):
         observer.max_val = raised.view_as(observer.max_val)
         self.scale.copy_(self.calculate_qparams()[0])
 
+    def multiply_scale(self, factor: float) -> None:
+        """Changes the scale of activations, and with it the range that they are clipped to.
+
+        Args:
+            factor: What the scale is multiplied by.
+        """
+        observer = self.activation_post_process
+        observer.min_val, observer.max_val = observer.min_val * factor, observer.max_val * factor
+        scale, zero_point = self.calculate_qparams()
+        self.scale.copy_(scale)
+        self.zero_point.copy_(zero_point)
+
     def _load_from_state_dict(self, *args) -> None:
         super()._load_from_state_dict(*args)
         self.observes, self.quantizes = bool(self.observer_enabled), bool(self.fake_quant_enabled)

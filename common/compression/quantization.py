@@ -7,7 +7,6 @@ Inference", CVPR 2018. Only this module, `fake_quantization` and `deployment.qdq
 import contextlib
 import copy
 import itertools
-import operator
 import warnings
 from collections.abc import Iterable, Iterator
 
@@ -17,6 +16,7 @@ from torch.ao.quantization import disable_observer
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
 from torchvision.ops import StochasticDepth
 
+from common.compression import scales
 from common.compression.fake_quantization import clip, clipped_layers, qconfig_mapping, use_fast_layers
 from common.compression.recorder import ZERO_POINT, grids
 from common.compression.target_devices import TargetDevice
@@ -25,8 +25,6 @@ from common.system.terminal import progress_bar
 
 FREEZE_AT = 2 / 3  # fraction of the epochs after which the observers are frozen
 BIAS_MAX = 2**30  # of int32; the rest is for the sum of products
-SUMMAND_MIN = 2**-10  # lowest scale that XNNPACK adds, as a fraction of the scale of the sum; qnnpack: 2^-14
-SUMS = (operator.add, operator.iadd, torch.add)
 KNOWN_WARNINGS = (  # torch is pinned, and each call would print them again
     "torch.ao.quantization is deprecated",
     "Please use quant_min and quant_max",
@@ -195,27 +193,7 @@ def convert(prepared: nn.Module) -> Converted:
         The int8 model and its fake-quant model, on the CPU, in eval mode, observers disabled.
     """
     copied = copy.deepcopy(prepared).cpu().eval().apply(disable_observer)
-    return Converted(_round_biases(_raise_scales_of_summands(copied)))
-
-
-@torch.no_grad()
-def _raise_scales_of_summands(prepared: fx.GraphModule) -> fx.GraphModule:
-    """Raises the scale of a summand to the lowest that all engines add.
-
-    Nothing is lost: with a lower scale, the largest value of 8 bits is less than half a step of the sum.
-    """
-    layers = dict(prepared.named_modules(remove_duplicate=False))
-    for node in prepared.graph.nodes:
-        if node.target not in SUMS:
-            continue
-        output = next(iter(node.users))
-        while not hasattr(layers.get(output.target), "raise_scale"):
-            output = next(iter(output.users))
-        lowest = layers[output.target].scale * SUMMAND_MIN
-        for summand in node.all_input_nodes:
-            if len(summand.users) == 1:  # a value that other layers take keeps its precision
-                layers[summand.target].raise_scale(lowest)
-    return prepared
+    return Converted(_round_biases(scales.adjust(copied)))
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from common.deployment import litert, litert_file, metadata
 from common.integer import from_fx
+from common.integer.graph import Graph
 from common.system.errors import UserError
 from common.system.files import CHECKSUM, atomic_write
 
@@ -21,14 +22,14 @@ NO_CHECKSUM = "0" * 64  # what is in the place of the checksum while it is compu
 
 
 @contextlib.contextmanager
-def export(checkpoint: dict, model: nn.Module, path: Path):
+def export(checkpoint: dict, model: nn.Module | Graph, path: Path):
     """A context that writes a LiteRT file, gives it to be checked, and renames it when the block succeeds.
 
     See `litert.convert` for inputs and outputs.
 
     Args:
         checkpoint: Its content goes into the metadata: see `metadata.of`.
-        model: The int8 model of the checkpoint.
+        model: The int8 model of the checkpoint, or the graph of its integers.
         path: The file.
 
     Yields:
@@ -40,7 +41,7 @@ def export(checkpoint: dict, model: nn.Module, path: Path):
     if not checkpoint["int8"]:
         raise UserError(f"{path} is not written: only int8 checkpoints have a form in LiteRT")
     texts = metadata.of(checkpoint) | {CHECKSUM: NO_CHECKSUM}
-    graph = from_fx.read(model, checkpoint["image_size"])
+    graph = model if isinstance(model, Graph) else from_fx.read(model, checkpoint["image_size"])
     content = litert.convert(graph, {METADATA: json.dumps(texts).encode()})
     content = _with_checksum(content, NO_CHECKSUM, hashlib.sha256(content).hexdigest())
     with atomic_write(path) as temporary:

@@ -1,4 +1,4 @@
-"""Changes to the graph that torch.onnx writes: integer pooling, and the oldest versions that it is valid in."""
+"""Changes to the graph that torch.onnx writes: integer pooling, and the oldest versions that have it."""
 
 import onnx
 from onnx import defs, helper, numpy_helper

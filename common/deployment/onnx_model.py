@@ -14,11 +14,13 @@ from onnx import helper
 from torch import Tensor, nn
 
 from common.compression.reparameterization import fuse_branches
-from common.deployment import metadata, onnx_graph, qdq
+from common.deployment import metadata, onnx_graph, onnx_writer, qdq
+from common.deployment.onnx_writer import INPUT, OUTPUT
+from common.integer import from_fx
+from common.integer.graph import Graph
 from common.system.errors import UserError, first_line
 from common.system.files import atomic_write
 
-INPUT, OUTPUT = "images", "logits"
 # On x86 without VNNI, ONNX Runtime adds products of uint8 and int8 in 16 bits, which overflow. With this
 # entry it converts weights to uint8, and the sums are exact. It can do so if weights share no zero points.
 # It does so with VNNI too, where sums are exact anyway, and then takes twice the time.
@@ -26,7 +28,7 @@ EXACT_SUMS = "session.x64quantprecision"
 
 
 @contextlib.contextmanager
-def export(checkpoint: dict, model: nn.Module, path: Path):
+def export(checkpoint: dict, model: nn.Module | Graph, path: Path):
     """A context that writes a model as ONNX, gives it to be checked, and renames it when the block succeeds.
 
     Input: "images" float32 [N, 3, S, S], normalized. Output: "logits" float32 [N, C]. N is free. An int8
@@ -34,7 +36,7 @@ def export(checkpoint: dict, model: nn.Module, path: Path):
 
     Args:
         checkpoint: Its content goes into the metadata: see `metadata`.
-        model: The model of the checkpoint.
+        model: The model of the checkpoint, float or int8; or the graph of its integers.
         path: The file.
 
     Yields:
@@ -43,9 +45,8 @@ def export(checkpoint: dict, model: nn.Module, path: Path):
     Raises:
         UserError: The model has no form in ONNX, or the file cannot be written or is not valid.
     """
-    proto = _export(
-        qdq.to_qdq(model, checkpoint["image_size"]) if checkpoint["int8"] else fuse_branches(model),
-        checkpoint,
+    proto = (
+        _of_integers(model, checkpoint) if checkpoint["int8"] else _export(fuse_branches(model), checkpoint)
     )
     helper.set_model_props(proto, metadata.of(checkpoint))
     with atomic_write(path) as temporary:
@@ -55,6 +56,17 @@ def export(checkpoint: dict, model: nn.Module, path: Path):
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise UserError(f"{path} is not valid ONNX, nothing was written: {error}") from None
         yield OnnxModel(temporary)
+
+
+def _of_integers(model: nn.Module | Graph, checkpoint: dict) -> onnx.ModelProto:
+    """An int8 model; where a part of it computes in float32, torch's exporter writes it."""
+    try:
+        graph = model if isinstance(model, Graph) else from_fx.read(model, checkpoint["image_size"])
+    except UserError:
+        return _export(qdq.to_qdq(model, checkpoint["image_size"]), checkpoint)
+    proto = onnx_writer.build(graph)
+    onnx_graph.lower_versions(proto)
+    return proto
 
 
 def _export(model: nn.Module, checkpoint: dict) -> onnx.ModelProto:

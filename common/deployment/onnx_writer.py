@@ -107,9 +107,13 @@ class _Writer:
             self._lookup(operator)
             return
         result = self.compute(operator, [self.values(tensor) for tensor in operator.inputs])
-        if getattr(operator, "relu", False):
-            result = self.node("Relu", [result], f"{name}_relu")
-        self.node("QuantizeLinear", [result, *grid], name)
+        if not getattr(operator, "relu", False) or output.zero_point == LOW:
+            self.node("QuantizeLinear", [result, *grid], name)  # which clips at the lowest integer
+            return
+        # a ReLU between the operator and its QuantizeLinear would keep it from becoming an int8 kernel
+        before = self.node("QuantizeLinear", [result, *grid], f"{name}_before_relu")
+        values = self.node("DequantizeLinear", [before, *grid], f"{before}_values")
+        self.node("QuantizeLinear", [self.node("Relu", [values], f"{name}_relu"), *grid], name)
 
     def compute(self, operator: Operator, inputs: list[str]) -> str:
         """Adds the operators that compute one of the graph in float; gives the name of the result."""
