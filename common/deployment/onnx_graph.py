@@ -38,8 +38,8 @@ def pool_globally(graph: onnx.GraphProto) -> None:
 def lower_versions(proto: onnx.ModelProto) -> None:
     """Relabels a model with the lowest opset that has its operators, and the lowest IR version for it.
 
-    The operators of that opset are those of the present one: they have the same inputs and the same attributes
-    with the same defaults. Only the types may be fewer, and those of the graph are checked.
+    The operators of that opset are those of the present one: they have the same inputs, and the same
+    attributes with the same defaults. Only the types may be fewer, and those of the graph are checked.
 
     Args:
         proto: A valid model; its versions are changed.

@@ -196,8 +196,20 @@ def _pool(reader: Reader, kind: type, node: fx.Node, source: Tensor, kernel, str
     """Adds a pooling; with ceil_mode the last window may be partly outside of the image."""
     kernel, padding = _pair(kernel), _pair(padding)
     stride, out = _pair(stride or kernel), image_shape(reader.results[node].shape)
-    padding = _padding(source, out, kernel, stride, padding)
+    padding, count = _padding(source, out, kernel, stride, padding), math.prod(kernel)
+    if kind is ops.AveragePool and count % 2 == 0 and kernel != source.shape[1:] and not any(padding):
+        return _means_of_few(reader, node, source, kernel, stride)
     return _emit(reader, kind, node, [source], kernel=kernel, stride=stride, padding=padding)
+
+
+def _means_of_few(reader: Reader, node: fx.Node, source: Tensor, kernel, stride) -> Value:
+    """A depthwise convolution: runtimes round halves of a mean differently, of a convolution alike."""
+    channels = source.shape[0]
+    return _emit(
+        reader, ops.Convolution, node, [source], weight=np.ones((channels, 1, *kernel), np.int8),
+        weight_scales=np.full(channels, 1 / math.prod(kernel), np.float32),
+        bias=np.zeros(channels, np.int32), stride=stride, groups=channels,
+    )  # fmt: skip
 
 
 def _padding(source: Tensor, out, kernel, stride, padding, dilation=(1, 1)) -> ops.Padding:

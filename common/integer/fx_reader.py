@@ -99,18 +99,33 @@ class Reader(fx.Interpreter):
             UserError: The node has no integer form.
         """
         result = self.results[node] = super().run_node(node)
-        if node.op in ("placeholder", "get_attr", "output"):
-            return result
-        source = node.args[0] if node.args else None
-        if node.target is torch.quantize_per_tensor and source.op == "placeholder":
-            self.images = Tensor("input", tuple(result.shape[1:]), *grid_of(result))
-            self.values[node] = whole(self.images, result.shape)
-        elif any(each in self.values for each in node.all_input_nodes) and has_tensors(result):
+        if node.op == "placeholder":
+            self.images = Tensor("input", tuple(result.shape[1:]), *self._input_grid(node))
+            self.values[node] = replace(whole(self.images, result.shape), is_float=True)
+        elif (
+            node.op.startswith("call_")
+            and any(each in self.values for each in node.all_input_nodes)
+            and has_tensors(result)
+        ):
             try:
                 self.values[node] = self.form(self, node)
             except (ValueError, TypeError, IndexError, RuntimeError) as error:
                 raise UserError(f"{node.name}, {self.describe(node)}: {first_line(error)}") from None
         return result
+
+    def _input_grid(self, images: fx.Node) -> tuple[float, int]:
+        """The scale and the zero point of the images; of all channels, where each is quantized by itself."""
+        in_float, grids = {images}, set()
+        for node in self.module.graph.nodes:
+            if not in_float.isdisjoint(node.all_input_nodes):
+                if node.target is torch.quantize_per_tensor:
+                    grids.add(tuple(float(self.fetch_attr(each.target)) for each in node.args[1:3]))
+                else:
+                    in_float.add(node)
+        low = min(-zero_point * scale for scale, zero_point in grids)
+        high = max((HIGH - LOW - zero_point) * scale for scale, zero_point in grids)
+        scale = grids.pop()[0] if len(grids) == 1 else (high - low) / (HIGH - LOW)
+        return float(np.float32(scale)), round(-low / scale) - ZERO_POINT
 
     def describe(self, node: fx.Node) -> str:
         """What a node is, for messages.

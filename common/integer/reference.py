@@ -229,20 +229,23 @@ def _windows(pool: ops.AveragePool | ops.MaxPool, values: Tensor, outside: float
 def _sums_and_counts(pool: ops.AveragePool, values: Tensor) -> tuple[Tensor, Tensor]:
     sums = _windows(pool, values.float(), 0).sum(2)
     counts = _windows(pool, torch.ones_like(values[:1], dtype=torch.float32), 0).sum(2)
-    return sums.double(), counts.double()
+    return sums, counts
 
 
 def _mean_to_even(pool: ops.AveragePool, values: Tensor) -> Tensor:
-    """round(sum of (q - zero point) / count) + zero point, half to even, as in ONNX Runtime."""
+    """round(sum of (q - zero point) * m) + zero point, half to even; m = scale / (scale * count) in float32.
+
+    Source: `MlasQLinearGlobalAveragePool` of ONNX Runtime.
+    """
     sums, counts = _sums_and_counts(pool, values)
-    zero = pool.output.zero_point
-    return torch.round((sums - zero * counts) / counts) + zero
+    zero, scale = pool.output.zero_point, torch.tensor(pool.output.scale, dtype=torch.float32)
+    return torch.round((sums - zero * counts) * (scale / (scale * counts))) + zero
 
 
 def _mean_away_from_zero(pool: ops.AveragePool, values: Tensor) -> Tensor:
     """round(sum of q / count), half away from 0: `AveragePool` of TensorFlow Lite's reference kernels."""
     sums, counts = _sums_and_counts(pool, values)
-    means = sums / counts
+    means = sums.double() / counts
     return torch.sign(means) * torch.floor(means.abs() + 0.5)
 
 
