@@ -92,7 +92,9 @@ class _Writer:
             case ops.Table():
                 self._table(operator, sources[0])
             case ops.Requantize():
-                self._add("QUANTIZE", operator, sources)
+                # QUANTIZE has a multiplier of 8 bits in XNNPACK
+                one = self.file.constant(f"{operator.output.name}_one", np.array([1], np.int8), [1.0])
+                self._add("MUL", operator, [*sources, one], **_activation(operator))
             case ops.Select():
                 self._select(operator, sources[0])
             case ops.Reshape():
@@ -205,14 +207,13 @@ class _Writer:
             shape[axis], last = len(chosen), step == len(changed)
             output = self.result(operator.output) if last else self.between(label, list(shape), tensor)
             if chosen == tuple(range(chosen[0], chosen[0] + len(chosen))):
-                begin = [chosen[0] * (each == axis) for each in range(len(shape))]
-                size = [len(chosen) if each == axis else -1 for each in range(len(shape))]
-                inputs = [
-                    source,
-                    self.integers(f"{label}_begin", begin),
-                    self.integers(f"{label}_size", size),
-                ]
-                self.file.operator("SLICE", inputs, [output])
+                limits = (chosen[0], chosen[0] + len(chosen), 1)
+                inputs = [source]
+                for name, value in zip(("begin", "end", "strides"), limits, strict=True):
+                    place = [value if each == axis or name == "strides" else 0 for each in range(len(shape))]
+                    inputs.append(self.integers(f"{label}_{name}", place))
+                others = 2 ** len(shape) - 1 - 2**axis  # bits of the axes that stay whole
+                self.file.operator("STRIDED_SLICE", inputs, [output], beginMask=others, endMask=others)
             else:
                 inputs = [source, self.integers(f"{label}_indices", chosen)]
                 self.file.operator("GATHER", inputs, [output], axis=axis)

@@ -200,4 +200,5 @@ OPTIONS = {  # of each operator that has any
     "AVERAGE_POOL_2D": "Pool2DOptions",
     "RESHAPE": "ReshapeOptions",
     "GATHER": "GatherOptions",
+    "STRIDED_SLICE": "StridedSliceOptions",
 }
