@@ -42,12 +42,15 @@ def main(args):
             continue
         scores[path] = score(opened)
         print(f"{path}: {scores[path]}", flush=True)
+        note_of_earlier_figure(opened, scores[path])
         loads.append(latency.others_load())
-        timed = latency.measure(
-            opened.model, opened.content["image_size"], batch=args.batch_size, threads=args.threads,
-            memory_format=opened.memory_format,
-        )  # fmt: skip
-        latencies = {opened.runtime: timed} | deployed_latencies(args, opened)
+        latencies = {}
+        if opened.runtime != "integers":  # of these the ONNX file is timed
+            latencies[opened.runtime] = latency.measure(
+                opened.model, opened.content["image_size"], batch=args.batch_size, threads=args.threads,
+                memory_format=opened.memory_format,
+            )  # fmt: skip
+        latencies |= deployed_latencies(args, opened)
         measured.append((path, opened.content, opened.engine, latencies, ram_of(opened)))
     if not measured:
         raise UserError(f"no checkpoint in {args.output_dir} has the classes of this data set")
@@ -67,6 +70,17 @@ def main(args):
         audit(args, rows, baseline, splits, conditions)
 
 
+def note_of_earlier_figure(opened, score):
+    """Says where the accuracy in a file's name is that of an engine of torch, as in earlier versions."""
+    stored = opened.content["metrics"]
+    differs = stored["n"] == score.n and stored["top1"] != score.top1
+    if opened.runtime == "integers" and "integers" not in stored and differs:
+        print(
+            f"note: its integers have {score.top1:.2%}; the {stored['top1']:.2%} in its name are of torch's "
+            f"engine {stored.get('engine', '')}"
+        )
+
+
 def deployed_latencies(args, opened):
     """The latencies of a checkpoint's ONNX file; none of a file that is exported already."""
     from common.deployment import onnx_latency
@@ -74,7 +88,7 @@ def deployed_latencies(args, opened):
     from common.system.errors import UserError
 
     latencies = {}
-    if opened.runtime != "torch":
+    if opened.runtime not in ("torch", "integers"):
         return latencies
     with tempfile.TemporaryDirectory() as folder:
         for runtime in args.runtimes:
@@ -94,7 +108,7 @@ def ram_of(opened):
     from common.evaluation import memory
     from common.system.errors import UserError
 
-    if opened.runtime != "torch":
+    if opened.runtime not in ("torch", "integers"):
         return None
     try:
         return memory.checkpoint_bytes(opened.content, opened.model)

@@ -10,7 +10,7 @@ writes   FILE.onnx: float, or of an int8 checkpoint int8 weights behind Dequanti
 
 from pathlib import Path
 
-from common.cli import launch, options, targets
+from common.cli import launch, options
 from common.cli.parser import Parser, new_file, number
 
 MIN_AGREEMENT = 0.99  # fraction of the images for which the predictions must be the same
@@ -20,18 +20,17 @@ def main(args):
     # imported here, so that --help does not load torch
     import torch
 
-    from common.compression import int8_engines, target_devices
     from common.data import datasets, loaders
     from common.deployment import litert_model, onnx_model
+    from common.deployment.integer_model import ReferenceModel
     from common.models import checkpoint, lineage
     from common.system.errors import UserError
 
     # checkpoint, images
     path, output = checkpoint.find(args.checkpoint, args.output_dir), Path(args.output)
-    content, engine = checkpoint.load(path), args.engine
-    if content["int8"] and not engine:
-        engine = int8_engines.reference_engine(target_devices.by_backend(content["int8"]["backend"]))
-    model = checkpoint.rebuild(content, engine).eval()
+    content = checkpoint.load(path)
+    graph = checkpoint.integer_graph(content)
+    model = ReferenceModel(graph) if graph else checkpoint.rebuild(content).eval()
     splits = datasets.load_test_split(args.dataset, args.data_dir)
     lineage.check_classes(content, splits.classes)
     count = min(args.images, len(splits.test))
@@ -41,13 +40,15 @@ def main(args):
     # write, check, and only then put in place
     formats = {".onnx": ("ONNX Runtime", onnx_model), ".tflite": ("LiteRT", litert_model)}
     runtime, form = formats[output.suffix.lower()]
-    with form.export(content, model, output) as exported, torch.inference_mode():
+    with form.export(content, graph or model, output) as exported, torch.inference_mode():
         actual, expected = (torch.cat([m(images) for images, _ in batches]) for m in (exported, model))
         agreement = float((actual.argmax(1) == expected.argmax(1)).double().mean())
         difference = float((actual - expected).abs().max())
+        equal = int((actual == expected).all(1).sum())
         print(
-            f"{len(actual)} test images: {runtime} and the checkpoint agree on {agreement:.2%}; largest "
-            f"difference of a logit {difference:.4f}, largest logit {float(expected.abs().max()):.2f}"
+            f"{len(actual)} test images: {runtime} and the checkpoint agree on {agreement:.2%}, with equal "
+            f"logits for {equal}; largest difference of a logit {difference:.4f}, largest logit "
+            f"{float(expected.abs().max()):.2f}"
         )
         if not agreement >= MIN_AGREEMENT:
             raise UserError(f"{output} is not written: they must agree on at least {MIN_AGREEMENT:.0%}")
@@ -72,7 +73,6 @@ def parse_args(argv=None):
         metavar="N",
         help="how many images of the test split, evenly spread, to check with; default: 200",
     )
-    targets.add_engine_option(group, default="the one that rounds as ONNX Runtime does")
     options.add_dataset_options(parser)
     options.add_output_dir_option(parser)
     return parser.parse_args(argv)

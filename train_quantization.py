@@ -14,23 +14,21 @@ from common.cli.parser import Parser, number
 
 def main(args):
     # imported here, so that --help does not load torch
-    from common.compression import int8_engines, int8_state, quantization, reparameterization
+    from common.compression import int8_engines, quantization, reparameterization
     from common.compression.target_devices import TARGET_DEVICES
+    from common.deployment import integer_model
     from common.evaluation import int8_agreement
-    from common.models import architectures
     from common.stage import Stage
 
     # model, data; traced first, so that what cannot be quantized fails before the training; branches become
     # one convolution (RepVGG)
     stage = Stage("quantized", args, parent=args.weights)
     model, target = reparameterization.fuse_branches(stage.model), TARGET_DEVICES[args.target_device]
-    engine = int8_engines.use(target, args.engine)
+    int8_engines.use(target, args.engine)
     prepared = quantization.prepare(model, target, stage.image_size)
     loss_fn = stage.loss_fn()
-    if finished := stage.begin(model, engine=engine):
+    if finished := stage.begin(model):
         return finished
-    engine = int8_engines.use(target, stage.row["engine"])  # that of a resumed run
-    print(f"int8 for {args.target_device}, run by {engine}")
     stage.validate(model, "float model")
 
     # 1. calibrate: training images set the first scales of the fake quantization
@@ -38,27 +36,27 @@ def main(args):
         prepared.to(stage.device), stage.loaders.train, stage.device, args.calibration_batches
     )
 
-    # 2. train with fake quantization and fixed batch-norm statistics; of each epoch the converted int8 model
-    # is evaluated and kept
+    # 2. train with fake quantization and fixed batch-norm statistics; of each epoch the integers are
+    # evaluated and kept
     converted, history = stage.fit(
-        prepared, loss_fn, deploy=quantization.convert, deploy_device=stage.cpu,
+        prepared, loss_fn, deploy_device=stage.cpu,
+        deploy=functools.partial(integer_model.convert, image_size=stage.image_size),
         before_epoch=functools.partial(quantization.freeze, epochs=args.epochs),
     )  # fmt: skip
 
-    # 3. test the int8 model, and compare it with those that it was created from
-    score = stage.test(converted.int8, stage.cpu)
-    scores = {"int8": score, "fp32": stage.test(model), "fake_quant": stage.test(converted.fake_quant)}
-    int8_agreement.check(converted, scores, stage.test_loader, engine)
+    # 3. test the integers, and compare them with the models that they were created from
+    scores = {"int8": stage.test(converted, stage.cpu)}
+    if args.engine:
+        scores[args.engine] = stage.test(converted.int8, stage.cpu)
+    scores |= {"fp32": stage.test(model), "fake_quant": stage.test(converted.fake_quant)}
+    int8_agreement.check(converted, scores, stage.test_loader)
 
     # save
-    state = int8_state.extract(converted.int8)
-    fraction = {"int8_fraction": int8_state.int8_fraction(state)}
+    content = integer_model.to_content(converted, model, target)
+    metrics = int8_agreement.as_metrics(converted, scores, content["state_dict"])
     return stage.save(
-        model, score, history, next_command="export.py {path} --output {path.stem}.onnx",
-        summary=int8_agreement.summary(args.score, scores, engine, **fraction),
-        extra_metrics={"engine": engine} | fraction | int8_agreement.as_metrics(scores),
-        state_dict=state,
-        int8={"backend": target.backend, "float_shapes": architectures.shapes(model)},
+        model, scores["int8"], history, next_command="export.py {path} --output {path.stem}.onnx",
+        summary=int8_agreement.summary(args.score, scores, metrics), extra_metrics=metrics, **content,
     )  # fmt: skip
 
 
@@ -75,7 +73,7 @@ def parse_args(argv=None):
         help="batches of training images that set the first scales; with --epochs 0 (post-training "
         "quantization) the only ones; default: 16",
     )
-    targets.add_engine_option(group)
+    targets.add_engine_option(group, "evaluate with this engine of torch too")
     teacher_options.add_teacher_options(parser, required=False)
     options.add_data_options(parser)
     options.add_training_options(parser, epochs=10, lr=5e-5)

@@ -76,13 +76,14 @@ def add_conditions(group) -> None:
     )
 
 
-def add_engine_option(group, default: str = "the fastest that is correct on this machine") -> None:
+def add_engine_option(group, text: str = "run int8 checkpoints with this engine of torch") -> None:
     """Adds `--engine`, for scripts that run int8 models.
 
     Args:
         group: A group of a parser.
-        default: What runs them without the option, for the help.
+        text: What the engine is for.
     """
     group.add_argument(
-        "--engine", choices=ENGINES, help=f"torch's engine for int8 models; default: {default}"
-    )
+        "--engine", choices=ENGINES,
+        help=f"{text}; default: none, what is computed are the integers, as in ONNX Runtime and LiteRT",
+    )  # fmt: skip

@@ -158,7 +158,13 @@ def freeze(prepared: nn.Module, epoch: int, epochs: int) -> None:
 
 
 class Converted(nn.Module):
-    """An int8 model, which is what runs and is evaluated, and the fake-quant model that it comes from."""
+    """An int8 model and the fake-quant model that it comes from.
+
+    Attributes:
+        fake_quant: The model with fake quantization.
+        int8: torch's int8 model.
+        network: What runs and is evaluated: `int8`, unless another takes its place.
+    """
 
     def __init__(self, fake_quant: nn.Module):
         """Converts a copy of a model.
@@ -169,10 +175,10 @@ class Converted(nn.Module):
         super().__init__()
         self.fake_quant = fake_quant
         with silenced():
-            self.int8 = convert_fx(copy.deepcopy(fake_quant))
+            self.int8 = self.network = convert_fx(copy.deepcopy(fake_quant))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Runs the int8 model.
+        """Runs the network.
 
         Args:
             images: float32 [N, 3, S, S].
@@ -180,7 +186,7 @@ class Converted(nn.Module):
         Returns:
             Logits, float32 [N, C].
         """
-        return self.int8(images)
+        return self.network(images)
 
 
 def convert(prepared: nn.Module) -> Converted:

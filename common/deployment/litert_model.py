@@ -6,14 +6,14 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import torch
 from ai_edge_litert.interpreter import Interpreter
 from torch import Tensor, nn
 
 from common.deployment import litert, litert_file, metadata
-from common.integer import from_fx
+from common.integer import from_fx, reference
 from common.integer.graph import Graph
+from common.integer.graph import Tensor as GraphTensor
 from common.system.errors import UserError
 from common.system.files import CHECKSUM, atomic_write
 
@@ -102,6 +102,9 @@ class LiteRtModel(nn.Module):
         shapes = [list(details["shape"]) for details in (self.input, self.output)]
         if shapes != [[1, side, side, 3], [1, classes]]:
             raise UserError(f"{self.path} maps {shapes[0]} to {shapes[1]}, not as in its metadata")
+        with self._in_one_line():
+            self.images = GraphTensor("images", (3, side, side), *self.input["quantization"])
+            self.logits = GraphTensor("logits", (classes,), *self.output["quantization"])
         self(torch.zeros(1, 3, side, side))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -117,17 +120,15 @@ class LiteRtModel(nn.Module):
             UserError: LiteRT fails.
         """
         with self._in_one_line():
-            scale, zero_point = self.input["quantization"]
-            integers = torch.quantize_per_tensor(images, scale, zero_point + 128, torch.quint8).int_repr()
-            values = (integers.permute(0, 2, 3, 1).to(torch.int16) - 128).to(torch.int8).numpy()
+            integers = reference.quantize(images, self.images)
+            values = integers.permute(0, 2, 3, 1).contiguous().numpy()
             if list(self.interpreter.get_input_details()[0]["shape"]) != list(values.shape):
                 self.interpreter.resize_tensor_input(self.input["index"], values.shape)
                 self.interpreter.allocate_tensors()
             self.interpreter.set_tensor(self.input["index"], values)
             self.interpreter.invoke()
-            scale, zero_point = self.output["quantization"]
-            logits = self.interpreter.get_tensor(self.output["index"]).astype(np.float32)
-            return torch.from_numpy((logits - zero_point) * np.float32(scale))
+            logits = torch.from_numpy(self.interpreter.get_tensor(self.output["index"]))
+            return reference.dequantize(logits, self.logits)
 
     @contextlib.contextmanager
     def _in_one_line(self):

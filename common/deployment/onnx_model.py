@@ -1,30 +1,23 @@
 """ONNX files: written from a checkpoint's model, read, and run by ONNX Runtime."""
 
 import contextlib
-import functools
 import logging
 import warnings
 from pathlib import Path
 
-import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import helper
 from torch import Tensor, nn
 
 from common.compression.reparameterization import fuse_branches
 from common.deployment import metadata, onnx_graph, onnx_writer, qdq
+from common.deployment.onnx_session import open_session
 from common.deployment.onnx_writer import INPUT, OUTPUT
 from common.integer import from_fx
 from common.integer.graph import Graph
 from common.system.errors import UserError, first_line
 from common.system.files import atomic_write
-
-# On x86 without VNNI, ONNX Runtime adds products of uint8 and int8 in 16 bits, which overflow. With this
-# entry it converts weights to uint8, and the sums are exact. It can do so if weights share no zero points.
-# It does so with VNNI too, where sums are exact anyway, and then takes twice the time.
-EXACT_SUMS = "session.x64quantprecision"
 
 
 @contextlib.contextmanager
@@ -117,33 +110,6 @@ def _separate_zero_points(graph: onnx.GraphProto) -> None:
             node.input[2] = own.setdefault(weight, zero_point)
 
 
-@functools.cache
-def sums_overflow() -> bool:
-    """Tries whether ONNX Runtime needs `EXACT_SUMS` on this CPU.
-
-    A convolution with the largest products tells more than the flags of the CPU, which some systems hide.
-
-    Returns:
-        Whether the sums of products of uint8 and int8 overflow in ONNX Runtime's usual kernels.
-    """
-    side, channels, correct = 4, 16, 200
-    weights = np.full((channels, channels, 1, 1), 127, np.int8)
-    scale = np.float32(255 * 127 * channels / correct)  # of the output; those of input and weights are 1
-    grids = {"one": np.float32(1), "zero": np.uint8(0), "zeros": np.int8(0), "scale": scale}
-    node = helper.make_node(
-        "QLinearConv", ["x", "one", "zero", "weights", "one", "zeros", "scale", "zero"], ["y"]
-    )
-    constants = [onnx.numpy_helper.from_array(np.asarray(each), name)
-                 for name, each in (grids | {"weights": weights}).items()]  # fmt: skip
-    shape = [1, channels, side, side]
-    values = [helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, shape) for name in "xy"]
-    graph = helper.make_graph([node], "trial", values[:1], values[1:], constants)
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    (sums,) = session.run(None, {"x": np.full(shape, 255, np.uint8)})
-    return bool((sums != correct).any())
-
-
 class OnnxModel(nn.Module):
     """An ONNX file that ONNX Runtime runs on the CPU.
 
@@ -162,20 +128,14 @@ class OnnxModel(nn.Module):
         """
         super().__init__()
         self.path = path
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads, 4  # 4: errors come as exceptions
         try:
             Path(path).open("rb").close()
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from None
-        if sums_overflow():
-            options.add_session_config_entry(EXACT_SUMS, "1")
         with self._in_one_line():
             proto = onnx.load(path)
             _separate_zero_points(proto.graph)  # a file of an earlier version
-            self.session = onnxruntime.InferenceSession(
-                proto.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
-            )
+            self.session = open_session(proto, threads)
             self.metadata = self.session.get_modelmeta().custom_metadata_map
         self.content = metadata.parse(self.metadata, path)
         self._check()

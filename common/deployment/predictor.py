@@ -10,6 +10,7 @@ from torch import nn
 from common.compression.reparameterization import fuse_branches
 from common.data.transforms import eval_transform
 from common.deployment import litert_model, onnx_model
+from common.deployment.integer_model import IntegerModel
 from common.models import checkpoint
 
 EXPORTED = {".onnx": ("ONNX Runtime", onnx_model.OnnxModel), ".tflite": ("LiteRT", litert_model.LiteRtModel)}
@@ -24,8 +25,8 @@ class Classifier:
     Attributes:
         path: Its file.
         model: On the CPU, in eval mode.
-        runtime: "torch", "ONNX Runtime" or "LiteRT".
-        engine: What runs it, such as "int8 onednn".
+        runtime: "torch", "ONNX Runtime" or "LiteRT"; "integers" of an int8 checkpoint.
+        kind: What runs it, such as "int8 onednn".
         memory_format: That of its images.
         content: That of the checkpoint without the weights; of an exported file what its metadata contain.
     """
@@ -33,9 +34,14 @@ class Classifier:
     path: Path
     model: nn.Module
     runtime: str
-    engine: str
+    kind: str
     memory_format: torch.memory_format
     content: dict
+
+    @property
+    def engine(self) -> str:
+        """What runs it, such as "int8 ONNX Runtime"; integers once they have been run."""
+        return f"int8 {self.model.engine}" if isinstance(self.model, IntegerModel) else self.kind
 
 
 def find(reference: str, folder: str) -> Path:
@@ -60,7 +66,7 @@ def load(path: Path, engine: str | None, threads: int) -> Classifier:
 
     Args:
         path: A checkpoint or an exported file.
-        engine: See `int8_engines.use`.
+        engine: Of torch, see `int8_engines.use`; None for the integers themselves.
         threads: Threads of ONNX Runtime or LiteRT; 0 for all cores.
 
     Returns:
@@ -76,6 +82,11 @@ def load(path: Path, engine: str | None, threads: int) -> Classifier:
         kind = f"{'int8' if content['backend'] else 'fp32'} {runtime}"
         return Classifier(path, model, runtime, kind, torch.contiguous_format, content)
     content = checkpoint.load(path)
+    if engine is None and (graph := checkpoint.integer_graph(content)):
+        del content["state_dict"]
+        return Classifier(
+            path, IntegerModel(graph, threads), "integers", "", torch.contiguous_format, content
+        )
     model = fuse_branches(checkpoint.rebuild(content, engine)).eval()
     del content["state_dict"]  # the model has its own
     kind = f"int8 {torch.backends.quantized.engine}" if content["int8"] else "fp32 torch"

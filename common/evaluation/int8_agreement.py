@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from common.compression.int8_state import int8_fraction
 from common.compression.quantization import Converted
 from common.compression.recorder import Recorder
 from common.evaluation.metrics import Score
@@ -15,14 +16,13 @@ WARN_BELOW = 0.99  # and below which a warning is printed
 DIFFERENT = 0.5  # norm of the difference over that of the values: the layer computes something else
 
 
-def check(converted: Converted, scores: dict[str, Score], batches: Iterable, engine: str) -> None:
+def check(converted: Converted, scores: dict[str, Score], batches: Iterable) -> None:
     """Refuses an int8 model that does not compute what its fake-quant model does.
 
     Args:
         converted: Both models.
         scores: "int8" and "fake_quant", on the same images.
         batches: (images, labels); the first is used to find the layer that differs.
-        engine: What runs the int8 model.
 
     Raises:
         UserError: Fewer than `MIN_AGREEMENT` of the predictions are equal. The message names the first layer
@@ -34,19 +34,18 @@ def check(converted: Converted, scores: dict[str, Score], batches: Iterable, eng
         images, _ = next(iter(batches))
         layer = first_difference(converted.cpu(), images.cpu()) or "none by itself, small differences add up"
         raise UserError(
-            f"not saved: with {engine}, int8 and fake quantization agree on {agreement:.1%} of {int8.n} "
+            f"not saved: int8 and fake quantization agree on {agreement:.1%} of {int8.n} "
             f"images, less than {MIN_AGREEMENT:.0%}; first layer that differs: {layer}"
         )
 
 
-def summary(split: str, scores: dict[str, Score], engine: str, int8_fraction: float = 1.0) -> str:
+def summary(split: str, scores: dict[str, Score], metrics: dict) -> str:
     """Describes the scores of an int8 model and of those that it was created from.
 
     Args:
         split: "test" or "val".
-        scores: "int8", "fp32" and "fake_quant", on the same images.
-        engine: What runs the int8 model.
-        int8_fraction: Of its weights, from 0 to 1.
+        scores: "int8", "fp32" and "fake_quant", and perhaps an engine of torch, on the same images.
+        metrics: The result of `as_metrics`.
 
     Returns:
         A line for each, and one where weights are not int8; the last one warns where int8 and fake
@@ -54,29 +53,37 @@ def summary(split: str, scores: dict[str, Score], engine: str, int8_fraction: fl
     """
     int8 = scores["int8"]
     lines = [
-        f"{split}, {name}: {scores[name]}; the int8 model agrees on {int8.agreement(scores[name]):.2%}"
-        for name in ("fp32", "fake_quant")
+        f"{split}, {name}: {score}; int8 agrees on {int8.agreement(score):.2%}"
+        for name, score in scores.items()
+        if name != "int8"
     ]
-    lines.append(f"{split}, int8 with {engine}: {int8}")
-    if int8_fraction < 1.0:
-        lines.append(f"{int8_fraction:.1%} of the weights are int8, the others stay in float32")
+    lines.append(f"{split}, int8: {int8}")
+    if metrics["int8_fraction"] < 1.0:
+        lines.append(f"{metrics['int8_fraction']:.1%} of the weights are int8, the others stay in float32")
     if int8.agreement(scores["fake_quant"]) < WARN_BELOW:
         lines.append(f"warning: int8 and fake quantization disagree on more than 1 % of the {split} images")
     return "\n".join(lines)
 
 
-def as_metrics(scores: dict[str, Score]) -> dict[str, dict]:
-    """The metrics of the models that an int8 model was created from, as a checkpoint stores them.
+def as_metrics(converted: Converted, scores: dict[str, Score], state: dict) -> dict:
+    """The metrics of an int8 model beside its accuracy, as a checkpoint stores them.
 
     Args:
-        scores: "int8", "fp32" and "fake_quant", on the same images.
+        converted: The model.
+        scores: See `summary`.
+        state: The result of `int8_state.extract`.
 
     Returns:
-        For "fp32" and "fake_quant": top1, and the agreement with int8, both from 0 to 1.
+        int8_fraction; integers: whether the accuracy is that of the integers, and not that of an engine of
+        torch, which is named if not; and for each other score top1 and the agreement with int8, from 0 to 1.
     """
-    return {
-        name: {"top1": scores[name].top1, "agreement": scores[name].agreement(scores["int8"])}
-        for name in ("fp32", "fake_quant")
+    metrics = {"int8_fraction": int8_fraction(state), "integers": converted.network is not converted.int8}
+    if not metrics["integers"]:
+        metrics["engine"] = torch.backends.quantized.engine
+    return metrics | {
+        name: {"top1": score.top1, "agreement": score.agreement(scores["int8"])}
+        for name, score in scores.items()
+        if name != "int8"
     }
 
 

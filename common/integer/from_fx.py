@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from common.integer import operators as ops
 from common.integer.fx_reader import Reader, Value, grid_of, image_shape, whole
 from common.integer.graph import Graph, Tensor
+from common.integer.plain import round_bias
 
 TABLE_MAX = 127  # weight of a batch norm's channel
 
@@ -83,11 +84,11 @@ def _weights(layer: nn.Module, input_scale: float) -> dict:
         scales = torch.full(weight.shape[:1], weight.q_scale())
     else:
         scales = weight.q_per_channel_scales()
-    bias = torch.zeros(len(weight)) if bias is None else bias.detach()
+    bias = torch.zeros(len(weight)) if bias is None else bias
     return {
         "weight": weight.int_repr().numpy(),
         "weight_scales": scales.float().numpy(),
-        "bias": (bias.double() / (scales.double() * input_scale)).round().to(torch.int32).numpy(),
+        "bias": round_bias(bias, scales.float(), input_scale).numpy(),
         "relu": isinstance(layer, RELU_LAYERS),
     }
 
