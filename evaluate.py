@@ -111,7 +111,8 @@ def ram_of(opened):
     if opened.runtime not in ("torch", "integers"):
         return None
     try:
-        return memory.checkpoint_bytes(opened.content, opened.model)
+        network = opened.model.graph if opened.runtime == "integers" else opened.model
+        return memory.checkpoint_bytes(opened.content, network)
     except UserError as error:
         print(f"note: {error}")
         return None

@@ -23,13 +23,13 @@ def main(args):
     from common.data import datasets, loaders
     from common.deployment import litert_model, onnx_model
     from common.deployment.integer_model import ReferenceModel
-    from common.models import checkpoint, lineage
+    from common.models import checkpoint, integers, lineage
     from common.system.errors import UserError
 
     # checkpoint, images
     path, output = checkpoint.find(args.checkpoint, args.output_dir), Path(args.output)
     content = checkpoint.load(path)
-    graph = checkpoint.integer_graph(content)
+    graph = integers.read(content)
     model = ReferenceModel(graph) if graph else checkpoint.rebuild(content).eval()
     splits = datasets.load_test_split(args.dataset, args.data_dir)
     lineage.check_classes(content, splits.classes)

@@ -3,7 +3,6 @@
 torch's own, changed so that it computes what the int8 model will, in less time.
 """
 
-import math
 import types
 
 import torch
@@ -11,8 +10,6 @@ from torch import Tensor, fx, nn
 from torch.ao.nn.intrinsic.qat import ConvBn2d, ConvBnReLU2d
 from torch.ao.quantization import (
     FakeQuantize,
-    MovingAverageMinMaxObserver,
-    MovingAveragePerChannelMinMaxObserver,
     QConfig,
     QConfigMapping,
     default_placeholder_observer,
@@ -20,10 +17,10 @@ from torch.ao.quantization import (
 )
 from torch.nn import functional as F
 
+from common.compression.observers import RangeObserver, SymmetricRangeObserver, WeightObserver
 from common.compression.target_devices import TargetDevice
 
 RELU6_MAX = 6.0
-SCALE_OF_ZEROS = 2**-7  # near those of other tensors: kernels bound the ratio of scales, and int32 the biases
 
 
 def qconfig_mapping(target: TargetDevice) -> QConfigMapping:
@@ -201,55 +198,6 @@ class _RoundStraightThrough(torch.autograd.Function):
     def backward(ctx, gradient):
         (x,) = ctx.saved_tensors
         return torch.ops.aten.hardtanh_backward(gradient, x, *ctx.bounds), None, None, None, None
-
-
-class _ScaleOfZeros:
-    """Gives values that are all zero a scale of usual size: torch's, the smallest number, fits no kernel."""
-
-    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        scale, zero_point = super().calculate_qparams()
-        zeros = (self.min_val == 0) & (self.max_val == 0)
-        return torch.where(zeros, SCALE_OF_ZEROS, scale), zero_point
-
-
-class WeightObserver(_ScaleOfZeros, MovingAveragePerChannelMinMaxObserver):
-    """torch's observer of a weight with a scale for each output channel."""
-
-
-class RangeObserver(_ScaleOfZeros, MovingAverageMinMaxObserver):
-    """torch's moving average of the minimum and the maximum, without a copy of channels_last tensors.
-
-    Attributes:
-        limit: The maximum is at most this.
-    """
-
-    limit = math.inf
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Updates the moving averages.
-
-        Args:
-            x: float [...].
-
-        Returns:
-            `x` itself.
-        """
-        super().forward(x.permute(0, 2, 3, 1) if x.ndim == 4 else x)
-        self.max_val.clamp_(max=self.limit)
-        return x
-
-
-class SymmetricRangeObserver(RangeObserver):
-    """One with the zero point 128 and the scale of int8: the largest absolute value is 127 steps away."""
-
-    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """torch's centre of 0 to 255 is 127.
-
-        Returns:
-            (scale, zero point).
-        """
-        scale, zero_point = super().calculate_qparams()
-        return scale * (127.5 / 127), torch.full_like(zero_point, 128)
 
 
 def use_fast_layers(prepared: nn.Module) -> None:

@@ -11,7 +11,7 @@ from common.compression.reparameterization import fuse_branches
 from common.data.transforms import eval_transform
 from common.deployment import litert_model, onnx_model
 from common.deployment.integer_model import IntegerModel
-from common.models import checkpoint
+from common.models import checkpoint, integers
 
 EXPORTED = {".onnx": ("ONNX Runtime", onnx_model.OnnxModel), ".tflite": ("LiteRT", litert_model.LiteRtModel)}
 
@@ -82,7 +82,7 @@ def load(path: Path, engine: str | None, threads: int) -> Classifier:
         kind = f"{'int8' if content['backend'] else 'fp32'} {runtime}"
         return Classifier(path, model, runtime, kind, torch.contiguous_format, content)
     content = checkpoint.load(path)
-    if engine is None and (graph := checkpoint.integer_graph(content)):
+    if engine is None and (graph := integers.read(content)):
         del content["state_dict"]
         return Classifier(
             path, IntegerModel(graph, threads), "integers", "", torch.contiguous_format, content

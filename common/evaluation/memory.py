@@ -16,6 +16,9 @@ from torch.nn import functional as F
 from torchvision.ops import StochasticDepth, stochastic_depth
 
 from common.compression.reparameterization import fuse_branches
+from common.integer import plain
+from common.integer.graph import Graph
+from common.integer.memory import peak_bytes
 from common.models import architectures
 from common.system.errors import UserError, first_line
 
@@ -97,12 +100,12 @@ def peak(model: nn.Module, image_size: int) -> Peak:
     return Peak(tuple(each.tensor for each in most))
 
 
-def checkpoint_bytes(content: dict, model: nn.Module) -> int:
+def checkpoint_bytes(content: dict, model: nn.Module | Graph) -> int:
     """The peak of the activations of a checkpoint's model: 1 byte for each value in int8, 4 in float32.
 
     Args:
-        content: That of the checkpoint; its weights are not needed.
-        model: Its model, float or int8; not changed.
+        content: That of the checkpoint; its weights are needed where it has a graph of integers.
+        model: Its model, float or int8, or the graph of its integers; not changed.
 
     Returns:
         Bytes for one image.
@@ -110,7 +113,11 @@ def checkpoint_bytes(content: dict, model: nn.Module) -> int:
     Raises:
         UserError: See `peak`; or a part of an int8 model computes in float32.
     """
+    if isinstance(model, Graph):
+        return peak_bytes(model)
     if int8 := content["int8"]:
+        if "graph" in int8:
+            return peak_bytes(plain.from_plain(int8["graph"], content["state_dict"]))
         if content["metrics"].get("int8_fraction", 1.0) < 1.0:
             raise UserError(f"the RAM of {content['name']} is not known: a part of it computes in float32")
         model = architectures.rebuild(content["arch"], len(content["classes"]), int8["float_shapes"])

@@ -22,8 +22,6 @@ from common.compression import int8_engines, int8_state, quantization, target_de
 from common.compression.reparameterization import fuse_branches
 from common.data.datasets import Splits
 from common.data.transforms import renormalized
-from common.integer import from_fx, plain
-from common.integer.graph import Graph
 from common.models import architectures, lineage, schema
 from common.system import hardware
 from common.system.errors import UserError, first_line
@@ -198,36 +196,6 @@ def rebuild(checkpoint: dict, engine: str | None = None) -> nn.Module:
         raise UserError(
             f"the checkpoint's weights do not fit {arch}: {' '.join(str(error).split())}"
         ) from None
-
-
-def integer_graph(checkpoint: dict) -> Graph | None:
-    """The integers of an int8 checkpoint.
-
-    Args:
-        checkpoint: The content of one.
-
-    Returns:
-        The graph; None for a float model, and for an int8 model of which a part computes in float32.
-
-    Raises:
-        UserError: The integers are not valid, or do not fit the checkpoint.
-    """
-    int8, side = checkpoint["int8"], checkpoint["image_size"]
-    if int8 is None:
-        return None
-    if "graph" not in int8:  # a file of an earlier version, or partly float
-        model = rebuild(checkpoint)
-        try:
-            return from_fx.read(model, side)
-        except UserError:
-            return None
-    graph = plain.from_plain(int8["graph"], checkpoint["state_dict"])
-    shapes = graph.input.shape, graph.output.shape
-    if shapes != ((3, side, side), (len(checkpoint["classes"]),)):
-        raise UserError(
-            f"the graph of integers maps {shapes[0]} to {shapes[1]}: not what the checkpoint says"
-        )
-    return graph
 
 
 def check_rebuilds(parent: dict, model: nn.Module) -> None:

@@ -158,7 +158,7 @@ def test_only_the_channels_of_zeros_have_another_scale_than_that_of_torch():
     own, torchs = own_and_torchs(SERVER)[1]
     own(x), torchs(x)
     zeros = torch.tensor([False, True, False, False, True, False])
-    assert (own.scale[zeros] == fake_quantization.SCALE_OF_ZEROS).all()
+    assert (own.scale[zeros] == observers.SCALE_OF_ZEROS).all()
     assert torch.equal(own.scale[~zeros], torchs.scale[~zeros])
     assert torch.equal(own.zero_point, torchs.zero_point)
 
@@ -204,7 +204,7 @@ def test_values_above_6_are_clipped_in_int8_where_the_network_has_a_relu6(target
     largest = [
         float(module.activation_post_process.max_val)
         for module in prepared.modules()
-        if isinstance(getattr(module, "activation_post_process", None), fake_quantization.RangeObserver)
+        if isinstance(getattr(module, "activation_post_process", None), observers.RangeObserver)
     ]
     # after the first, the second and the sum; not of the images, nor after the third
     assert sum(5.9 < value <= 6.0 for value in largest) == 3 and sum(value > 30 for value in largest) == 2

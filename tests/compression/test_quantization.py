@@ -302,7 +302,7 @@ def test_a_scale_is_raised_only_where_the_bias_would_not_fit_into_int32(target):
     before = prepared.get_submodule("0").weight_fake_quant.scale
     converted = quantization.convert(prepared)
     after = converted.fake_quant.get_submodule("0").weight_fake_quant.scale
-    assert torch.equal(after[1:], before[1:]) and after[1] == fake_quantization.SCALE_OF_ZEROS
+    assert torch.equal(after[1:], before[1:]) and after[1] == observers.SCALE_OF_ZEROS
     weight = converted.int8.get_submodule("0").weight()
     assert after[0] > before[0] and torch.equal(weight.q_per_channel_scales().float(), after)
     assert after[0] == pytest.approx(60 / 2**30 / float(prepared.activation_post_process_0.scale), rel=1e-5)

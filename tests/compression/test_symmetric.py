@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common.compression import quantization
-from common.compression.fake_quantization import SymmetricRangeObserver
+from common.compression.observers import SymmetricRangeObserver
 from common.compression.recorder import grids
 from common.deployment import onnx_model
 from common.system.errors import UserError
