@@ -28,10 +28,10 @@ def main(args):
     baseline = find_baseline(args, paths) if args.audit else None
     splits = datasets.load_test_split(args.dataset, args.data_dir)
 
-    def score(opened):
+    def score(opened, model=None):
         lineage.check_classes(opened.content, splits.classes)
         batches = loaders.eval_loader(splits.test, opened.content, cache=args.cache, workers=args.workers)
-        return metrics.evaluate(opened.model, batches, batches.device)
+        return metrics.evaluate(model or opened.model, batches, batches.device)
 
     # evaluate and time; one file after the other, since torch has one engine at a time
     measured, scores, loads = [], {}, []
@@ -47,7 +47,7 @@ def main(args):
             opened.model, opened.content["image_size"], batch=args.batch_size, threads=args.threads,
             memory_format=opened.memory_format,
         )  # fmt: skip
-        latencies = {opened.runtime: timed} | deployed_latencies(args, opened)
+        latencies = {opened.runtime: timed} | deployed_latencies(args, opened, scores[path], score)
         measured.append((path, opened.content, opened.engine, latencies, ram_of(opened)))
     if not measured:
         raise UserError(f"no checkpoint in {args.output_dir} has the classes of this data set")
@@ -60,33 +60,48 @@ def main(args):
             scores[parent] = score(predictor.load(parent, args.engine, args.threads))
         compared = (latencies, args.threads, parent, scores.get(parent))
         rows.append(comparison.Row(path, content, engine, scores[path], *compared, ram_bytes=ram))
-    images = f"{len(splits.test)} test images of {args.dataset}"
-    conditions = f"{images}. {latency.conditions(args.threads, args.batch_size, loads)}"
+    timing = latency.conditions(args.threads, args.batch_size, loads)
+    conditions = f"{len(splits.test)} test images of {args.dataset}. {timing}{precision_note(args.runtimes)}"
     report(args, rows, splits.classes, conditions)
     if args.audit:
         audit(args, rows, baseline, splits, conditions)
 
 
-def deployed_latencies(args, opened):
-    """The latencies of a checkpoint's ONNX file; none of a file that is exported already."""
+def deployed_latencies(args, opened, expected, score):
+    """The latencies of a checkpoint's ONNX file, whose predictions are compared with `expected`, its own.
+
+    A file that is exported already has none.
+    """
     from common.deployment import onnx_latency
+    from common.evaluation import int8_agreement
     from common.models import checkpoint
     from common.system.errors import UserError
 
-    latencies = {}
+    latencies, side = {}, opened.content["image_size"]
     if opened.runtime != "torch":
         return latencies
     with tempfile.TemporaryDirectory() as folder:
         for runtime in args.runtimes:
             name = onnx_latency.RUNTIMES[runtime]
             try:
-                latencies[name] = onnx_latency.measure(
+                model = onnx_latency.load(
                     opened.content, lambda: checkpoint.rebuild(checkpoint.load(opened.path)),
-                    Path(folder, "model.onnx"), batch=args.batch_size, threads=args.threads, runtime=runtime,
+                    Path(folder, "model.onnx"), threads=args.threads, runtime=runtime,
                 )  # fmt: skip
+                timed = onnx_latency.measure(model, side, batch=args.batch_size, threads=args.threads)
+                agreement = score(opened, model).agreement(expected)
             except UserError as error:
                 print(f"note: no latency in {name}: {error}")
+                continue
+            latencies[name] = timed
+            warning = "WARNING: " * (agreement < int8_agreement.WARN_BELOW)
+            print(f"{warning}its ONNX file in {name} predicts the same for {agreement:.2%} of the images")
     return latencies
+
+
+def precision_note(runtimes):
+    """With OpenVINO, which has a precision for what is not int8, a sentence that names it."""
+    return " OpenVINO computes in float32 what is not int8." if "openvino" in runtimes else ""
 
 
 def ram_of(opened):

@@ -109,7 +109,7 @@ def _separate_zero_points(graph: onnx.GraphProto) -> None:
 def sums_overflow() -> bool:
     """Tries whether ONNX Runtime needs `EXACT_SUMS` on this CPU.
 
-    A convolution with the largest products tells more than the flags of the CPU, which not every system shows.
+    A convolution of the largest values says more than the flags of the CPU, which not every system shows.
 
     Returns:
         Whether the sums of products of uint8 and int8 overflow in ONNX Runtime's usual kernels.
