@@ -28,10 +28,10 @@ def main(args):
     baseline = find_baseline(args, paths) if args.audit else None
     splits = datasets.load_test_split(args.dataset, args.data_dir)
 
-    def score(opened):
+    def score(opened, model=None):
         lineage.check_classes(opened.content, splits.classes)
         batches = loaders.eval_loader(splits.test, opened.content, cache=args.cache, workers=args.workers)
-        return metrics.evaluate(opened.model, batches, batches.device)
+        return metrics.evaluate(model or opened.model, batches, batches.device)
 
     # evaluate and time; one file after the other, since torch has one engine at a time
     measured, scores, loads = [], {}, []
@@ -44,13 +44,7 @@ def main(args):
         print(f"{path}: {scores[path]}", flush=True)
         note_of_earlier_figure(opened, scores[path])
         loads.append(latency.others_load())
-        latencies = {}
-        if opened.runtime != "integers":  # of these the ONNX file is timed
-            latencies[opened.runtime] = latency.measure(
-                opened.model, opened.content["image_size"], batch=args.batch_size, threads=args.threads,
-                memory_format=opened.memory_format,
-            )  # fmt: skip
-        latencies |= deployed_latencies(args, opened)
+        latencies = latencies_of(args, opened, scores[path], score)
         measured.append((path, opened.content, opened.engine, latencies, ram_of(opened)))
     if not measured:
         raise UserError(f"no checkpoint in {args.output_dir} has the classes of this data set")
@@ -63,8 +57,8 @@ def main(args):
             scores[parent] = score(predictor.load(parent, args.engine, args.threads))
         compared = (latencies, args.threads, parent, scores.get(parent))
         rows.append(comparison.Row(path, content, engine, scores[path], *compared, ram_bytes=ram))
-    images = f"{len(splits.test)} test images of {args.dataset}"
-    conditions = f"{images}. {latency.conditions(args.threads, args.batch_size, loads)}"
+    timing = latency.conditions(args.threads, args.batch_size, loads)
+    conditions = f"{len(splits.test)} test images of {args.dataset}. {timing}{precision_note(args.runtimes)}"
     report(args, rows, splits.classes, conditions)
     if args.audit:
         audit(args, rows, baseline, splits, conditions)
@@ -81,26 +75,50 @@ def note_of_earlier_figure(opened, score):
         )
 
 
-def deployed_latencies(args, opened):
-    """The latencies of a checkpoint's ONNX file; none of a file that is exported already."""
+def latencies_of(args, opened, expected, score):
+    """The latencies of a file: as it was opened, and of a checkpoint its ONNX file.
+
+    The predictions of the ONNX file are compared with `expected`, those of the checkpoint.
+    """
     from common.deployment import onnx_latency
+    from common.evaluation import int8_agreement, latency
     from common.models import checkpoint
     from common.system.errors import UserError
 
-    latencies = {}
+    latencies, side = {}, opened.content["image_size"]
+    if opened.runtime != "integers":  # of these the ONNX file is timed
+        latencies[opened.runtime] = latency.measure(
+            opened.model, side, batch=args.batch_size, threads=args.threads,
+            memory_format=opened.memory_format,
+        )  # fmt: skip
     if opened.runtime not in ("torch", "integers"):
         return latencies
+
+    def build():
+        integers = opened.runtime == "integers"
+        return opened.model.graph if integers else checkpoint.rebuild(checkpoint.load(opened.path))
+
     with tempfile.TemporaryDirectory() as folder:
         for runtime in args.runtimes:
             name = onnx_latency.RUNTIMES[runtime]
             try:
-                latencies[name] = onnx_latency.measure(
-                    opened.content, lambda: checkpoint.rebuild(checkpoint.load(opened.path)),
-                    Path(folder, "model.onnx"), batch=args.batch_size, threads=args.threads, runtime=runtime,
+                model = onnx_latency.load(
+                    opened.content, build, Path(folder, "model.onnx"), threads=args.threads, runtime=runtime,
                 )  # fmt: skip
+                timed = onnx_latency.measure(model, side, batch=args.batch_size, threads=args.threads)
+                agreement = score(opened, model).agreement(expected)
             except UserError as error:
                 print(f"note: no latency in {name}: {error}")
+                continue
+            latencies[name] = timed
+            warning = "WARNING: " * (agreement < int8_agreement.WARN_BELOW)
+            print(f"{warning}its ONNX file in {name} predicts the same for {agreement:.2%} of the images")
     return latencies
+
+
+def precision_note(runtimes):
+    """With OpenVINO, which has a precision for what is not int8, a sentence that names it."""
+    return " OpenVINO computes in float32 what is not int8." if "openvino" in runtimes else ""
 
 
 def ram_of(opened):

@@ -1,4 +1,4 @@
-"""Changes to the graph that torch.onnx writes: integer pooling, and the oldest versions that have it."""
+"""Changes to the graph that torch.onnx writes: integer pooling, and the oldest versions that allow it."""
 
 import onnx
 from onnx import defs, helper, numpy_helper
@@ -18,17 +18,19 @@ def pool_globally(graph: onnx.GraphProto) -> None:
     """
     constants = {each.name: each for each in graph.initializer}
     ranks = {each.name: len(each.type.tensor_type.shape.dim) for each in graph.value_info}
-    for index, node in reversed(list(enumerate(graph.node))):
-        if node.op_type != "ReduceMean" or node.input[1] not in constants or ranks.get(node.input[0]) != 4:
+    for index in reversed(range(len(graph.node))):
+        node = graph.node[index]
+        values, axes = node.input[:1], node.input[-1:]
+        if node.op_type != "ReduceMean" or axes[0] not in constants or ranks.get(values[0]) != 4:
             continue
-        if {int(axis) % 4 for axis in numpy_helper.to_array(constants[node.input[1]])} != {2, 3}:
+        if {int(axis) % 4 for axis in numpy_helper.to_array(constants[axes[0]])} != {2, 3}:
             continue
-        keep = all(each.i for each in node.attribute if each.name == "keepdims")
         (mean,) = node.output
-        pooled = mean if keep else f"{mean}_pooled"
-        node.CopyFrom(helper.make_node("GlobalAveragePool", node.input[:1], [pooled]))
-        if not keep:
-            graph.node.insert(index + 1, helper.make_node("Flatten", [pooled], [mean]))
+        keeps_dimensions = all(each.i for each in node.attribute if each.name == "keepdims")
+        pooled = mean if keeps_dimensions else f"{mean}_pooled"
+        node.CopyFrom(helper.make_node("GlobalAveragePool", values, [pooled]))
+        if not keeps_dimensions:
+            graph.node.insert(index + 1, helper.make_node("Squeeze", [pooled, *axes], [mean]))
     used = {name for node in graph.node for name in node.input}
     kept = [each for each in graph.initializer if each.name in used]
     del graph.initializer[:]
@@ -38,8 +40,8 @@ def pool_globally(graph: onnx.GraphProto) -> None:
 def lower_versions(proto: onnx.ModelProto) -> None:
     """Relabels a model with the lowest opset that has its operators, and the lowest IR version for it.
 
-    The operators of that opset are those of the present one: they have the same inputs, and the same
-    attributes with the same defaults. Only the types may be fewer, and those of the graph are checked.
+    An operator may be that of an older opset which has the same inputs, outputs and attributes with the same
+    defaults. Then only its types may be fewer, and those of the graph are checked.
 
     Args:
         proto: A valid model; its versions are changed.

@@ -1,5 +1,6 @@
 """The latency of what is deployed: the ONNX file of a network, in a runtime on the CPU of this machine."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,14 @@ RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 MEMORY_FORMAT = torch.contiguous_format  # images in another would be copied in each run
 
 
-def load(checkpoint: dict, build: Callable[[], nn.Module], file: Path, *, threads: int) -> OnnxModel:
+def load(
+    checkpoint: dict,
+    build: Callable[[], nn.Module],
+    file: Path,
+    *,
+    threads: int,
+    runtime: str = "onnxruntime",
+) -> nn.Module:
     """Writes a network as ONNX, as export.py does, and opens the file.
 
     Args:
@@ -24,87 +32,92 @@ def load(checkpoint: dict, build: Callable[[], nn.Module], file: Path, *, thread
         build: Gives the model, float or int8; called only if `file` is missing.
         file: Where the ONNX file is written. One that exists is opened as it is: to export a network takes
             far longer than to time it.
-        threads: Threads of ONNX Runtime.
+        threads: Threads of the runtime.
+        runtime: Of `RUNTIMES`.
 
     Returns:
-        The file, for `latency.measure` and `latency.ratio` with `MEMORY_FORMAT`.
+        An `OnnxModel` or `OpenVinoModel`, for `latency.measure` and `latency.ratio` with `MEMORY_FORMAT`.
 
     Raises:
-        UserError: The model has no form in ONNX, or ONNX Runtime cannot run it.
+        UserError: The model has no form in ONNX, the runtime cannot run it, or is not installed.
     """
     if not file.exists():
         with onnx_model.export(checkpoint, build(), file):
             pass  # it is opened again below, with `threads`
-    return OnnxModel(file, threads)
+    return OpenVinoModel(file, threads) if runtime == "openvino" else OnnxModel(file, threads)
 
 
-def measure(
-    checkpoint: dict,
-    build: Callable[[], nn.Module],
-    file: Path,
-    *,
-    batch: int,
-    threads: int,
-    runtime: str = "onnxruntime",
-) -> Latency:
-    """Writes a network as ONNX and times it: see `load`.
+def measure(model: nn.Module, image_size: int, *, batch: int, threads: int) -> Latency:
+    """Times a network that `load` has opened.
 
     Args:
-        checkpoint: See `onnx_model.export`.
-        build: Gives the model, float or int8; called only if `file` is missing.
-        file: Where the ONNX file is written.
+        model: The network.
+        image_size: Side of the images, in pixels.
         batch: Images in a run.
-        threads: Threads of the runtime; the process is pinned to as many cores.
-        runtime: Of `RUNTIMES`.
+        threads: As for `load`; the process is pinned to as many cores.
 
     Returns:
         Milliseconds for one image.
 
     Raises:
-        UserError: The model has no form in ONNX, the runtime cannot run it, or is not installed.
+        UserError: The runtime cannot run it.
     """
-    model, side = load(checkpoint, build, file, threads=threads), checkpoint["image_size"]
-    if runtime == "openvino":
-        model = OpenVinoModel(file, (batch, 3, side, side), threads)
-    return latency.measure(model, side, batch=batch, threads=threads, memory_format=MEMORY_FORMAT)
+    return latency.measure(model, image_size, batch=batch, threads=threads, memory_format=MEMORY_FORMAT)
 
 
 class OpenVinoModel(nn.Module):
-    """An ONNX file that OpenVINO runs on the CPU. It is not among the requirements."""
+    """An ONNX file that OpenVINO runs on the CPU. It is not among the requirements.
 
-    def __init__(self, path: Path, shape: tuple[int, ...], threads: int):
+    What is not int8 computes in float32: by default, OpenVINO uses bfloat16 on a CPU that has it.
+    """
+
+    def __init__(self, path: Path, threads: int):
         """Opens the file.
 
         Args:
             path: The file.
-            shape: Of the images, [N, 3, S, S]; with a fixed shape OpenVINO is faster.
             threads: Threads of OpenVINO.
 
         Raises:
-            UserError: OpenVINO is not installed, or cannot run the file.
+            UserError: OpenVINO is not installed, or cannot read the file.
         """
         super().__init__()
         try:
             import openvino
         except ImportError:
             raise UserError("OpenVINO is not installed: pip install openvino") from None
-        try:
-            core = openvino.Core()
-            model = core.read_model(path)
-            model.reshape(shape)
-            settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-            self.compiled = core.compile_model(model, "CPU", settings)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"OpenVINO cannot run {path.name}: {reason}") from None
+        self.path, self.core, self.compiled = path, openvino.Core(), {}
+        self.settings = {
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        with self._in_one_line():
+            self.core.read_model(path)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Runs the model.
+        """Runs the model. For each shape of the images it is compiled once: with a fixed shape it is faster.
 
         Args:
             images: float32 [N, 3, S, S], normalized.
 
         Returns:
             Logits, float32 [N, C].
+
+        Raises:
+            UserError: OpenVINO cannot run the file.
         """
-        return torch.from_numpy(self.compiled(images.numpy())[0])
+        with self._in_one_line():
+            if images.shape not in self.compiled:
+                model = self.core.read_model(self.path)
+                model.reshape(tuple(images.shape))
+                self.compiled[images.shape] = self.core.compile_model(model, "CPU", self.settings)
+            return torch.from_numpy(self.compiled[images.shape](images.contiguous().numpy())[0])
+
+    @contextlib.contextmanager
+    def _in_one_line(self):
+        try:
+            yield
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"OpenVINO cannot run {self.path.name}: {reason}") from None

@@ -11,7 +11,7 @@ from torch.ao.quantization import (
     disable_observer,
 )
 
-from common.compression import fake_quantization, int8_engines, quantization
+from common.compression import fake_quantization, int8_engines, observers, quantization
 from common.compression.target_devices import TARGET_DEVICES
 from tests.compression.networks import (
     CLASSES,

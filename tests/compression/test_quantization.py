@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
-from common.compression import fake_quantization, quantization
+from common.compression import observers, quantization
 from common.compression.recorder import Recorder
 from common.models import architectures
 from common.system.errors import UserError

@@ -32,7 +32,8 @@ def test_the_onnx_file_is_timed_in_onnx_runtime_and_written_once(tmp_path, monke
 
     monkeypatch.setattr(latency, "measure", measure)
     for batch in (1, 4):
-        timed = onnx_latency.measure(CONTENT, build, file, batch=batch, threads=2)
+        opened = onnx_latency.load(CONTENT, build, file, threads=2)
+        timed = onnx_latency.measure(opened, 8, batch=batch, threads=2)
         assert timed == Latency(2.5, 3.0, batch)
     assert measured == [(file, 8, 1, 2, 2), (file, 8, 4, 2, 2)]
     assert len(built) == 1 and [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
@@ -41,7 +42,8 @@ def test_the_onnx_file_is_timed_in_onnx_runtime_and_written_once(tmp_path, monke
 def test_a_real_measurement_takes_some_time(tmp_path, monkeypatch):
     monkeypatch.setattr(latency, "WARMUP_SECONDS", 0)
     monkeypatch.setattr(latency, "MEASURED_SECONDS", 0)
-    timed = onnx_latency.measure(CONTENT, lambda: chain(8, 8)[0], tmp_path / "m.onnx", batch=1, threads=1)
+    opened = onnx_latency.load(CONTENT, lambda: chain(8, 8)[0], tmp_path / "m.onnx", threads=1)
+    timed = onnx_latency.measure(opened, 8, batch=1, threads=1)
     assert 0 < timed.p50 <= timed.p95
 
 
@@ -51,5 +53,19 @@ def test_a_network_without_a_form_in_onnx_is_an_error(tmp_path):
             return torch.linalg.eig(images).eigenvalues.real
 
     with pytest.raises(UserError, match="chain cannot be written as ONNX"):
-        onnx_latency.measure(CONTENT, Odd, tmp_path / "model.onnx", batch=1, threads=1)
+        onnx_latency.load(CONTENT, Odd, tmp_path / "model.onnx", threads=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_openvino_computes_in_float32(tmp_path):
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    model = chain(8, 8)[0].eval()
+    opened = onnx_latency.load(CONTENT, lambda: model, tmp_path / "m.onnx", threads=1, runtime="openvino")
+    for count in (1, 3):
+        images = torch.randn(count, 3, 8, 8).to(memory_format=torch.channels_last)
+        assert torch.allclose(opened(images), model(images), rtol=1e-4, atol=1e-5)
+    precisions = [str(each.get_property("INFERENCE_PRECISION_HINT")) for each in opened.compiled.values()]
+    assert precisions == ["<Type: 'float32'>"] * 2
+    (tmp_path / "m.onnx").write_bytes(b"no model")
+    with pytest.raises(UserError, match=r"OpenVINO cannot run m\.onnx"):
+        onnx_latency.load(CONTENT, lambda: model, tmp_path / "m.onnx", threads=1, runtime="openvino")

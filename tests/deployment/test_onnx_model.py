@@ -1,8 +1,11 @@
 import copy
 import random
 import re
+from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -84,6 +87,44 @@ def test_no_sum_overflows_on_any_cpu(tmp_path):
     assert sum(node.input[2:] == [zero_points[0]] for node in nodes) == 3
     onnx.save(proto, tmp_path / "old.onnx")
     assert torch.equal(onnx_model.OnnxModel(tmp_path / "old.onnx")(images), actual)
+
+
+def test_the_trial_finds_what_the_flags_of_the_cpu_say():
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        flags = set()
+    if "avx2" not in flags:
+        pytest.skip("not a CPU that is known to have these kernels")
+    without = not {"avx512_vnni", "avx_vnni", "amx_int8"} & flags
+    assert onnx_model.sums_overflow.__wrapped__() == without
+
+
+def test_the_trial_finds_sums_that_end_at_16_bits(monkeypatch):
+    # pairs of 255 * 127 become 32,767: 8 of them at the scale of the trial, where 200 is correct
+    saturated = round(8 * 32767 / (16 * 255 * 127) * 200)
+
+    def run(_session, _outputs, inputs):
+        return [np.full_like(inputs["x"], saturated)]
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", run)
+    assert saturated == 101 and onnx_model.sums_overflow.__wrapped__()
+
+
+@pytest.mark.parametrize("overflow", [True, False])
+def test_exact_sums_are_asked_for_only_where_they_are_not_exact(small, monkeypatch, overflow):
+    monkeypatch.setattr(onnx_model, "sums_overflow", lambda: overflow)
+    settings = onnx_model.OnnxModel(small).session.get_session_options()
+    if overflow:
+        assert settings.get_session_config_entry("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError, match="does not have configuration"):
+            settings.get_session_config_entry("session.x64quantprecision")
+
+
+def test_the_file_asks_for_no_newer_version_than_it_needs(small):
+    proto = onnx.load(small)
+    assert (proto.opset_import[0].version, proto.ir_version) == (14, 7)  # Reshape
 
 
 @each_target

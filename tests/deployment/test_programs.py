@@ -97,3 +97,31 @@ def test_a_file_that_is_no_model_is_one_line(classify, tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"no model")
     done = classify(tmp_path / "m.onnx", tmp_path / "a.png")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "cannot use" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "overflow"),
+    [
+        ("flags : avx2 avx512f", True),
+        ("flags : avx2 avx512_vnni fma", False),
+        ("flags : avx_vnni", False),
+        ("flags : amx_int8", False),
+        (None, True),
+    ],
+)
+def test_it_asks_for_exact_sums_unless_the_cpu_has_vnni(exported, monkeypatch, flags, overflow):
+    def read(_path):
+        if flags is None:
+            raise FileNotFoundError
+        return flags
+
+    spec = importlib.util.spec_from_file_location("classify", CLASSIFY)
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    monkeypatch.setattr(Path, "read_text", read)
+    session, _ = program.load(exported[0])
+    try:
+        setting = session.get_session_options().get_session_config_entry("session.x64quantprecision")
+    except RuntimeError:  # it is not set
+        setting = None
+    assert setting == ("1" if overflow else None)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from common.deployment import onnx_latency
+from common.deployment import onnx_latency, onnx_model
 from common.evaluation import latency, memory
 from common.models import architectures, checkpoint, lineage
 from common.system.errors import UserError
@@ -115,12 +115,25 @@ def test_each_runtime_has_a_column_and_what_cannot_be_timed_a_note(run, options,
     assert result.code == 0 and "ONNX Runtime" not in result.out
 
 
+def test_the_predictions_of_what_is_timed_are_compared(run, options, tmp_path, monkeypatch):
+    saved(tmp_path / "w", ["cat", "dog", "fox"], "teacher_pets")
+    result = run("evaluate", *options)
+    line = "its ONNX file in ONNX Runtime predicts the same for"
+    assert f"\n{line} 100.00% of the images\n" in result.out
+    forward = onnx_model.OnnxModel.forward
+    monkeypatch.setattr(onnx_model.OnnxModel, "forward", lambda self, images: -forward(self, images))
+    result = run("evaluate", *options)
+    assert result.code == 0 and f"\nWARNING: {line} 0.00% of the images\n" in result.out
+
+
 def test_openvino_is_timed_where_it_is_installed(run, options, tmp_path, monkeypatch):
     saved(tmp_path / "w", ["cat", "dog", "fox"], "teacher_pets")
     result = run("evaluate", *options, "--runtimes", "openvino")
     assert result.code == 0, result.err
     if importlib.util.find_spec("openvino"):
         assert "OpenVINO |" in result.out
+        assert "OpenVINO computes in float32 what is not int8." in " ".join(result.out.split())
+        assert "its ONNX file in OpenVINO predicts the same for 100.00% of the images\n" in result.out
     monkeypatch.setitem(sys.modules, "openvino", None)
     result = run("evaluate", *options, "--runtimes", "openvino")
     assert "note: no latency in OpenVINO: OpenVINO is not installed: pip install openvino\n" in result.out
