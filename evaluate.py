@@ -67,8 +67,9 @@ def main(args):
 def note_of_earlier_figure(opened, score):
     """Says where the accuracy in a file's name is that of an engine of torch, as in earlier versions."""
     stored = opened.content["metrics"]
-    differs = stored["n"] == score.n and stored["top1"] != score.top1
-    if opened.runtime == "integers" and "integers" not in stored and differs:
+    if opened.runtime != "integers" or "integers" in stored or stored["n"] != score.n:
+        return
+    if stored["top1"] != score.top1:
         print(
             f"note: its integers have {score.top1:.2%}; the {stored['top1']:.2%} in its name are of torch's "
             f"engine {stored.get('engine', '')}"

@@ -284,7 +284,7 @@ def test_the_scale_of_a_summand_is_raised_only_where_an_engine_would_refuse_it(t
         node.all_input_nodes[1].target for node in prepared.graph.nodes if node.target is operator.add
     ]
     before, after = (model.get_submodule(summand).scale for model in (prepared, converted.fake_quant))
-    assert (after > before) == raised
+    assert (after > 1.01 * before) == raised  # by 1 % every scale may change: see scales.adjust
     images = torch.randn(8, 3, SIDE, SIDE)
     with torch.inference_mode():
         expected, actual = converted.fake_quant(images), converted(images)

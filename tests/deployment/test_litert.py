@@ -9,7 +9,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from torch import nn
 from torch.nn import functional as F
 
-from common.deployment import litert, litert_model, predictor
+from common.deployment import litert_model, predictor
 from common.deployment.litert_file import LiteRtFile
 from common.models import checkpoint
 from common.system.errors import UserError
@@ -125,8 +125,9 @@ def test_an_operator_without_a_form_in_litert_is_named(tmp_path):
         def forward(self, images):
             return self.last(self.norm(self.conv(images).mean((2, 3))))
 
-    with pytest.raises(UserError, match="norm, the operator LayerNorm, has no form in LiteRT"):
-        litert.convert(quantized(Norm(), EMBEDDED)[1], SIDE, {})
+    with pytest.raises(UserError, match="norm, the operator LayerNorm, has no integer form"):
+        exported(Norm(), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_float_checkpoint_is_refused(tmp_path):

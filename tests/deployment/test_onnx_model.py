@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper
 
 from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from common.deployment import metadata, onnx_model, predictor
+from common.deployment import metadata, onnx_model, onnx_session, predictor
 from common.models import checkpoint
 from common.system.errors import UserError
 from tests.compression.networks import (
@@ -82,7 +82,7 @@ def test_no_sum_overflows_on_any_cpu(tmp_path):
     proto = onnx.load(tmp_path / "m.onnx")
     nodes = [node for node in proto.graph.node if node.op_type == "DequantizeLinear"]
     for node in nodes:
-        if node.input[0] in ("1.weight", "2.weight"):
+        if node.input[0] in ("_1_weight", "_2_weight"):
             node.input[2] = zero_points[0]
     assert sum(node.input[2:] == [zero_points[0]] for node in nodes) == 3
     onnx.save(proto, tmp_path / "old.onnx")
@@ -97,7 +97,7 @@ def test_the_trial_finds_what_the_flags_of_the_cpu_say():
     if "avx2" not in flags:
         pytest.skip("not a CPU that is known to have these kernels")
     without = not {"avx512_vnni", "avx_vnni", "amx_int8"} & flags
-    assert onnx_model.sums_overflow.__wrapped__() == without
+    assert onnx_session.sums_overflow.__wrapped__() == without
 
 
 def test_the_trial_finds_sums_that_end_at_16_bits(monkeypatch):
@@ -108,12 +108,12 @@ def test_the_trial_finds_sums_that_end_at_16_bits(monkeypatch):
         return [np.full_like(inputs["x"], saturated)]
 
     monkeypatch.setattr(onnxruntime.InferenceSession, "run", run)
-    assert saturated == 101 and onnx_model.sums_overflow.__wrapped__()
+    assert saturated == 101 and onnx_session.sums_overflow.__wrapped__()
 
 
 @pytest.mark.parametrize("overflow", [True, False])
 def test_exact_sums_are_asked_for_only_where_they_are_not_exact(small, monkeypatch, overflow):
-    monkeypatch.setattr(onnx_model, "sums_overflow", lambda: overflow)
+    monkeypatch.setattr(onnx_session, "sums_overflow", lambda: overflow)
     settings = onnx_model.OnnxModel(small).session.get_session_options()
     if overflow:
         assert settings.get_session_config_entry("session.x64quantprecision") == "1"
