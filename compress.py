@@ -125,7 +125,7 @@ def stages(args):
             train_pruning, weights=path, teacher=teacher, **{f"target_{kind}": target},
             target_precision=precision, target_device=args.target_device, threads=args.threads,
             latency_in=args.latency_in, importance=importance, scope=scope, lr=args.lr, epochs=epochs,
-            **at(size),
+            **at(size), **({"width_multiple": args.width_multiple} if args.width_multiple else {}),
         )  # fmt: skip
 
     def quantize(path, teacher):
@@ -143,6 +143,7 @@ def parse_args(argv=None):
     group.add_argument("--weights", required=True, metavar="CHECKPOINT", help=options.CHECKPOINT)
     targets.add_budget_options(group.add_mutually_exclusive_group(required=True))
     targets.add_conditions(group)
+    targets.add_width_option(group)
     group.add_argument(
         "--student", nargs="+", default=[], metavar="ARCH", help="architectures to distill into first"
     )

@@ -70,8 +70,8 @@ def choose_widths(stage, model, groups, budget):
         return pruning.widths_from_state(state["model"], groups)
     if budget is None:
         kept = (1 - stage.args.channel_ratio) ** (1 / stage.args.pruning_steps)
-        return pruning.widths_for_fraction(groups, 1 - kept)
-    return widths_for_budget(model, groups, budget, **stage.network)
+        return pruning.widths_for_fraction(groups, 1 - kept, stage.args.width_multiple or pruning.ROUND_TO)
+    return widths_for_budget(model, groups, budget, multiple=stage.args.width_multiple, **stage.network)
 
 
 def checked_size(stage, model):
@@ -112,6 +112,7 @@ def parse_args(argv=None):
         "RAM is one of the unpruned network in int8; default: fp32",
     )  # fmt: skip
     targets.add_conditions(group)
+    targets.add_width_option(group)
     group.add_argument(
         "--importance", choices=targets.IMPORTANCES, default="reconstruction",
         help="what ranks the channels; reconstruction: the error that is left after least squares, for each "

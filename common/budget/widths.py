@@ -17,14 +17,20 @@ CLOSE_ENOUGH = 0.005  # of the cost before pruning: half of the point that is pr
 
 
 def widths_for_budget(
-    model: nn.Module, groups: list[Group], budget: Budget, *, classifier: str, image_size: int
+    model: nn.Module,
+    groups: list[Group],
+    budget: Budget,
+    *,
+    classifier: str,
+    image_size: int,
+    multiple: int | None = None,
 ) -> Widths:
     """Chooses widths so that the pruned model comes as close to a budget as possible.
 
     The fraction of the channels that is removed is found by bisection. Then, if the layer that decides is a
-    large one, another layer gets 8 channels more or less. For RAM only layers are pruned whose outputs are
-    kept while it is at its peak. Widths are multiples of 8, for a latency of 16, and no layer keeps fewer
-    channels. Of several processes the main one searches for all: a measured cost differs between them.
+    large one, another layer gets a few channels more or less. For RAM only layers are pruned whose outputs
+    are kept while it is at its peak. Of several processes the main one searches for all: a measured cost
+    differs between them.
 
     Args:
         model: The network; not changed.
@@ -32,6 +38,7 @@ def widths_for_budget(
         budget: What the pruned model may cost.
         classifier: Name of the layer that yields the logits.
         image_size: Side of the images, in pixels.
+        multiple: Widths of pruned layers are multiples of it, a multiple of 8; default: 8, for a latency 16.
 
     Returns:
         The width of each layer in `groups`; a layer without an entry keeps all channels. {} for a model that
@@ -44,23 +51,27 @@ def widths_for_budget(
     def pruned(widths: Widths) -> nn.Module:
         return prune(model, groups, widths, classifier=classifier, image_size=image_size)
 
+    multiple = multiple or (FAST_MULTIPLE if budget.kind == "latency" else ROUND_TO)
     found = None
     if distributed.is_main_process():
         start = budget.cost(model)
         if start <= budget.limit:
             found = {}
         elif budget.kind == "ram":
-            found = _search_peak(groups, budget, lambda widths: memory.peak(pruned(widths), image_size))
+            found = _search_peak(
+                groups, budget, lambda widths: memory.peak(pruned(widths), image_size), multiple
+            )
         else:
-            found = _search(groups, budget, lambda widths: budget.cost(pruned(widths)), start)
+            found = _search(groups, budget, lambda widths: budget.cost(pruned(widths)), start, multiple)
     return distributed.broadcast(found)
 
 
-def _search(groups: list[Group], budget: Budget, cost: Callable[[Widths], float], start: float) -> Widths:
+def _search(
+    groups: list[Group], budget: Budget, cost: Callable[[Widths], float], start: float, multiple: int
+) -> Widths:
     channels = sum(len(group.scores) for group in groups)
     steps = channels if budget.exact else min(channels, budget.TRIALS)
     aim = budget.limit if budget.exact else MEASURED_MARGIN * budget.limit
-    multiple = FAST_MULTIPLE if budget.kind == "latency" else ROUND_TO
 
     def at(step: int) -> Widths:
         return widths_for_fraction(groups, step / steps, multiple)
@@ -73,7 +84,8 @@ def _search(groups: list[Group], budget: Budget, cost: Callable[[Widths], float]
         raise budget.unreachable(least, start)
     few, many = _bisect(too_large, 0, steps)
     if budget.exact:
-        return _adjust(groups, budget, cost, [(at(few), few / steps), (at(many), many / steps)], start)
+        neighbors = [(at(few), few / steps), (at(many), many / steps)]
+        return _adjust(groups, budget, cost, neighbors, start, multiple)
     # one measurement that was wrong has moved the result: look again on both sides
     while many > 1 and not too_large(many - 1):
         many -= 1
@@ -88,19 +100,21 @@ def _adjust(
     cost: Callable[[Widths], float],
     neighbors: list[tuple[Widths, float]],
     start: float,
+    multiple: int,
 ) -> Widths:
-    """The closest of two neighbors (widths, fraction), or one with 8 channels more or less in one group."""
+    """The closest of two neighbors (widths, fraction), or one with `multiple` channels more or less in one
+    group."""
 
     def miss(widths: Widths) -> float:
         excess = cost(widths) - budget.limit
         return math.inf if excess > 0 and budget.strict else abs(excess)
 
     best, closest = min(((widths, miss(widths)) for widths, _ in neighbors), key=lambda pair: pair[1])
-    for (widths, fraction), change in zip(neighbors, (-ROUND_TO, ROUND_TO), strict=True):
+    for (widths, fraction), change in zip(neighbors, (-multiple, multiple), strict=True):
         for group in groups:
             if closest <= CLOSE_ENOUGH * start:
                 break
-            width = min(max(ROUND_TO, group.width(fraction) + change), len(group.scores))
+            width = min(max(multiple, group.width(fraction, multiple) + change), len(group.scores))
             candidate = widths | dict.fromkeys(group.layers, width)
             if (missed := miss(candidate)) < closest:
                 best, closest = candidate, missed
@@ -115,8 +129,10 @@ def _bisect(too_large: Callable[[int], bool], low: int, high: int) -> tuple[int,
     return low, high
 
 
-def _search_peak(groups: list[Group], budget: Budget, peak: Callable[[Widths], Peak]) -> Widths:
-    """Removes 8 channels at a time, where the peak is, until the activations fit.
+def _search_peak(
+    groups: list[Group], budget: Budget, peak: Callable[[Widths], Peak], multiple: int
+) -> Widths:
+    """Removes `multiple` channels at a time, where the peak is, until the activations fit.
 
     A fraction of all channels, as for the other budgets, would first remove channels of late layers, in vain:
     their outputs are small. Of the groups with outputs at the peak, the one is pruned that loses the least
@@ -131,21 +147,21 @@ def _search_peak(groups: list[Group], budget: Budget, peak: Callable[[Widths], P
     start = cost(now)
     while cost(now) > budget.limit:
         saved = {group.layers: _values_per_channel(group, now) for group in groups}
-        choices = [group for group in groups if saved[group.layers] and _width(group, widths) > ROUND_TO]
+        choices = [group for group in groups if saved[group.layers] and _width(group, widths) > multiple]
         if not choices:
             raise budget.unreachable(cost(now), start)
-        chosen = min(choices, key=lambda each: _importance(each, widths, -1) / saved[each.layers])
-        widths |= dict.fromkeys(chosen.layers, _next_width(chosen, widths, -1))
+        chosen = min(choices, key=lambda each: _importance(each, widths, -multiple) / saved[each.layers])
+        widths |= dict.fromkeys(chosen.layers, _next_width(chosen, widths, -multiple))
         now = peak(widths)
-    return _give_back(groups, widths, lambda candidate: cost(peak(candidate)) <= budget.limit)
+    return _give_back(groups, widths, lambda candidate: cost(peak(candidate)) <= budget.limit, multiple)
 
 
-def _give_back(groups: list[Group], widths: Widths, fits: Callable[[Widths], bool]) -> Widths:
+def _give_back(groups: list[Group], widths: Widths, fits: Callable[[Widths], bool], multiple: int) -> Widths:
     """Returns channels, the most important first, that later removals in other groups have made room for."""
     narrowed = [group for group in groups if group.layers[0] in widths]
     while narrowed:
-        group = max(narrowed, key=lambda each: _importance(each, widths, 1))
-        wider = widths | dict.fromkeys(group.layers, _next_width(group, widths, 1))
+        group = max(narrowed, key=lambda each: _importance(each, widths, multiple))
+        wider = widths | dict.fromkeys(group.layers, _next_width(group, widths, multiple))
         possible = fits(wider)
         if possible:
             widths = wider
@@ -163,15 +179,16 @@ def _width(group: Group, widths: Widths) -> int:
     return widths.get(group.layers[0], len(group.scores))
 
 
-def _next_width(group: Group, widths: Widths, direction: int) -> int:
-    """The next multiple of 8 below (-1) the width of a group, or above (1) it, up to all channels."""
-    width = _width(group, widths)
-    if direction < 0:
-        return (width - 1) // ROUND_TO * ROUND_TO
-    return min(len(group.scores), (width // ROUND_TO + 1) * ROUND_TO)
+def _next_width(group: Group, widths: Widths, change: int) -> int:
+    """The next multiple of `change`, below the width of a group (a negative one) or above it, up to all
+    channels."""
+    width, multiple = _width(group, widths), abs(change)
+    if change < 0:
+        return (width - 1) // multiple * multiple
+    return min(len(group.scores), (width // multiple + 1) * multiple)
 
 
-def _importance(group: Group, widths: Widths, direction: int) -> float:
+def _importance(group: Group, widths: Widths, change: int) -> float:
     """The mean quantile of the channels between the width of a group and the next."""
-    low, high = sorted((_width(group, widths), _next_width(group, widths, direction)))
+    low, high = sorted((_width(group, widths), _next_width(group, widths, change)))
     return float(group.quantiles.sort(descending=True).values[low:high].mean())

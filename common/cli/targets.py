@@ -76,6 +76,21 @@ def add_conditions(group) -> None:
     )
 
 
+def add_width_option(group) -> None:
+    """Adds `--width-multiple`, for scripts that prune.
+
+    Args:
+        group: A group of a parser.
+    """
+    group.add_argument(
+        "--width-multiple",
+        type=int,
+        choices=(8, 16),
+        help="the number of channels of a pruned layer is a multiple of this; 16 for Ethos-U, which stores "
+        "16 channels at a time; default: 8, with --target-latency 16",
+    )
+
+
 def add_engine_option(group, text: str = "run int8 checkpoints with this engine of torch") -> None:
     """Adds `--engine`, for scripts that run int8 models.
 

@@ -13,7 +13,7 @@ from common.compression.distillation import cross_entropy
 from common.system import distributed, hardware
 from common.system.terminal import progress_bar
 
-ROUND_TO = 8  # widths stay multiples of this: others are slow, and some int8 kernels crash on odd ones
+ROUND_TO = 8  # widths stay multiples of this: others are slow
 GRADIENT_BATCHES = 16  # of training images, for the Taylor importance
 MOMENT_BATCHES = 8  # of training images, for the reconstruction error
 STEPS = 160  # in which the channels of a group are removed, at most

@@ -1,7 +1,8 @@
 """Quantization-aware training in FX graph mode: prepare, calibrate, freeze, convert.
 
 Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
-Inference", CVPR 2018. Only this module, `fake_quantization` and `deployment.qdq` import torch.ao.
+Inference", CVPR 2018. Other modules that import torch.ao: `fake_quantization`, `deployment.qdq` and
+`deployment.litert_operators`.
 """
 
 import contextlib

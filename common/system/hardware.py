@@ -146,15 +146,14 @@ def _is_depthwise(module: nn.Module) -> bool:
 def memory_format(model: nn.Module, device: torch.device) -> torch.memory_format:
     """Chooses the memory format of images and weights.
 
-    On a CPU, oneDNN writes past its memory in channels_last (its issue 6035), in the gradient of a 1x1
-    convolution with a stride and few input channels. RepVGG and MobileOne begin with one.
+    On a CPU, oneDNN 3.12 (of torch 2.14.1) corrupts memory in the gradients of some layers in channels_last.
 
     Args:
         model: A float model.
         device: Where it runs.
 
     Returns:
-        torch.channels_last, which is faster, or torch.contiguous_format for networks with such a layer.
+        torch.channels_last, which is faster, or torch.contiguous_format for networks that have such a layer.
     """
     if device.type == "cpu" and any(map(_has_wrong_gradient, model.modules())):
         return torch.contiguous_format

@@ -34,6 +34,29 @@ bool sums_overflow() {
     return true;
 }
 
+// The value of white that the header of a PGM or PPM declares, where OpenCV ignores it; 0 for all other files.
+int declared_white(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    std::string format, comment;
+    int numbers[3] = {0, 0, 0};  // width, height, white
+    file >> format;
+    if (format != "P2" && format != "P3" && format != "P5" && format != "P6") return 0;
+    for (int& number : numbers) {
+        while ((file >> std::ws).peek() == '#') std::getline(file, comment);
+        file >> number;
+    }
+    return format > "P3" || numbers[2] > 255 ? numbers[2] : 0;
+}
+
+// The image in blue, green, red of 8 bits; where it has 16 bits, each value is rounded.
+cv::Mat decoded(const std::string& path) {
+    cv::Mat image = cv::imread(path, cv::IMREAD_COLOR | cv::IMREAD_ANYDEPTH);
+    const int white = image.depth() == CV_16U ? 65535 : 255, declared = declared_white(path);
+    if (image.depth() > CV_16U) return cv::imread(path, cv::IMREAD_COLOR);  // float
+    if (white > 255 || declared) image.convertTo(image, CV_8U, 255.0 / (declared ? declared : white));
+    return image;
+}
+
 // The image with `width` columns, transposed. This is Pillow's bilinear resize, not that of cv::resize: a triangle
 // of weights, as wide as the scale where the image is reduced, in fixed point of 22 bits.
 cv::Mat resized_columns(const cv::Mat& image, int width) {
@@ -86,7 +109,7 @@ struct Model {
     }
 
     void classify(const std::string& path) {
-        const cv::Mat image = cv::imread(path, cv::IMREAD_COLOR);
+        const cv::Mat image = decoded(path);
         if (image.empty()) throw std::runtime_error("it is missing or not an image");
         std::vector<float> values = prepared(image);
         const int64_t shape[] = {1, 3, side, side};

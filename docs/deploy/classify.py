@@ -42,8 +42,11 @@ def sums_overflow():
 
 
 def upright(image):
-    """The image in RGB, rotated as its EXIF data specify, transparent parts on white."""
+    """The image in RGB of 8 bits, rotated as its EXIF data specify, transparent parts on white."""
     image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # Pillow alone would make all but the darkest 256 levels white
+        levels = np.asarray(image, np.float32) / 257
+        image = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

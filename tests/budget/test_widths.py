@@ -22,19 +22,21 @@ def built(arch):
     return model, network_options(model, CLASSES, image_size=32)
 
 
-def within(model, budget, network):
+def within(model, budget, network, multiple=None):
     groups = pruning.rank(model, "lamp", "global", **network)
-    return pruning.prune(model, groups, widths.widths_for_budget(model, groups, budget, **network), **network)
+    found = widths.widths_for_budget(model, groups, budget, multiple=multiple, **network)
+    return pruning.prune(model, groups, found, **network)
 
 
 def to_fraction(model, fraction, network):
     return within(model, costs.parameter_budget(model, fraction), network)
 
 
-def test_for_a_latency_pruned_widths_are_multiples_of_16():
+@pytest.mark.parametrize(("kind", "multiple"), [("latency", None), ("parameters", 16)])
+def test_pruned_widths_are_multiples_of_16_for_a_latency_and_where_it_is_asked_for(kind, multiple):
     model, network = built("mobilenet_v2")
-    budget = Budget("latency", 0.4, 1.0, lambda pruned: count_parameters(pruned) / count_parameters(model))
-    pruned = within(model, budget, network)
+    budget = Budget(kind, 0.4, 1.0, lambda pruned: count_parameters(pruned) / count_parameters(model))
+    pruned = within(model, budget, network, multiple)
     narrowed = [
         after.out_channels
         for before, after in zip(model.modules(), pruned.modules(), strict=True)
@@ -177,12 +179,12 @@ def ram(limit, start, precision="int8", image_size=8):
     return Budget("ram", limit, start, cost, precision)
 
 
-def found_for(model, budget, network, quantiles=None):
+def found_for(model, budget, network, quantiles=None, multiple=None):
     """The widths, where the channels of the groups have these quantiles, by the root of the group."""
     groups = pruning.rank(model, "lamp", "global", **network)
     quantiles = {name: torch.as_tensor(values) for name, values in (quantiles or {}).items()}
     groups = [replace(each, quantiles=quantiles.get(each.layers[0], each.quantiles)) for each in groups]
-    return widths.widths_for_budget(model, groups, budget, **network)
+    return widths.widths_for_budget(model, groups, budget, multiple=multiple, **network)
 
 
 def test_for_ram_the_least_important_channels_at_the_peak_are_removed_and_no_others():
@@ -195,6 +197,17 @@ def test_for_ram_the_least_important_channels_at_the_peak_are_removed_and_no_oth
     for channels, kept in expected.items():
         assert found_for(model, ram(channels * 64, start), network, quantiles) == kept
     assert found_for(model, ram(4 * 88 * 64, 4 * start, "fp32"), network, quantiles) == {"0": 24}
+
+
+def test_for_ram_16_channels_at_a_time_are_removed_where_it_is_asked_for():
+    # the second layer has 56 channels, to 48: the others have an equal importance, and the first layer fewer
+    model, network = chain(32, 56, 16)
+    quantiles, start = {"0": [0.5] * 32, "3": [0.1] * 56}, (32 + 56) * 64
+    expected = {88: {}, 87: {"3": 48}, 80: {"3": 48}, 79: {"3": 32}, 47: {"0": 16, "3": 16}}
+    for channels, kept in expected.items():
+        assert found_for(model, ram(channels * 64, start), network, quantiles, 16) == kept
+    with pytest.raises(UserError, match=r"2,048 bytes of RAM .*is the least"):
+        found_for(model, ram(32 * 64 - 1, start), network, quantiles, 16)
 
 
 def test_for_ram_the_importance_that_is_lost_is_weighed_against_the_values_that_are_saved():

@@ -27,6 +27,16 @@ def test_a_latency_is_one_of_what_ships_unless_torch_is_asked_for(capsys):
     assert "invalid choice: 'tflite'" in capsys.readouterr().err
 
 
+def test_widths_are_multiples_of_8_or_16(capsys):
+    for script, options in ((train_pruning, []), (compress, ["--target-ram", "512KB"])):
+        assert script.parse_args(["--weights", "x", *options]).width_multiple is None
+        args = script.parse_args(["--weights", "x", *options, "--width-multiple", "16"])
+        assert args.width_multiple == 16
+        with pytest.raises(SystemExit):
+            script.parse_args(["--weights", "x", *options, "--width-multiple", "12"])
+    assert "invalid choice: 12" in capsys.readouterr().err
+
+
 def test_two_target_options_exclude_each_other(capsys):
     with pytest.raises(SystemExit):
         train_pruning.parse_args(["--weights", "x", "--target-macs", "0.5", "--target-size", "2MB"])

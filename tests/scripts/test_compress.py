@@ -52,7 +52,8 @@ OPTIONS = ("--epochs", 1, "--quantization-epochs", 1)
 def test_the_winner_meets_the_budget_and_only_it_is_evaluated_on_test(script, teacher, place, monkeypatch):
     monkeypatch.setattr(search, "RECIPES", (("lamp", "global"),))  # one is enough here
     budget = ("--target-size", "0.5MB", "--student", "squeezenet1_1", "--pretrained", "none")
-    out = script("compress", "--weights", "squeezenet1_1", *budget, *OPTIONS)
+    out = script("compress", "--weights", "squeezenet1_1", *budget, *OPTIONS, "--width-multiple", 16)
+    assert out.count("--width-multiple=16") == out.count("$ python train_pruning.py") > 0
     created = place / "weights" / re.search(r"saved \S*/(\S+\.pt), \S+\.md\n", out)[1]
     content = checkpoint.load(created)
     assert created.stat().st_size <= 0.5e6

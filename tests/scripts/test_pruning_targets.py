@@ -1,11 +1,12 @@
 """train_pruning.py with the targets that a user of a device feels: RAM and latency."""
 
 import pytest
+from torch import nn
 
 from common.compression.target_devices import ENGINES
 from common.deployment import qdq
 from common.evaluation import latency, memory
-from common.models import checkpoint
+from common.models import architectures, checkpoint
 from common.system.errors import UserError
 from common.training import loop
 
@@ -40,6 +41,19 @@ def test_a_target_of_ram_is_met(prune, precision, size, steps):
     peak = memory.peak(checkpoint.rebuild(content), 48)
     assert target["achieved"] == size * peak.values <= full / 2
     assert f"{full // 2:,} bytes of RAM" in result.out
+
+
+@pytest.mark.parametrize("target", [("--target-macs", 0.6), ("--channel-ratio", 0.4)])
+def test_widths_are_multiples_of_what_is_asked_for(prune, target):
+    result, content = prune(*target, "--width-multiple", 16)
+    assert result.code == 0, result.err
+    before = architectures.build("squeezenet1_1", len(content["classes"])).modules()
+    widths = [
+        after.out_channels
+        for layer, after in zip(before, checkpoint.rebuild(content).modules(), strict=True)
+        if isinstance(layer, nn.Conv2d) and after.out_channels < layer.out_channels
+    ]
+    assert len(widths) > 5 and {width % 16 for width in widths} == {0}
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_a_stage_tests_in_full_float32(monkeypatch, tf32):
 @pytest.mark.parametrize(
     ("layer", "expected"),
     [
-        (nn.Conv2d(3, 16, 1, stride=2), torch.contiguous_format),  # in RepVGG; its gradient is wrong in nhwc
+        (nn.Conv2d(3, 16, 1, stride=2), torch.contiguous_format),  # as in RepVGG
         (nn.Conv2d(3, 16, 1), torch.channels_last),
         (nn.Conv2d(3, 16, 3, stride=2), torch.channels_last),
         (nn.Conv2d(16, 16, 1, stride=2), torch.channels_last),
