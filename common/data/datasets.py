@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import OxfordIIITPet
 
-from common.data import content, duplicates, synthetic
+from common.data import class_names, content, duplicates, synthetic
 from common.data.duplicates import Sample
 from common.data.images import find_images
 from common.system import distributed
@@ -96,8 +96,7 @@ def load_splits(
     else:
         trainval, classes = _read_pet37(root, "trainval")
         test, test_classes = _read_pet37(root, "test")
-        if classes != test_classes:
-            raise UserError(f"{root}: trainval.txt and test.txt do not name the same classes")
+        _check_same(root, classes, test_classes, "trainval.txt", "test.txt")
         splits = Splits(*split_stratified(trainval, val_fraction), test, classes)
     return _checked(splits, root, val_fraction, index_dir)
 
@@ -177,13 +176,22 @@ def _read_folder(root: Path, val_fraction: float) -> Splits:
             f"--data-dir {root} needs train/ and test/ (or val/), each with a folder for each class"
         )
     train, classes = _read_classes(root, "train")
-    test, test_classes = _read_classes(root, "test" if has_test else "val")
-    val, val_classes = _read_classes(root, "val") if has_test and has_val else ([], classes)
-    if not classes == test_classes == val_classes:
-        raise UserError(f"{root}: train/ and test/ (or val/) do not hold folders of the same names")
+    last = "test" if has_test else "val"
+    test, test_classes = _read_classes(root, last)
+    _check_same(root, classes, test_classes, "train/", f"{last}/")
+    val = []
+    if has_test and has_val:
+        val, val_classes = _read_classes(root, "val")
+        _check_same(root, classes, val_classes, "train/", "val/")
     if not val:
         train, val = split_stratified(train, val_fraction)
     return Splits(train, val, test, classes)
+
+
+def _check_same(root: Path, one: list[str], other: list[str], here: str, there: str) -> None:
+    if one != other:
+        difference = class_names.difference(one, other, here, there)
+        raise UserError(f"{root}: {here} and {there} must have the same classes: {difference}")
 
 
 def _read_classes(root: Path, name: str) -> tuple[list[Sample], list[str]]:

@@ -51,7 +51,7 @@ def find(reference: str, folder: str) -> Path:
     Raises:
         UserError: There is no such checkpoint.
     """
-    exported = Path(reference).suffix in EXPORTED
+    exported = Path(reference).suffix.lower() in EXPORTED
     return Path(reference) if exported else checkpoint.find(reference, folder)
 
 
@@ -69,8 +69,8 @@ def load(path: Path, engine: str | None, threads: int) -> Classifier:
     Raises:
         UserError: The file cannot be read or run.
     """
-    if path.suffix in EXPORTED:
-        runtime, open_file = EXPORTED[path.suffix]
+    if path.suffix.lower() in EXPORTED:
+        runtime, open_file = EXPORTED[path.suffix.lower()]
         model = open_file(path, threads)
         content = model.content | {"name": path.stem, "lineage": []}
         kind = f"{'int8' if content['backend'] else 'fp32'} {runtime}"

@@ -116,7 +116,7 @@ def load_weights(path: str | Path):
     Raises:
         UserError: The file is missing or damaged.
     """
-    if Path(path).suffix != ".safetensors":
+    if Path(path).suffix.lower() != ".safetensors":
         return load_tensors(path)
     from safetensors import SafetensorError  # comes with timm
     from safetensors import torch as safetensors

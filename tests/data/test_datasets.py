@@ -149,13 +149,23 @@ def test_pet37_without_training_images_can_be_evaluated(small_synthetic, dataset
     [
         (lambda root: (root / "test").rename(root / "x"), r"needs train/ and test/ \(or val/\)"),
         (lambda root: (root / "train").rename(root / "x"), "needs train/ with a folder"),
-        (lambda root: (root / "test" / "fox").rename(root / "test" / "owl"), "folders of the same names"),
+        (
+            lambda root: (root / "test" / "fox").rename(root / "test" / "owl"),
+            "train/ and test/ must have the same classes: 'fox' is only in train/; 'owl' is only in test/",
+        ),
         (lambda root: [path.unlink() for path in (root / "train" / "cat").iterdir()], "cat"),
     ],
 )
 def test_a_folder_with_another_structure_is_refused(image_folder, breaks, message):
     breaks(image_folder)
     with pytest.raises(UserError, match=message):
+        datasets.load_splits("folder", str(image_folder), 0.25)
+
+
+def test_a_class_that_one_of_three_folders_lacks_is_named(image_folder, tmp_path):
+    write_images(tmp_path / "more", classes=("cat", "dog"), train=1, side=41)
+    (tmp_path / "more" / "train").rename(image_folder / "val")
+    with pytest.raises(UserError, match=r"train/ and val/ must .*: 'fox' is only in train/$"):
         datasets.load_splits("folder", str(image_folder), 0.25)
 
 

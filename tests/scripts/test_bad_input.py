@@ -104,7 +104,8 @@ def test_another_pickle_is_refused_and_not_executed(refused, tmp_path, script, o
 
 @pytest.mark.parametrize(("script", "options"), STAGES)
 @pytest.mark.parametrize(
-    ("classes", "message"), [("cat dog owl", "no class 'owl'"), ("cat dog", "3 classes, not 2")]
+    ("classes", "message"),
+    [("cat dog owl", "'owl' is only in the data set"), ("cat dog", "3 classes, not 2")],
 )
 def test_a_data_set_with_other_classes_is_refused(refused, tmp_path, script, options, classes, message):
     root = write_images(tmp_path / "other", classes.split())
