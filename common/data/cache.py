@@ -27,28 +27,29 @@ FINGERPRINT_BYTES = 32
 class Decoder(Dataset):
     """Decodes image files; item i is uint8 [H, W, 3]."""
 
-    def __init__(self, paths: list[Path], resize: Callable[[Image.Image, int], Image.Image], image_size: int):
+    def __init__(self, paths: list[Path], resize: Callable[..., Image.Image], *sizes: int):
         """Stores the arguments.
 
         Args:
             paths: The image files.
             resize: A function of `common.data.transforms`, applied to each image.
-            image_size: Its second argument, in pixels.
+            *sizes: Its further arguments, in pixels.
         """
-        self.paths, self.resize, self.image_size = paths, resize, image_size
+        self.paths, self.resize, self.sizes = paths, resize, sizes
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(np.array(self.resize(read_image(self.paths[index]), self.image_size)))
+        return torch.from_numpy(np.array(self.resize(read_image(self.paths[index]), *self.sizes)))
 
     @property
     def name(self) -> str:
-        """A name for the decoded images: it depends on their paths, the resizing and the image size."""
+        """A name for the decoded images: it depends on their paths, the resizing and the sizes."""
         paths = "\0".join(str(path.absolute()) for path in self.paths)
         digest = hashlib.sha256(paths.encode(errors="surrogateescape"))
-        return f"{self.resize.__name__}-{self.image_size}-{digest.hexdigest()[:16]}-{LAYOUT}"
+        sizes = "-".join(map(str, self.sizes))
+        return f"{self.resize.__name__}-{sizes}-{digest.hexdigest()[:16]}-{LAYOUT}"
 
     def fingerprint(self) -> bytes:
         """SHA-256 over the sizes and times (of content and of status) of the files: any change changes it.

@@ -12,7 +12,14 @@ from torchvision.transforms import v2
 from common.data.cache import Decoder, open_cache
 from common.data.datasets import Splits
 from common.data.duplicates import Sample
-from common.data.transforms import CPU, Normalize, center_crop, random_crop, resize_shorter_side
+from common.data.transforms import (
+    CPU,
+    Normalize,
+    center_crop,
+    random_crop,
+    resize_shorter_side,
+    resized_side,
+)
 from common.system import distributed, hardware, seeding
 from common.system.errors import UserError
 
@@ -170,7 +177,7 @@ def make_loaders(
 
     Args:
         splits: The images.
-        checkpoint: Its `image_size`, `mean` and `std` are used.
+        checkpoint: Its `image_size`, `crop_pct`, `mean` and `std` are used.
         batch_size: Images of a batch, in all processes together.
         seed: Of the order and the crops of training.
         cache: Folder of the decoded images; None decodes them in every epoch; see `cache.open_cache`.
@@ -205,7 +212,7 @@ def eval_loader(samples: list[Sample], checkpoint: dict, batch_size: int = 32, *
 
     Args:
         samples: (path, label) of the images.
-        checkpoint: Its `image_size`, `mean` and `std` are used.
+        checkpoint: Its `image_size`, `crop_pct`, `mean` and `std` are used.
         batch_size: Images of a batch, in all processes together.
         **options: `cache`, `workers` and `device` of `make_loaders`.
 
@@ -223,7 +230,8 @@ def _loader(
     samples, checkpoint, sampler, resize, crop, *, cache=None, workers=None, device=CPU
 ) -> DeviceLoader:
     training = sampler.seed is not None
-    images = decoder = Decoder([path for path, _ in samples], resize, checkpoint["image_size"])
+    sizes = [checkpoint["image_size"]] if training else [checkpoint["image_size"], resized_side(checkpoint)]
+    images = decoder = Decoder([path for path, _ in samples], resize, *sizes)
     # the processes of this machine share its cores; evaluation, which runs between epochs, gets half of them
     automatic = min(max(1, hardware.cores() // distributed.local_world_size()), MAX_WORKERS)
     if cache is not None:

@@ -10,6 +10,7 @@ from torch import nn
 from common.compression.reparameterization import fuse_branches
 from common.data.transforms import eval_transform
 from common.deployment import litert_model, onnx_model
+from common.evaluation import metrics
 from common.models import checkpoint
 
 EXPORTED = {".onnx": ("ONNX Runtime", onnx_model.OnnxModel), ".tflite": ("LiteRT", litert_model.LiteRtModel)}
@@ -95,6 +96,7 @@ def top_k(classifier: Classifier, image: Image.Image, k: int) -> list[tuple[str,
         (class name, probability from 0 to 1) of the k most probable classes, the highest first.
     """
     images = eval_transform(image, classifier.content).contiguous(memory_format=classifier.memory_format)
-    probabilities = classifier.model(images)[0].softmax(0)
-    best = probabilities.argsort(descending=True, stable=True)[:k].tolist()
+    logits = classifier.model(images)[0]
+    probabilities = logits.softmax(0)  # these can be equal where the logits are not
+    best = metrics.top_k(logits, k).tolist()
     return [(classifier.content["classes"][index], float(probabilities[index])) for index in best]

@@ -63,12 +63,12 @@ def test_a_changed_image_is_decoded_again_even_if_size_and_time_are_the_same(pat
 def test_other_sizes_splits_and_crops_have_other_files(paths, tmp_path):
     decoders = (
         decoder(paths), decoder(paths[:2]), Decoder(paths, resize_shorter_side, 16),
-        Decoder(paths, center_crop, 32),
+        Decoder(paths, center_crop, 32, 36), Decoder(paths, center_crop, 32, 37),
     )  # fmt: skip
     caches = [open_cache(each, tmp_path, 0) for each in decoders]
     shapes = [[tuple(cache[index].shape) for index in range(len(cache))] for cache in caches]
-    assert len(list(tmp_path.glob("*.pixels"))) == 4
-    assert [len(each) for each in shapes] == [3, 2, 3, 3] and set(shapes[3]) == {(32, 32, 3)}
+    assert len(list(tmp_path.glob("*.pixels"))) == 5
+    assert [len(each) for each in shapes] == [3, 2, 3, 3, 3] and set(shapes[3]) == {(32, 32, 3)}
 
 
 @pytest.mark.parametrize("damage", [b"", b"x" * 10, None])

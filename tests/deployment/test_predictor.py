@@ -44,6 +44,11 @@ def test_of_equal_probabilities_the_first_class_comes_first_and_k_may_exceed_the
     assert sum(p for _, p in predictions) == pytest.approx(1)
 
 
+def test_classes_with_equal_probabilities_are_in_the_order_of_their_logits():
+    predictions = predictor.top_k(classifier(-300.0, -200.0, 0.0), Image.new("RGB", (50, 40)), 3)
+    assert predictions == [("fox", 1.0), ("dog", 0.0), ("cat", 0.0)]
+
+
 def test_an_onnx_file_is_found_by_its_path_and_a_checkpoint_by_its_name(tmp_path):
     assert predictor.find("nowhere/m.onnx", str(tmp_path)) == Path("nowhere/m.onnx")
     (tmp_path / "teacher_x_0.5000.pt").touch()
