@@ -219,5 +219,7 @@ def _picture(path: Path) -> str | None:
 
 def _thumbnail(path: Path) -> str:
     buffer = io.BytesIO()
-    center_crop(read_image(path), THUMBNAIL, resized_side({"image_size": THUMBNAIL})).save(buffer, "JPEG", quality=80)
+    center_crop(read_image(path), THUMBNAIL, resized_side({"image_size": THUMBNAIL})).save(
+        buffer, "JPEG", quality=80
+    )
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

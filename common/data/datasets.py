@@ -43,9 +43,26 @@ class Splits:
         return self._hash(("train", "val", "test"), self.digests)
 
     @property
+    def training_fingerprint(self) -> str:
+        """The same without the test images: of all that a training depends on."""
+        return self._hash(("train", "val"), self.digests)
+
+    @property
     def old_fingerprint(self) -> str:
         """What checkpoints of earlier versions have in place of the fingerprint: without the contents."""
         return self._hash(("train", "val", "test"), {})
+
+    def trained(self, checkpoint: dict) -> bool:
+        """Whether the last stage of a checkpoint had the same training and validation images.
+
+        Args:
+            checkpoint: Its `lineage` has the fingerprint of these, in earlier versions that of all images.
+
+        Returns:
+            False also where only the test images of a checkpoint of an earlier version differ.
+        """
+        known = (self.training_fingerprint, self.fingerprint, self.old_fingerprint)
+        return checkpoint["lineage"][-1]["split"] in known
 
     def fingerprint_of(self, split: str) -> str:
         """The fingerprint of one split.

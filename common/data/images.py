@@ -23,7 +23,33 @@ READERS = {
     ),
 }
 READER_OF = {suffix: reader for reader, own in READERS.items() for suffix in own}
+CANNOT_READ = "cannot read the image "  # how the message of `read_image` begins
+SHOWN = 20  # of the files that cannot be read, in a message
 MAX_ASPECT_RATIO = 100  # a longer image, resized for a network, may not fit into memory
+
+
+class UnreadableImages(UserError):
+    """One error for all image files that cannot be read.
+
+    `reasons` has the message of each.
+    """
+
+    def __init__(self, reasons: list[str]):
+        """Joins the messages, the first `SHOWN` of many.
+
+        Args:
+            reasons: The message of `read_image` for each file.
+        """
+        self.reasons = reasons
+        text = reasons[0]
+        if len(reasons) > 1:
+            parts = [reason.removeprefix(CANNOT_READ) for reason in reasons[:SHOWN]]
+            more = [f"and {len(reasons) - SHOWN} more"] if len(reasons) > SHOWN else []
+            text = f"cannot read {len(reasons)} images: {'; '.join(parts + more)}"
+        super().__init__(text)
+
+    def __reduce__(self):
+        return type(self), (self.reasons,)
 
 
 @functools.cache
@@ -59,16 +85,16 @@ def read_image(path: str | Path) -> Image.Image:
     except UnidentifiedImageError:
         reader = READER_OF.get(_suffix(path))
         advice = f" ({reader} reads it: convert it to JPEG or PNG)" if reader else ""
-        raise UserError(f"cannot read the image {path}: its format is unknown{advice}") from None
+        raise UserError(f"{CANNOT_READ}{path}: its format is unknown{advice}") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read the image {path}: {getattr(error, 'strerror', '') or error}") from None
+        raise UserError(f"{CANNOT_READ}{path}: {getattr(error, 'strerror', '') or error}") from None
     # Pillow's decoders raise errors of any kind on damaged bytes
     except Exception as error:
-        raise UserError(f"cannot read the image {path}: its decoder fails with {error!r}") from None
+        raise UserError(f"{CANNOT_READ}{path}: its decoder fails with {error!r}") from None
     if not 0 < max(image.size) <= MAX_ASPECT_RATIO * min(image.size):
         size = f"{image.width} x {image.height} pixels"
         raise UserError(
-            f"cannot read the image {path}: it has {size}, one side over {MAX_ASPECT_RATIO} times the other"
+            f"{CANNOT_READ}{path}: it has {size}, one side over {MAX_ASPECT_RATIO} times the other"
         )
     return image
 

@@ -106,8 +106,7 @@ def check_fits(checkpoint: dict, splits: Splits) -> None:
         UserError: The classes differ, or their order does.
     """
     check_classes(checkpoint, splits.classes)
-    same = (splits.fingerprint, splits.old_fingerprint)
-    if checkpoint["lineage"] and checkpoint["lineage"][-1]["split"] not in same:
+    if checkpoint["lineage"] and not splits.trained(checkpoint):
         print(
             f"note: {checkpoint['name']} was trained on other images or another split; "
             "its training images may be among the validation images here"
@@ -134,7 +133,7 @@ def new_row(
         arch: The architecture, of a student.
         options: Those of the command line, with `model_name`.
         machine: What the training computes with.
-        split: The fingerprint of the data.
+        split: The fingerprint of the training and validation images.
         teacher_path: The file of the teacher, where one is used in pruning or quantization.
 
     Returns:

@@ -46,7 +46,14 @@ def test_evaluation_sees_the_normalized_center():
 
 @pytest.mark.parametrize(
     ("image_size", "crop_pct", "expected"),
-    [(224, None, 256), (160, None, 183), (160, 0.875, 182), (224, 0.875, 256), (224, 0.9, 248), (96, 1.0, 96)],
+    [
+        (224, None, 256),
+        (160, None, 183),
+        (160, 0.875, 182),
+        (224, 0.875, 256),
+        (224, 0.9, 248),
+        (96, 1.0, 96),
+    ],
 )
 def test_the_shorter_side_is_that_of_the_checkpoint(image_size, crop_pct, expected):
     assert resized_side({"image_size": image_size, "crop_pct": crop_pct}) == expected

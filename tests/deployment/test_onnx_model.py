@@ -7,7 +7,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD, resized_side
 from common.deployment import metadata, onnx_model, predictor
 from common.models import checkpoint
 from common.system.errors import UserError
