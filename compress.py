@@ -44,6 +44,7 @@ def main(args):
         args.dataset, args.data_dir, args.val_fraction, index_dir=cache.folder_of(args.cache)
     )
     lineage.check_fits(content, splits)
+    teacher_options.check(args, len(splits.classes))
     batches = functools.partial(
         loaders.make_loaders, splits, batch_size=args.batch_size, seed=args.seed, cache=args.cache,
         workers=args.workers,
@@ -156,8 +157,9 @@ def parse_args(argv=None):
         help="of quantization-aware training, at its own learning rate; default: 10",
     )
     teacher_options.add_teacher_options(
-        parser, required=False, default="the checkpoint of --weights", distillation=None
-    )
+        parser, required=False, default="the checkpoint of --weights",
+        distillation="dist for a student of more than two classes, else kd",
+    )  # fmt: skip
     options.add_data_options(parser, several_sizes=True)
     options.add_training_options(parser, epochs=20, lr=5e-4)
     parser.set_defaults(resume=True)

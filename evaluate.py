@@ -37,8 +37,8 @@ def main(args):
     measured, scores, loads = [], {}, []
     for path in paths:
         opened = predictor.load(path, args.engine, args.threads)
-        if not args.models and opened.content["classes"] != splits.classes:
-            print(f"{path}: ignored, its classes are not those of this data set")
+        if not args.models and (difference := lineage.class_difference(opened.content, splits.classes)):
+            print(f"{path}: ignored, its classes are not those of this data set: {difference}")
             continue
         scores[path] = score(opened)
         print(f"{path}: {scores[path]}", flush=True)

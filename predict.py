@@ -14,19 +14,24 @@ from common.cli import launch, options, targets
 from common.cli.parser import Parser, new_file, number
 
 MAX_DRAWN = 40  # images that --save has room for
+DRAWN_SIDE = 640  # pixels of the longer side that --save keeps of an image; it draws up to 384
 
 
 def main(args):
     # imported here, so that --help does not load torch
-    from common.data.images import find_images, read_image
+    from common.data.images import describe_left_out, find_images, read_image
     from common.deployment import predictor
     from common.evaluation import plots
     from common.system.errors import UserError
 
     opened = predictor.load(predictor.find(args.model, args.output_dir), args.engine, threads=0)
-    paths = [file for path in args.paths for file in find_images(path)]
+    found = [find_images(path) for path in args.paths]
+    paths, left_out = ([file for both in found for file in both[index]] for index in (0, 1))
+    note = describe_left_out(left_out)
     if not paths:
-        raise UserError(f"there is no image in {' '.join(args.paths)}")
+        raise UserError("; ".join(filter(None, [f"there is no image in {' '.join(args.paths)}", note])))
+    if note:
+        print(f"note: {note}", file=sys.stderr)
 
     predictions, drawn, status = [], [], 0
     for path in paths:
@@ -44,6 +49,7 @@ def main(args):
         if not args.json:
             print("\n  ".join([str(path), *lines]))
         if args.save and len(drawn) < MAX_DRAWN:
+            image.thumbnail((DRAWN_SIDE, DRAWN_SIDE))
             drawn.append((image, path.name, lines))
 
     if args.json:

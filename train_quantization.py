@@ -78,7 +78,7 @@ def parse_args(argv=None):
     options.add_data_options(parser)
     options.add_training_options(parser, epochs=10, lr=5e-5)
     options.add_stage_options(parser)
-    return teacher_options.with_defaults(parser.parse_args(argv))
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -41,14 +41,14 @@ def main(args):
 
 def parse_args(argv=None):
     parser = Parser(__doc__, __file__)
-    teacher_options.add_teacher_options(parser, required=True, distillation="dist")
+    teacher_options.add_teacher_options(parser, required=True, distillation="dist, with two classes kd")
     group = parser.add_argument_group("student")
     group.add_argument("--student", required=True, metavar="ARCH", help=options.ARCHITECTURE)
     options.add_pretrained_option(group)
     options.add_data_options(parser)
     options.add_training_options(parser, epochs=20, lr=5e-4)
     options.add_stage_options(parser)
-    return teacher_options.with_defaults(parser.parse_args(argv))
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

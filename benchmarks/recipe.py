@@ -186,7 +186,7 @@ LONG_RUNS = {
     f"{epochs} epochs, rate {lr}": {"epochs": epochs, "lr": lr}
     for epochs, lr in ((60, 2e-4), (60, 5e-4), (60, 1e-3), (150, 2e-4), (150, 5e-4))
 }
-SMALL_CROP = v2.Compose([v2.Resize(resized_side(SIDE), antialias=True), v2.RandomCrop(SIDE)])
+SMALL_CROP = v2.Compose([v2.Resize(resized_side({"image_size": SIDE}), antialias=True), v2.RandomCrop(SIDE)])
 VARIANTS = {  # the first of each group is the one that the others are compared with
     "teacher": {
         "AdamW, cosine, crop from 35 %": lambda fold: metrics.evaluate(

@@ -67,6 +67,8 @@ class Stage:
             args.dataset, args.data_dir, args.val_fraction, index_dir=cache.folder_of(args.cache)
         )
         self.num_classes = len(self.splits.classes)
+        if "distillation" in args:
+            teacher_options.settle(args, name, self.num_classes)
         if parent is not None:
             lineage.check_fits(self.parent, self.splits)
             if arch is not None:
@@ -95,9 +97,7 @@ class Stage:
             )
             settings, precision = teacher_options.distillation_options(args), self.precision_for(teacher)
             return distillation_loss_fn(teacher.to(self.device), **settings, precision=precision)
-        for option in ("mixup", "standardize_logits", "distillation"):
-            if getattr(args, option) not in (False, "kd"):
-                raise UserError(f"--{option.replace('_', '-')} needs --teacher")
+        teacher_options.require_none(args)
         return cross_entropy
 
     def precision_for(self, model: nn.Module) -> torch.dtype:
@@ -126,20 +126,20 @@ class Stage:
             UserError: An image cannot be read, or the state of an interrupted run does not fit.
         """
         args, self.arch, self.precision = self.args, arch or self.parent["arch"], self.precision_for(model)
-        self.test_images = {"images": self.splits.fingerprint_of(args.score), "image_size": self.image_size}
+        images = self.splits.fingerprint_of(args.score)
+        self.test_images = {"images": images, "image_size": self.image_size}
         self.loaders = make_loaders(
             self.splits, self.parent, args.batch_size, args.seed,
             cache=args.cache, workers=args.workers, device=self.device,
         )  # fmt: skip
         self.test_loader = self.loaders.of(args.score)
         machine = hardware.summary(self.device, self.precision)
-        size = metrics.describe_size(model, self.image_size)
-        print(f"{self.arch}: {size}; {self.splits}\n{machine}")
+        print(f"{self.arch}: {metrics.describe_size(model, self.image_size)}; {self.splits}\n{machine}")
         new_row = lineage.new_row(
             self.parent, self.parent_path, self.name, arch=arch, options=vars(args), machine=machine,
-            split=self.splits.fingerprint, teacher_path=self.teacher_path,
+            split=self.splits.training_fingerprint, teacher_path=self.teacher_path,
         )  # fmt: skip
-        self.progress = resume.open_run(args.output_dir, new_row | row, resume=args.resume)
+        self.progress = resume.open_run(args.output_dir, new_row | row, resume=args.resume, images=images)
         self.row = distributed.broadcast(self.progress.row)
         if self.row["machine"] != machine:
             print(f"note: the run began with {self.row['machine']}; the rest has another precision or speed")

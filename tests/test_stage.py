@@ -246,7 +246,7 @@ def test_a_finished_run_is_not_repeated(new_stage, capsys):
     assert stage.begin(stage.model) is None
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("split", ["train", "test"])  # the accuracy is that of other images
 def test_other_images_of_the_same_names_are_another_run(new_stage, tmp_path, capsys, split):
     path = saved(new_stage())
     recolor(tmp_path / "images" / split / "fox" / "fox1.jpg")

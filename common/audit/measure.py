@@ -103,7 +103,7 @@ def fit_temperature(
     if not fraction:
         return None, "it needs validation images, and no image was left out of the training."
     splits = datasets.load_splits(dataset, data_dir, fraction)
-    if rows[-1]["split"] not in (splits.fingerprint, splits.old_fingerprint):
+    if not splits.trained(classifier.content):
         return None, "the training had other validation images than this data set has."
     logits, score = outputs(classifier, splits.val, **options)
     return calibration.fit_temperature(logits, score.labels), f"It was fitted on {score.n} validation images."

@@ -12,7 +12,7 @@ import jinja2
 from common.audit import calibration, charts, corruptions, forgetting
 from common.audit.measure import Measured
 from common.data.images import read_image
-from common.data.transforms import center_crop
+from common.data.transforms import center_crop, resized_side
 from common.evaluation import metrics, plots, tables
 from common.evaluation.comparison import Row
 from common.evaluation.results import write_text
@@ -219,5 +219,7 @@ def _picture(path: Path) -> str | None:
 
 def _thumbnail(path: Path) -> str:
     buffer = io.BytesIO()
-    center_crop(read_image(path), THUMBNAIL).save(buffer, "JPEG", quality=80)
+    center_crop(read_image(path), THUMBNAIL, resized_side({"image_size": THUMBNAIL})).save(
+        buffer, "JPEG", quality=80
+    )
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

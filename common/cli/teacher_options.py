@@ -4,9 +4,11 @@ Imports no torch, so that `--help` prints at once.
 """
 
 import argparse
+import os
 
 from common.cli.options import CHECKPOINT
 from common.cli.parser import Parser, number
+from common.system.errors import UserError
 
 SETTINGS = {  # the defaults of each loss
     "kd": {"temperature": 3.0, "alpha": 0.9},
@@ -20,7 +22,7 @@ def add_teacher_options(
     *,
     required: bool,
     default: str = "none, the loss is cross-entropy only",
-    distillation: str | None = "kd",
+    distillation: str = "kd",
 ) -> None:
     """Adds `--teacher` and the settings of the distillation loss.
 
@@ -28,7 +30,7 @@ def add_teacher_options(
         parser: The parser of a script.
         required: Whether there must be a teacher.
         default: What happens without one, for the help.
-        distillation: The default of `--distillation`; None: each stage that the script calls has its own.
+        distillation: The default of `--distillation`, for the help: see `settle`.
     """
     group = parser.add_argument_group("distillation")
     group.add_argument(
@@ -36,9 +38,9 @@ def add_teacher_options(
         help=CHECKPOINT + ("" if required else f"; default: {default}"),
     )  # fmt: skip
     group.add_argument(
-        "--distillation", choices=SETTINGS, default=distillation,
+        "--distillation", choices=SETTINGS,
         help="learn the probabilities of the teacher (kd), or their relations (dist); default: "
-        + (distillation or "dist for a student, kd for a pruned or quantized network"),
+        + distillation,
     )  # fmt: skip
     group.add_argument(
         "--temperature", type=number(float, 0, above=True),
@@ -58,26 +60,77 @@ def add_teacher_options(
     )  # fmt: skip
 
 
-def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
-    """Sets what was not given of the settings of the loss.
+def check(args: argparse.Namespace, num_classes: int) -> None:
+    """Refuses, or notes, a loss that takes the signal of the teacher away.
+
+    Two numbers with the mean 0 and the standard deviation 1 are -1 and 1, whatever they were: where two
+    logits are standardized, or two probabilities correlated, the gradient is 0.
 
     Args:
-        args: The parsed command line; `temperature` and `alpha` are changed in place where they are None.
+        args: The parsed command line.
+        num_classes: Those of the data set.
 
-    Returns:
-        `args`.
+    Raises:
+        UserError: Nothing is left of it.
     """
+    if num_classes == 2 and args.standardize_logits:
+        raise UserError(
+            "--standardize-logits cannot be used with two classes: two standardized logits are always -1 and "
+            "1, so the student would learn nothing from the teacher"
+        )
+    if args.distillation == "dist":
+        images = args.batch_size // int(os.environ.get("WORLD_SIZE", 1))
+        if num_classes == images == 2:
+            raise UserError("--distillation dist has no gradient with two classes and batches of two images")
+        for count, what, rest in (
+            (num_classes, "two classes", "between the images of a batch"),
+            (images, "batches of two images", "between the classes of an image"),
+        ):
+            if count == 2:
+                print(f"note: with {what}, only the relations {rest} have a gradient in --distillation dist")
+
+
+def settle(args: argparse.Namespace, stage: str, num_classes: int) -> None:
+    """Sets the settings of the loss that were not given, once the number of classes is known.
+
+    The distance is DIST for a student, else the KL divergence; with two classes always that.
+
+    Args:
+        args: The parsed command line; `distillation`, `temperature` and `alpha` are changed in place where
+            they are None.
+        stage: Of the table `STAGES`.
+        num_classes: Those of the data set.
+
+    Raises:
+        UserError: See `check`.
+    """
+    check(args, num_classes)
+    if args.distillation is None:
+        args.distillation = "dist" if stage == "kd" and num_classes > 2 else "kd"
     for name, value in SETTINGS[args.distillation].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    return args
+
+
+def require_none(args: argparse.Namespace) -> None:
+    """Refuses settings of the loss that have no effect without a teacher.
+
+    Args:
+        args: The parsed command line, after `settle`.
+
+    Raises:
+        UserError: One is given.
+    """
+    for option in ("mixup", "standardize_logits", "distillation"):
+        if getattr(args, option) not in (False, "kd"):
+            raise UserError(f"--{option.replace('_', '-')} needs --teacher")
 
 
 def distillation_options(args: argparse.Namespace) -> dict:
     """Reads the settings of the distillation loss.
 
     Args:
-        args: The parsed command line, `with_defaults`.
+        args: The parsed command line, after `settle`.
 
     Returns:
         The arguments of `distillation_loss_fn` with the same names.

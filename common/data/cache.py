@@ -1,5 +1,6 @@
 """Images decoded once and kept in a memory-mapped file of uint8 pixels, rebuilt when the images change."""
 
+import contextlib
 import hashlib
 import shutil
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from common.data.images import read_image
+from common.data.images import UnreadableImages, read_image
+from common.data.readable import check
 from common.system import distributed
 from common.system.errors import UserError
 from common.system.files import atomic_write, remove_stale_files
@@ -27,28 +29,29 @@ FINGERPRINT_BYTES = 32
 class Decoder(Dataset):
     """Decodes image files; item i is uint8 [H, W, 3]."""
 
-    def __init__(self, paths: list[Path], resize: Callable[[Image.Image, int], Image.Image], image_size: int):
+    def __init__(self, paths: list[Path], resize: Callable[..., Image.Image], *sizes: int):
         """Stores the arguments.
 
         Args:
             paths: The image files.
             resize: A function of `common.data.transforms`, applied to each image.
-            image_size: Its second argument, in pixels.
+            *sizes: Its further arguments, in pixels.
         """
-        self.paths, self.resize, self.image_size = paths, resize, image_size
+        self.paths, self.resize, self.sizes = paths, resize, sizes
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(np.array(self.resize(read_image(self.paths[index]), self.image_size)))
+        return torch.from_numpy(np.array(self.resize(read_image(self.paths[index]), *self.sizes)))
 
     @property
     def name(self) -> str:
-        """A name for the decoded images: it depends on their paths, the resizing and the image size."""
+        """A name for the decoded images: it depends on their paths, the resizing and the sizes."""
         paths = "\0".join(str(path.absolute()) for path in self.paths)
         digest = hashlib.sha256(paths.encode(errors="surrogateescape"))
-        return f"{self.resize.__name__}-{self.image_size}-{digest.hexdigest()[:16]}-{LAYOUT}"
+        sizes = "-".join(map(str, self.sizes))
+        return f"{self.resize.__name__}-{sizes}-{digest.hexdigest()[:16]}-{LAYOUT}"
 
     def fingerprint(self) -> bytes:
         """SHA-256 over the sizes and times (of content and of status) of the files: any change changes it.
@@ -109,28 +112,60 @@ def folder_of(cache: str | Path | None) -> Path | None:
     return cache and Path(DEFAULT_DIR if cache == AUTO else cache)
 
 
-def open_cache(decoder: Decoder, cache: str | Path, workers: int) -> Dataset:
-    """Opens the cache of decoded images, and builds it first where it is missing or stale.
+def open_images(decoders: list[Decoder], cache: str | Path | None, workers: int) -> list[Dataset]:
+    """Opens the images of splits: their caches, which are built where they are missing or stale.
 
-    The file is written completely and then renamed, so that two runs may build it at the same time.
+    Images without a cache are decoded once to check them. So all files that cannot be read are found here.
+    The file of a cache is written completely and then renamed, so that two runs may build it at the same
+    time.
 
     Args:
-        decoder: The images.
-        cache: Folder of cache files; with "auto" there is no cache where it would take more than half of the
-            free disk.
+        decoders: The images of each split.
+        cache: Folder of cache files; None for no cache; with "auto" there is none for a split whose cache
+            would take more than half of the free disk.
         workers: Processes that decode.
 
     Returns:
-        The items of `decoder`; itself where there is no cache.
+        The items of each decoder; itself where there is no cache.
 
     Raises:
-        UserError: An image cannot be read, or the file cannot be written.
+        UnreadableImages: Images cannot be read; the message names those of all splits.
+        UserError: A file cannot be written.
     """
-    path, fingerprint = folder_of(cache) / f"{decoder.name}.pixels", decoder.fingerprint()
-    with distributed.main_process_first():
-        if _stored_fingerprint(path) != fingerprint and _fits(decoder, path.parent, cache == AUTO):
-            _build(decoder, path, fingerprint, workers)
-    return PixelCache(path, len(decoder)) if _stored_fingerprint(path) == fingerprint else decoder
+    reasons = []
+    # without a cache nothing is created that the others could use: each machine checks its files
+    with distributed.main_process_first() if cache is not None else contextlib.nullcontext():
+        for decoder in decoders:
+            try:
+                _prepare(decoder, cache, workers)
+            except UnreadableImages as error:
+                reasons += error.reasons
+        if reasons:
+            raise UnreadableImages(reasons)
+    return [_open(decoder, cache) for decoder in decoders]
+
+
+def _prepare(decoder: Decoder, cache: str | Path | None, workers: int) -> None:
+    """Builds the cache of a split, or checks its images. Raises UnreadableImages."""
+    fingerprint = decoder.fingerprint()
+    if cache is not None:
+        path = _path(decoder, cache)
+        if _stored_fingerprint(path) == fingerprint:
+            return
+        if _fits(decoder, path.parent, cache == AUTO):
+            return _build(decoder, path, fingerprint, workers)
+    if distributed.local_rank() == 0:  # the other processes of a machine have the same files
+        check(decoder.paths, fingerprint, folder_of(cache))
+
+
+def _open(decoder: Decoder, cache: str | Path | None) -> Dataset:
+    if cache is None or _stored_fingerprint(path := _path(decoder, cache)) != decoder.fingerprint():
+        return decoder
+    return PixelCache(path, len(decoder))
+
+
+def _path(decoder: Decoder, cache: str | Path) -> Path:
+    return folder_of(cache) / f"{decoder.name}.pixels"
 
 
 def _fits(decoder: Decoder, folder: Path, automatic: bool) -> bool:
@@ -141,8 +176,10 @@ def _fits(decoder: Decoder, folder: Path, automatic: bool) -> bool:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise UserError(f"cannot write to --cache {folder}: {error.strerror}") from None
-    count, sampled = len(decoder), min(SAMPLE, len(decoder))
-    needed = count / sampled * sum(decoder[index * count // sampled].numel() for index in range(sampled))
+    count, sampled, images = len(decoder), min(SAMPLE, len(decoder)), _Attempts(decoder)
+    sample = [images[index * count // sampled] for index in range(sampled)]
+    sizes = [pixels.numel() for pixels in sample if torch.is_tensor(pixels)]
+    needed = count * sum(sizes) / max(1, len(sizes))
     size = f"{count:,} images need about {needed / 1e9:.2f} GB in {folder}"
     if automatic and needed > AUTO_FRACTION * free:
         print(
@@ -169,6 +206,22 @@ def _build(decoder: Decoder, path: Path, fingerprint: bytes, workers: int) -> No
         raise UserError(f"cannot write to --cache {folder}: {error.strerror}") from None
 
 
+class _Attempts(Dataset):
+    """The items of a decoder; of an image that cannot be read the reason."""
+
+    def __init__(self, decoder: Decoder):
+        self.decoder = decoder
+
+    def __len__(self) -> int:
+        return len(self.decoder)
+
+    def __getitem__(self, index: int) -> Tensor | str:
+        try:
+            return self.decoder[index]
+        except UserError as error:
+            return str(error)
+
+
 def _stored_fingerprint(path: Path) -> bytes | None:
     try:
         with path.open("rb") as file:
@@ -179,10 +232,15 @@ def _stored_fingerprint(path: Path) -> bytes | None:
 
 
 def _write(decoder: Decoder, file, workers: int) -> None:
-    index, start = [], 0
+    index, reasons, start = [], [], 0
     # with a generator of its own: the training draws the same random numbers whether this ran or not
-    images = DataLoader(decoder, batch_size=None, num_workers=workers, generator=torch.Generator())
+    images = DataLoader(_Attempts(decoder), batch_size=None, num_workers=workers, generator=torch.Generator())
     for pixels in progress_bar(images, desc="decoding", unit="image"):
+        if isinstance(pixels, str):
+            reasons.append(pixels)
+            continue
         index.append((start, *pixels.shape[:2]))
         start += file.write(pixels.numpy().tobytes())
+    if reasons:
+        raise UnreadableImages(reasons)
     file.write(np.array(index, np.int64).tobytes())

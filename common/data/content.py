@@ -3,14 +3,16 @@
 A digest is SHA-256 over the size and three samples of 4 KiB: the start, the middle and the end of the file.
 """
 
+import functools
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from common.data.images import CANNOT_READ, UnreadableImages
 from common.system import distributed
 from common.system.errors import UserError
 from common.system.files import atomic_write
@@ -38,7 +40,8 @@ def digests(paths: list[Path], index: Path | None) -> dict[Path, bytes]:
         The digest of each file, 16 bytes.
 
     Raises:
-        UserError: A file is missing or cannot be read, or the index cannot be written.
+        UnreadableImages: Files are missing or cannot be read.
+        UserError: The index cannot be written.
     """
     with distributed.main_process_first():
         entries = _entries(paths)
@@ -83,10 +86,7 @@ def digest(path: Path) -> bytes:
 def _entries(paths: list[Path]) -> np.ndarray:
     """An entry for each file, its digest still to be filled in."""
     entries = np.zeros(len(paths), ENTRY)
-    try:
-        states = [os.stat(path) for path in paths]
-    except OSError as error:
-        raise _unreadable(error) from None
+    states = _readable(_attempt(os.stat, path) for path in paths)
     here = os.getcwd()
     keys = [hashlib.sha256(os.fsencode(os.path.join(here, path))).digest()[:8] for path in paths]
     entries["path"] = np.frombuffer(b"".join(keys), "<u8")
@@ -115,17 +115,26 @@ def _announce(count: int, index: Path | None) -> None:
 
 
 def _read_files(paths: list[Path]) -> np.ndarray:
-    try:
-        with ThreadPoolExecutor(THREADS) as pool:
-            found: Iterable[bytes] = pool.map(digest, paths, chunksize=64)
-            values = list(progress_bar(found, total=len(paths), desc="digests", unit="image"))
-    except OSError as error:
-        raise _unreadable(error) from None
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(functools.partial(_attempt, digest), paths, chunksize=64)
+        values = _readable(progress_bar(found, total=len(paths), desc="digests", unit="image"))
     return np.frombuffer(b"".join(values), np.uint8).reshape(len(paths), DIGEST_BYTES)
 
 
-def _unreadable(error: OSError) -> UserError:
-    return UserError(f"cannot read the image {error.filename}: {error.strerror}")
+def _attempt(function: Callable, path: Path):
+    """What a function returns for a file, or the OSError that it raises."""
+    try:
+        return function(path)
+    except OSError as error:
+        return error
+
+
+def _readable(results: Iterable) -> list:
+    """The results of `_attempt`. Raises UnreadableImages where there are errors, which names all."""
+    results = list(results)
+    if errors := [result for result in results if isinstance(result, OSError)]:
+        raise UnreadableImages([f"{CANNOT_READ}{error.filename}: {error.strerror}" for error in errors])
+    return results
 
 
 def _read(index: Path) -> np.ndarray:

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import OxfordIIITPet
 
-from common.data import content, duplicates, synthetic
+from common.data import content, duplicates, folders, synthetic
 from common.data.duplicates import Sample
-from common.data.images import find_images
 from common.system import distributed
 from common.system.errors import UserError
 
@@ -44,9 +43,26 @@ class Splits:
         return self._hash(("train", "val", "test"), self.digests)
 
     @property
+    def training_fingerprint(self) -> str:
+        """The same without the test images: of all that a training depends on."""
+        return self._hash(("train", "val"), self.digests)
+
+    @property
     def old_fingerprint(self) -> str:
         """What checkpoints of earlier versions have in place of the fingerprint: without the contents."""
         return self._hash(("train", "val", "test"), {})
+
+    def trained(self, checkpoint: dict) -> bool:
+        """Whether the last stage of a checkpoint had the same training and validation images.
+
+        Args:
+            checkpoint: Its `lineage` has the fingerprint of these, in earlier versions that of all images.
+
+        Returns:
+            False also where only the test images of a checkpoint of an earlier version differ.
+        """
+        known = (self.training_fingerprint, self.fingerprint, self.old_fingerprint)
+        return checkpoint["lineage"][-1]["split"] in known
 
     def fingerprint_of(self, split: str) -> str:
         """The fingerprint of one split.
@@ -96,8 +112,7 @@ def load_splits(
     else:
         trainval, classes = _read_pet37(root, "trainval")
         test, test_classes = _read_pet37(root, "test")
-        if classes != test_classes:
-            raise UserError(f"{root}: trainval.txt and test.txt do not name the same classes")
+        folders.check_same(root, classes, test_classes, "trainval.txt", "test.txt")
         splits = Splits(*split_stratified(trainval, val_fraction), test, classes)
     return _checked(splits, root, val_fraction, index_dir)
 
@@ -119,7 +134,8 @@ def load_test_split(dataset: str, data_dir: str | None) -> Splits:
     if dataset != "folder":
         return Splits([], [], *_read_pet37(root, "test"))
     only_val = os.path.isdir(root / "val") and not os.path.isdir(root / "test")
-    return Splits([], [], *_read_classes(root, "val" if only_val else "test"))
+    (test,), classes = folders.read(root, ["val" if only_val else "test"])
+    return Splits([], [], test, classes)
 
 
 def _find_root(dataset: str, data_dir: str | None) -> Path:
@@ -176,32 +192,10 @@ def _read_folder(root: Path, val_fraction: float) -> Splits:
         raise UserError(
             f"--data-dir {root} needs train/ and test/ (or val/), each with a folder for each class"
         )
-    train, classes = _read_classes(root, "train")
-    test, test_classes = _read_classes(root, "test" if has_test else "val")
-    val, val_classes = _read_classes(root, "val") if has_test and has_val else ([], classes)
-    if not classes == test_classes == val_classes:
-        raise UserError(f"{root}: train/ and test/ (or val/) do not hold folders of the same names")
-    if not val:
-        train, val = split_stratified(train, val_fraction)
+    names = ["train", "test", "val"] if has_test and has_val else ["train", "test" if has_test else "val"]
+    (train, test, *val), classes = folders.read(root, names)
+    train, val = (train, val[0]) if val else split_stratified(train, val_fraction)
     return Splits(train, val, test, classes)
-
-
-def _read_classes(root: Path, name: str) -> tuple[list[Sample], list[str]]:
-    """The images in root/name, and the class names: a folder for each, as in torchvision's ImageFolder.
-
-    Raises UserError for a folder that cannot be read or contains no image.
-    """
-    needed = f"--data-dir {root} needs {name}/ with a folder of images for each class"
-    try:
-        entries = sorted(path.name for path in (root / name).iterdir() if path.is_dir())
-    except OSError as error:
-        raise UserError(f"{needed}: {error.strerror}") from None
-    classes = [entry for entry in entries if not entry.startswith(".")]
-    images = [find_images(root / name / each) for each in classes]
-    empty = [each for each, files in zip(classes, images, strict=True) if not files]
-    if empty or not classes:
-        raise UserError(f"{needed}: there is none in {empty[0] if empty else name}/")
-    return [(file, label) for label, files in enumerate(images) for file in files], classes
 
 
 def _checked(splits: Splits, root: Path, val_fraction: float, index_dir: str | Path | None) -> Splits:

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
-from common.data.cache import Decoder, open_cache
+from common.data import transforms
+from common.data.cache import Decoder, PixelCache, open_images
 from common.data.datasets import Splits
 from common.data.duplicates import Sample
-from common.data.transforms import CPU, Normalize, center_crop, random_crop, resize_shorter_side
+from common.data.transforms import CPU, Normalize
 from common.system import distributed, hardware, seeding
 from common.system.errors import UserError
 
@@ -170,10 +171,10 @@ def make_loaders(
 
     Args:
         splits: The images.
-        checkpoint: Its `image_size`, `mean` and `std` are used.
+        checkpoint: Its `image_size`, `crop_pct`, `mean` and `std` are used.
         batch_size: Images of a batch, in all processes together.
         seed: Of the order and the crops of training.
-        cache: Folder of the decoded images; None decodes them in every epoch; see `cache.open_cache`.
+        cache: Folder of the decoded images; None decodes them in every epoch; see `cache.open_images`.
         workers: Processes that decode and crop; None for a number that fits the machine.
         device: Where the batches are put.
 
@@ -181,56 +182,84 @@ def make_loaders(
         The loaders.
 
     Raises:
-        UserError: An image cannot be read, the cache cannot be written, or a batch has not two images for
-            each process.
+        UnreadableImages: Images of any split cannot be read; the message names them.
+        UserError: The cache cannot be written, or a batch has not two images for each process.
     """
-    options = {"cache": cache, "workers": workers, "device": device}
     largest, needed = min(batch_size, len(splits.train)), 2 * distributed.world_size()
     if largest < needed:
         raise UserError(
             f"batches of {largest} training images are too small: "
             f"batch norm needs {needed}, two for each process"
         )
-    sampler = EpochBatchSampler(len(splits.train), batch_size, seed)
-    crop = random_crop(checkpoint["image_size"])
+    image_size, evaluated = checkpoint["image_size"], [each for each in (splits.test, splits.val) if each]
+    decoders = [Decoder([path for path, _ in splits.train], transforms.resize_shorter_side, image_size)]
+    decoders += [_eval_decoder(samples, checkpoint) for samples in evaluated]
+    train, *others = open_images(decoders, cache, _automatic() if workers is None else workers)
+    sampler, crop = EpochBatchSampler(len(splits.train), batch_size, seed), transforms.random_crop(image_size)
+    test, *val = (
+        _eval_loader(samples, images, checkpoint, batch_size, workers, device)
+        for samples, images in zip(evaluated, others, strict=True)
+    )
     return Loaders(
-        train=_loader(splits.train, checkpoint, sampler, resize_shorter_side, crop, **options),
-        val=eval_loader(splits.val, checkpoint, batch_size, **options) if splits.val else None,
-        test=eval_loader(splits.test, checkpoint, batch_size, **options),
+        train=_loader(splits.train, train, checkpoint, sampler, crop, workers, device),
+        val=val[0] if val else None,
+        test=test,
     )
 
 
-def eval_loader(samples: list[Sample], checkpoint: dict, batch_size: int = 32, **options) -> DeviceLoader:
+def eval_loader(
+    samples: list[Sample],
+    checkpoint: dict,
+    batch_size: int = 32,
+    *,
+    cache: str | Path | None = None,
+    workers: int | None = None,
+    device: torch.device = CPU,
+) -> DeviceLoader:
     """Builds a loader for evaluation: center crops, in order, as `eval_transform` prepares them.
 
     Args:
         samples: (path, label) of the images.
-        checkpoint: Its `image_size`, `mean` and `std` are used.
+        checkpoint: Its `image_size`, `crop_pct`, `mean` and `std` are used.
         batch_size: Images of a batch, in all processes together.
-        **options: `cache`, `workers` and `device` of `make_loaders`.
+        cache: See `make_loaders`.
+        workers: See `make_loaders`.
+        device: See `make_loaders`.
 
     Returns:
         The loader.
 
     Raises:
-        UserError: An image cannot be read, or the cache cannot be written.
+        UnreadableImages: Images cannot be read; the message names them.
+        UserError: The cache cannot be written.
     """
+    decoder = _eval_decoder(samples, checkpoint)
+    (images,) = open_images([decoder], cache, _automatic() if workers is None else workers)
+    return _eval_loader(samples, images, checkpoint, batch_size, workers, device)
+
+
+def _eval_decoder(samples: list[Sample], checkpoint: dict) -> Decoder:
+    paths = [path for path, _ in samples]
+    sizes = checkpoint["image_size"], transforms.resized_side(checkpoint)
+    return Decoder(paths, transforms.center_crop, *sizes)
+
+
+def _eval_loader(samples, images, checkpoint, batch_size, workers, device) -> DeviceLoader:
     sampler = EpochBatchSampler(len(samples), batch_size)
-    return _loader(samples, checkpoint, sampler, center_crop, v2.Identity(), **options)
+    return _loader(samples, images, checkpoint, sampler, v2.Identity(), workers, device)
 
 
-def _loader(
-    samples, checkpoint, sampler, resize, crop, *, cache=None, workers=None, device=CPU
-) -> DeviceLoader:
+def _automatic() -> int:
+    """The number of workers that fits: the processes of a machine share its cores."""
+    return min(max(1, hardware.cores() // distributed.local_world_size()), MAX_WORKERS)
+
+
+def _loader(samples, images, checkpoint, sampler, crop, workers, device) -> DeviceLoader:
     training = sampler.seed is not None
-    images = decoder = Decoder([path for path, _ in samples], resize, checkpoint["image_size"])
-    # the processes of this machine share its cores; evaluation, which runs between epochs, gets half of them
-    automatic = min(max(1, hardware.cores() // distributed.local_world_size()), MAX_WORKERS)
-    if cache is not None:
-        images = open_cache(decoder, cache, automatic if workers is None else workers)
     if workers is None:
         # to crop a cached image takes so little that on a CPU the cores are better left to the training
-        workers = 0 if images is not decoder and device.type == "cpu" else automatic
+        workers = 0 if isinstance(images, PixelCache) and device.type == "cpu" else _automatic()
+        # evaluation, which runs between epochs, gets half of them
         workers = workers if training else -(-workers // 2)
     loader = DataLoader(
         CroppedImages(images, [label for _, label in samples], crop, sampler.seed or 0),

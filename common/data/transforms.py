@@ -1,5 +1,7 @@
 """What a network sees of an image: resizing, cropping, normalization."""
 
+import math
+
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -87,29 +89,33 @@ def resize_shorter_side(image: Image.Image, image_size: int) -> Image.Image:
     return image if min(image.size) <= side else F.resize(image, [side], antialias=True)
 
 
-def center_crop(image: Image.Image, image_size: int) -> Image.Image:
-    """Crops an image for evaluation: its shorter side is resized to 8/7 of `image_size`, then the center cut.
+def center_crop(image: Image.Image, image_size: int, shorter_side: int) -> Image.Image:
+    """Crops an image for evaluation: it is resized, then the center is cut.
 
     Args:
         image: RGB.
         image_size: Side of the crop, in pixels.
+        shorter_side: What the shorter side of the image is resized to, in pixels: see `resized_side`.
 
     Returns:
         A square of `image_size` x `image_size` pixels.
     """
-    return F.center_crop(F.resize(image, [resized_side(image_size)], antialias=True), [image_size])
+    return F.center_crop(F.resize(image, [shorter_side], antialias=True), [image_size])
 
 
-def resized_side(image_size: int) -> int:
+def resized_side(checkpoint: dict) -> int:
     """The shorter side of an image before its center is cropped for evaluation.
 
     Args:
-        image_size: Side of the crop, in pixels.
+        checkpoint: Its `image_size` is used, and its `crop_pct`: the crop's fraction of the shorter side, of
+            a network of timm. As in timm's `transforms_imagenet_eval`, the quotient is rounded down. Without
+            it, the shorter side is 8/7 of the crop, rounded to the nearest.
 
     Returns:
         Pixels.
     """
-    return round(image_size * RESIZE_RATIO)
+    image_size, crop_pct = checkpoint["image_size"], checkpoint.get("crop_pct")
+    return math.floor(image_size / crop_pct) if crop_pct else round(image_size * RESIZE_RATIO)
 
 
 def random_crop(image_size: int) -> v2.Transform:
@@ -134,10 +140,11 @@ def eval_transform(image: Image.Image, checkpoint: dict) -> Tensor:
 
     Args:
         image: RGB.
-        checkpoint: Its `image_size`, `mean` and `std` are used.
+        checkpoint: Its `image_size`, `crop_pct`, `mean` and `std` are used.
 
     Returns:
         float32 [1, 3, S, S], the normalized center crop.
     """
-    images = F.pil_to_tensor(center_crop(image, checkpoint["image_size"]))[None]
+    crop = center_crop(image, checkpoint["image_size"], resized_side(checkpoint))
+    images = F.pil_to_tensor(crop)[None]
     return Normalize(checkpoint["mean"], checkpoint["std"])(images)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from common.data.transforms import resized_side
-from common.models.schema import IMAGE_SIZES
+from common.models.schema import IMAGE_SIZES, is_crop_pct
 from common.system.errors import UserError
 
 
@@ -17,7 +17,8 @@ def of(checkpoint: dict) -> dict[str, str]:
     Returns:
         Text by name: name, stage, arch, backend ("" for float); params and macs of the float model, for one
         image; classes, mean and std as JSON lists; resize, the shorter side, in pixels, that an image is
-        resized to; image_size, the side of the square that is then cropped from its center.
+        resized to; image_size, the side of the square that is then cropped from its center; crop_pct, from
+        which resize follows.
     """
     return {
         "name": checkpoint["name"],
@@ -32,8 +33,9 @@ def of(checkpoint: dict) -> dict[str, str]:
         .decode(),
         "mean": json.dumps(checkpoint["mean"]),
         "std": json.dumps(checkpoint["std"]),
-        "resize": str(resized_side(checkpoint["image_size"])),
+        "resize": str(resized_side(checkpoint)),
         "image_size": str(checkpoint["image_size"]),
+        "crop_pct": json.dumps(checkpoint.get("crop_pct")),
     }
 
 
@@ -61,6 +63,7 @@ def parse(texts: dict[str, str], path: str | Path) -> dict:
 def _parse(texts: dict[str, str]) -> dict:
     values = {key: texts[key] for key in ("stage", "arch", "backend")}
     values |= {key: json.loads(texts[key]) for key in ("classes", "image_size", "mean", "std")}
+    values["crop_pct"] = json.loads(texts.get("crop_pct", "null"))  # which older files lack
     counts = {key: json.loads(texts.get(key, "null")) for key in ("params", "macs")}
     names, side = values["classes"], values["image_size"]
     valid = {key: count is None or _is_count(count) for key, count in counts.items()} | {
@@ -68,6 +71,7 @@ def _parse(texts: dict[str, str]) -> dict:
         "image_size": _is_count(side) and side in IMAGE_SIZES,
         "mean": _are_three(values["mean"], -10, 10),  # of pixels from 0 to 1
         "std": _are_three(values["std"], 0.0001, 10),
+        "crop_pct": is_crop_pct(values["crop_pct"]),
     }
     for key in valid:
         if not valid[key]:

@@ -11,6 +11,7 @@ from common.compression.reparameterization import fuse_branches
 from common.data.transforms import eval_transform
 from common.deployment import litert_model, onnx_model
 from common.deployment.integer_model import IntegerModel
+from common.evaluation import metrics
 from common.models import checkpoint, integers
 
 EXPORTED = {".onnx": ("ONNX Runtime", onnx_model.OnnxModel), ".tflite": ("LiteRT", litert_model.LiteRtModel)}
@@ -57,7 +58,7 @@ def find(reference: str, folder: str) -> Path:
     Raises:
         UserError: There is no such checkpoint.
     """
-    exported = Path(reference).suffix in EXPORTED
+    exported = Path(reference).suffix.lower() in EXPORTED
     return Path(reference) if exported else checkpoint.find(reference, folder)
 
 
@@ -75,8 +76,8 @@ def load(path: Path, engine: str | None, threads: int) -> Classifier:
     Raises:
         UserError: The file cannot be read or run.
     """
-    if path.suffix in EXPORTED:
-        runtime, open_file = EXPORTED[path.suffix]
+    if path.suffix.lower() in EXPORTED:
+        runtime, open_file = EXPORTED[path.suffix.lower()]
         model = open_file(path, threads)
         content = model.content | {"name": path.stem, "lineage": []}
         kind = f"{'int8' if content['backend'] else 'fp32'} {runtime}"
@@ -106,6 +107,7 @@ def top_k(classifier: Classifier, image: Image.Image, k: int) -> list[tuple[str,
         (class name, probability from 0 to 1) of the k most probable classes, the highest first.
     """
     images = eval_transform(image, classifier.content).contiguous(memory_format=classifier.memory_format)
-    probabilities = classifier.model(images)[0].softmax(0)
-    best = probabilities.argsort(descending=True, stable=True)[:k].tolist()
+    logits = classifier.model(images)[0]
+    probabilities = logits.softmax(0)  # these can be equal where the logits are not
+    best = metrics.top_k(logits, k).tolist()
     return [(classifier.content["classes"][index], float(probabilities[index])) for index in best]

@@ -55,7 +55,7 @@ class Row:
         """How many times smaller than the file of the first ancestor; None where that is not known."""
         ancestors = [row.get("parent_bytes") for row in self.content["lineage"] if row["parent"]]
         if not ancestors:
-            return 1.0 if self.path.suffix == ".pt" else None
+            return 1.0 if self.path.suffix.lower() == ".pt" else None
         return ancestors[0] and ancestors[0] / self.file_bytes
 
     def as_dict(self) -> dict:

@@ -152,13 +152,25 @@ def evaluate(
             logits = model(images)
         logits, labels = logits.float().cpu(), labels.cpu()
         all_labels.append(labels)
-        # int8 logits can be equal: argmax takes the first of them, topk any
         predictions.append(logits.argmax(1))
-        correct5 += int((logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).sum())
+        correct5 += int((top_k(logits, 5) == labels[:, None]).sum())
         loss_sum += float(F.cross_entropy(logits, labels, reduction="sum"))
     parts = distributed.all_gather((torch.cat(all_labels), torch.cat(predictions), correct5, loss_sum))
     all_labels, predictions, correct5, loss_sums = zip(*parts, strict=True)
     return Score(torch.cat(all_labels), torch.cat(predictions), sum(correct5), math.fsum(loss_sums))
+
+
+def top_k(logits: Tensor, k: int) -> Tensor:
+    """The classes with the highest logits; of equal ones, as in int8, the first (torch.topk takes any).
+
+    Args:
+        logits: float [..., C].
+        k: How many classes, at most.
+
+    Returns:
+        int64 [..., min(k, C)], the highest first.
+    """
+    return logits.argsort(dim=-1, descending=True, stable=True)[..., :k]
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:

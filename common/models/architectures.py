@@ -39,12 +39,12 @@ def input_config(arch: str) -> dict:
         arch: Its name.
 
     Returns:
-        Of a model of timm what it was trained on, of others ImageNet's: `image_size` (pixels), and `mean` and
-        `std` (of each channel, for pixels from 0 to 1).
+        Of a model of timm what it was trained on, of others ImageNet's: `image_size` (pixels), `mean` and
+        `std` (of each channel, for pixels from 0 to 1), and `crop_pct` (see `transforms.resized_side`).
     """
     if arch.startswith(timm_models.PREFIX):
         return timm_models.input_config(arch)
-    return {"image_size": 224, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    return {"image_size": 224, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "crop_pct": None}
 
 
 def build(arch: str, num_classes: int, pretrained: str = "none") -> nn.Module:

@@ -4,9 +4,10 @@ A checkpoint is a plain dict of tensors and JSON values, in the file `<name>_<to
 
 format (2), stage ("teacher", "kd", "pruned" or "quantized"), name (such as "pruned_kd_resnet18"), arch
 (torchvision's, or timm/NAME), classes (names in the order of the labels), image_size (pixels), mean, std (of
-each channel, for pixels from 0 to 1), state_dict, int8 (None, or {"backend", "float_shapes", "graph"}: what
-the int8 model is rebuilt from, and its integers, see `integer.plain`; earlier files have no graph), metrics
-(on the test split, and more), lineage (one row per stage from the first), and in the file checksum (see
+each channel, for pixels from 0 to 1), crop_pct (see `transforms.resized_side`; older files lack it),
+state_dict, int8 (None, or {"backend", "float_shapes", "graph"}: what the int8 model is rebuilt from, and its
+integers, see `integer.plain`; older files have no graph), metrics (on the test split, and more), lineage (one
+row per stage from the first), and in the file checksum (see
 `files.checksum`; format 1 has none)
 """
 

@@ -8,6 +8,7 @@ import torch
 import torch_pruning
 import torchvision
 
+from common.data import class_names
 from common.data.datasets import Splits
 from common.models import architectures, timm_models
 from common.models.schema import FORMAT, STAGES
@@ -68,17 +69,28 @@ def check_classes(checkpoint: dict, classes: list[str]) -> None:
     Raises:
         UserError: They differ, or their order does.
     """
-    own = checkpoint["classes"]
-    if own != classes:
-        if sorted(own) == sorted(classes):
-            difference = "the same classes in another order"
-        elif len(own) != len(classes):
-            difference = f"{len(own)} classes, not {len(classes)}"
-        else:
-            difference = f"no class {next(name for name in classes if name not in own)!r}"
+    if difference := class_difference(checkpoint, classes):
         raise UserError(
-            f"{checkpoint['name']} does not fit this data set: it has {difference}; see --dataset, --data-dir"
+            f"{checkpoint['name']} does not fit this data set: {difference}; see --dataset, --data-dir"
         )
+
+
+def class_difference(checkpoint: dict, classes: list[str]) -> str:
+    """Describes how the classes of a checkpoint and of a data set differ.
+
+    Args:
+        checkpoint: Its `classes` are compared.
+        classes: The names in the data set, in the order of the labels.
+
+    Returns:
+        Words for a message; "" where they are the same in the same order.
+    """
+    own = checkpoint["classes"]
+    if own == classes:
+        return ""
+    difference = class_names.difference(own, classes, "the checkpoint", "the data set")
+    count = f"it has {len(own)} classes, not {len(classes)}: " if len(own) != len(classes) else ""
+    return count + (difference or "it has the same classes in another order")
 
 
 def check_fits(checkpoint: dict, splits: Splits) -> None:
@@ -94,8 +106,7 @@ def check_fits(checkpoint: dict, splits: Splits) -> None:
         UserError: The classes differ, or their order does.
     """
     check_classes(checkpoint, splits.classes)
-    same = (splits.fingerprint, splits.old_fingerprint)
-    if checkpoint["lineage"] and checkpoint["lineage"][-1]["split"] not in same:
+    if checkpoint["lineage"] and not splits.trained(checkpoint):
         print(
             f"note: {checkpoint['name']} was trained on other images or another split; "
             "its training images may be among the validation images here"
@@ -122,7 +133,7 @@ def new_row(
         arch: The architecture, of a student.
         options: Those of the command line, with `model_name`.
         machine: What the training computes with.
-        split: The fingerprint of the data.
+        split: The fingerprint of the training and validation images.
         teacher_path: The file of the teacher, where one is used in pruning or quantization.
 
     Returns:

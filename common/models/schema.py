@@ -77,6 +77,8 @@ def _invalid_part(content: dict, file_bytes: int) -> str:
         or not all(content["std"])
     ):
         return "its image size or normalization"
+    if not is_crop_pct(content.get("crop_pct")):  # which older checkpoints lack
+        return "its crop_pct"
     if not numbers([metrics[key] for key in ("top1", "n", "params", "macs")]):
         return "its metrics"
     for row in content["lineage"]:
@@ -95,6 +97,18 @@ def _invalid_part(content: dict, file_bytes: int) -> str:
         if sum(map(math.prod, shapes.values())) > 4 * file_bytes:
             return "its layers, which are larger than the file,"
     return ""
+
+
+def is_crop_pct(value) -> bool:
+    """Whether a value can be the crop's fraction of the shorter side.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        True for None, and for a float from 0.1 to 1.
+    """
+    return value is None or (type(value) is float and 0.1 <= value <= 1)
 
 
 def _is_length(value) -> bool:

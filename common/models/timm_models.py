@@ -116,7 +116,7 @@ def load_weights(path: str | Path):
     Raises:
         UserError: The file is missing or damaged.
     """
-    if Path(path).suffix != ".safetensors":
+    if Path(path).suffix.lower() != ".safetensors":
         return load_tensors(path)
     from safetensors import SafetensorError  # comes with timm
     from safetensors import torch as safetensors
@@ -134,12 +134,18 @@ def input_config(arch: str) -> dict:
         arch: Its name, with the prefix.
 
     Returns:
-        Its `image_size` (pixels), and `mean` and `std` (of each channel, for pixels from 0 to 1).
+        Its `image_size` (pixels), `mean` and `std` (of each channel, for pixels from 0 to 1), and `crop_pct`
+        (the crop's fraction of the shorter side in evaluation).
     """
     import timm  # optional
 
     config = timm.get_pretrained_cfg(arch.removeprefix(PREFIX))
-    return {"image_size": config.input_size[-1], "mean": list(config.mean), "std": list(config.std)}
+    return {
+        "image_size": config.input_size[-1],
+        "mean": list(config.mean),
+        "std": list(config.std),
+        "crop_pct": min(float(config.crop_pct), 1.0),  # of three it is above 1: timm adds a border there
+    }
 
 
 def to_torch_layers(model: nn.Module) -> None:

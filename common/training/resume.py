@@ -93,7 +93,7 @@ class Progress:
         return f"; --resume continues from {self.path} ({done}), also with another --lr"
 
 
-def open_run(folder: str | Path, row: dict, *, resume: bool) -> Progress:
+def open_run(folder: str | Path, row: dict, *, resume: bool, images: str) -> Progress:
     """Opens the progress of a run.
 
     With `resume` it has the states that are on the disk, and its row is that of the run's start, with the
@@ -104,6 +104,8 @@ def open_run(folder: str | Path, row: dict, *, resume: bool) -> Progress:
         folder: Where checkpoints are kept.
         row: The result of `lineage.new_row`.
         resume: Whether an interrupted run is resumed.
+        images: The fingerprint of those that the result is evaluated on. An interrupted run does not depend
+            on them; a finished one has another accuracy with others, and is repeated.
 
     Returns:
         The progress.
@@ -114,10 +116,10 @@ def open_run(folder: str | Path, row: dict, *, resume: bool) -> Progress:
     """
     key = run_key(row)
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
-    if len(set(distributed.all_gather(digest))) > 1:
+    if len(set(distributed.all_gather((digest, images)))) > 1:
         raise UserError("the processes differ in their options, images or checkpoints to start from")
     progress = Progress(Path(folder) / f"{row['name']}-{digest}.resume", key, row)
-    found = distributed.broadcast(_find(progress, resume) if distributed.is_main_process() else None)
+    found = distributed.broadcast(_find(progress, resume, images) if distributed.is_main_process() else None)
     if isinstance(found, Path):
         progress.finished = found
     elif found:
@@ -156,11 +158,11 @@ def run_key(row: dict) -> dict:
     return key
 
 
-def _find(progress: Progress, resume: bool) -> dict | Path | None:
+def _find(progress: Progress, resume: bool, images: str) -> dict | Path | None:
     """The content of the run's file, or the checkpoint that the run has created before, or None."""
     path = progress.path
     if not path.exists():
-        if resume and (finished := _finished(progress)):
+        if resume and (finished := _finished(progress, images)):
             print(f"finished before: {finished}")
             return finished
         if resume:
@@ -183,13 +185,17 @@ def _find(progress: Progress, resume: bool) -> dict | Path | None:
     return content
 
 
-def _finished(progress: Progress) -> Path | None:
-    """The checkpoint beside `progress` that the same run with the same learning rate has created, if any."""
+def _finished(progress: Progress, images: str) -> Path | None:
+    """The checkpoint beside `progress` that the same run with the same learning rate has created, if any, and
+    evaluated on the same images.
+    """
     for path in progress.path.parent.glob(f"{progress.row['name']}_*.pt"):
         try:
-            row = load_checked(path)["lineage"][-1]
-            same_lr = row["options"].get("lr") == progress.row["options"]["lr"]
-            if run_key(row) == progress.key and same_lr and "changes" not in row:
+            content = load_checked(path)
+            row = content["lineage"][-1]
+            same = row["options"].get("lr") == progress.row["options"]["lr"]
+            same &= content["metrics"]["images"] == images
+            if run_key(row) == progress.key and same and "changes" not in row:
                 return path
         except (UserError, LookupError, TypeError, AttributeError):  # damaged, or not a stage's checkpoint
             continue

@@ -78,7 +78,7 @@ def main(model, *paths):
         logits = session.run(["logits"], {"images": images})[0][0]
         probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
         print(path)
-        for index in np.argsort(-probabilities, kind="stable")[:5]:
+        for index in np.argsort(-logits, kind="stable")[:5]:
             print(f"  {probabilities[index]:7.2%}  {classes[index]}")
     return status
 

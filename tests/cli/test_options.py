@@ -1,3 +1,4 @@
+import copy
 import importlib
 
 import pytest
@@ -8,6 +9,7 @@ import train_student
 import train_teacher
 from common.cli import options, teacher_options
 from common.system import hardware
+from common.system.errors import UserError
 from tests.conftest import REPOSITORY
 
 
@@ -71,6 +73,7 @@ def test_training_and_distillation_get_their_own_options():
         "schedule": "cosine",
         "seed": 3,
     }
+    teacher_options.settle(args, "kd", 37)
     assert teacher_options.distillation_options(args) == {
         "temperature": 1.0,
         "alpha": 0.5,
@@ -86,5 +89,59 @@ def test_only_the_second_distillation_of_a_search_is_kd(monkeypatch):
     args = compress.parse_args(["--weights", "a", "--target-size", "0.5"])
     for alpha in (args.alpha, 0.3):
         compress.stages(args).distill("resnet18", 64, 3, "teacher.pt", alpha)
-    settings = [(each.distillation, each.temperature, each.alpha) for each in seen]
-    assert settings == [("dist", 1.0, 0.5), ("kd", 3.0, 0.3)]
+    for classes, first in ((37, ("dist", 1.0, 0.5)), (2, ("kd", 3.0, 0.9))):
+        settled = [copy.copy(each) for each in seen]
+        for each in settled:
+            teacher_options.settle(each, "kd", classes)
+        settings = [(each.distillation, each.temperature, each.alpha) for each in settled]
+        assert settings == [first, ("kd", 3.0, 0.3)]
+
+
+@pytest.mark.parametrize(
+    ("stage", "classes", "given", "expected"),
+    [
+        ("kd", 3, [], ("dist", 1.0, 0.5)),
+        ("kd", 2, [], ("kd", 3.0, 0.9)),
+        ("kd", 2, ["--alpha", "0.4"], ("kd", 3.0, 0.4)),
+        ("kd", 3, ["--distillation", "kd"], ("kd", 3.0, 0.9)),
+        ("pruned", 3, [], ("kd", 3.0, 0.9)),
+        ("quantized", 2, ["--distillation", "dist"], ("dist", 1.0, 0.5)),
+    ],
+)
+def test_the_default_loss_depends_on_the_stage_and_on_the_number_of_classes(stage, classes, given, expected):
+    args = train_student.parse_args(["--teacher", "a", "--student", "b", *given])
+    teacher_options.settle(args, stage, classes)
+    assert (args.distillation, args.temperature, args.alpha) == expected
+
+
+@pytest.mark.parametrize(
+    ("classes", "given", "note"),
+    [
+        (2, [], ""),
+        (2, ["--distillation", "kd"], ""),
+        (3, ["--distillation", "dist", "--standardize-logits"], ""),
+        (2, ["--distillation", "dist"], "note: with two classes, only the relations between the images of a"),
+        (3, ["--distillation", "dist", "--batch-size", "2"], "note: with batches of two images, only the"),
+    ],
+)
+def test_a_loss_that_loses_half_of_its_gradient_says_so(capsys, classes, given, note):
+    args = train_student.parse_args(["--teacher", "a", "--student", "b", *given])
+    teacher_options.check(args, classes)
+    out = capsys.readouterr().out
+    assert out.startswith(note) and out.count("\n") == bool(note)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--standardize-logits"], "--standardize-logits cannot be used with two classes"),
+        (
+            ["--distillation", "dist", "--batch-size", "2"],
+            "dist has no gradient with two classes and batches",
+        ),
+    ],
+)
+def test_a_loss_without_any_gradient_is_refused(given, message):
+    args = train_student.parse_args(["--teacher", "a", "--student", "b", *given])
+    with pytest.raises(UserError, match=message):
+        teacher_options.check(args, 2)

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import train_student
+from common.cli import teacher_options
 from common.compression.distillation import (
     DISTANCES,
     correlation_distance,
@@ -63,6 +64,25 @@ def test_the_correlation_distance_is_that_of_numpy():
     # probabilities that are a linear function of the teacher's have no distance
     closer = (0.5 * teacher.softmax(1) + 0.1).log()
     assert correlation_distance(closer, teacher).item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "settings", "expected"),
+    [
+        (16, 2, {"standardize_logits": True}, False),
+        (16, 2, {"distillation": "dist", "standardize_logits": True}, False),
+        (2, 2, {"distillation": "dist"}, False),
+        (16, 2, {"distillation": "dist"}, True),
+        (2, 3, {"distillation": "dist"}, True),
+        (16, 2, {}, True),
+        (16, 3, {"standardize_logits": True}, True),
+    ],
+)
+def test_two_numbers_standardized_teach_nothing(images, classes, settings, expected):
+    """What `teacher_options.check` refuses is what has no gradient."""
+    student, labels = torch.randn(images, classes, requires_grad=True), torch.arange(images) % classes
+    distillation_loss(student, torch.randn(images, classes), labels, 1.0, 1.0, **settings).backward()
+    assert (float(student.grad.norm()) > 0.01) == expected
 
 
 def test_a_batch_of_one_image_has_a_gradient_without_nan():
@@ -185,10 +205,12 @@ def test_each_distance_can_be_chosen():
     assert settings.keys() == DISTANCES.keys()
     for name, expected in settings.items():
         args = train_student.parse_args(["--teacher", "a", "--student", "b", "--distillation", name])
+        teacher_options.settle(args, "kd", 37)
         assert args.distillation == name and (args.temperature, args.alpha) == expected
         given = train_student.parse_args(
             ["--teacher", "a", "--student", "b", "--distillation", name, "--temperature", "9", "--alpha", "0"]
         )
+        teacher_options.settle(given, "kd", 37)
         assert (given.temperature, given.alpha) == (9.0, 0.0)
     with pytest.raises(SystemExit):
         train_student.parse_args(["--teacher", "a", "--student", "b", "--distillation", "none"])

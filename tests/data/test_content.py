@@ -193,6 +193,11 @@ def test_what_cannot_be_read_or_written_is_named(paths, tmp_path):
     (tmp_path / "folder.digests").mkdir()
     with pytest.raises(UserError, match=r"cannot write .*folder\.digests"):
         content.digests(paths, tmp_path / "folder.digests")
-    shutil.rmtree(tmp_path / "images")
-    with pytest.raises(UserError, match=r"cannot read the image .*0\.jpg: No such file"):
+    paths[1].unlink()
+    with pytest.raises(UserError, match=r"cannot read the image .*1\.jpg: No such file"):
         content.digests(paths, None)
+    shutil.rmtree(tmp_path / "images")
+    with pytest.raises(UserError, match=r"cannot read 3 images: .*0\.jpg: No such .*1\.jpg.*2\.jpg"):
+        content.digests(paths, None)
+    with pytest.raises(UserError, match=r"cannot read 3 images"):
+        content._read_files(paths)  # they vanished after they were listed

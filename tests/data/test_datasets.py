@@ -82,6 +82,20 @@ def test_the_fingerprint_depends_on_the_content_of_each_image(image_folder, tmp_
     assert datasets.load_splits("folder", str(image_folder), 0.25).fingerprint == before.fingerprint
 
 
+def test_the_training_fingerprint_does_not_depend_on_the_test_images(image_folder, capsys):
+    before = datasets.load_splits("folder", str(image_folder), 0.25)
+    checkpoint = {"name": "teacher", "classes": before.classes}
+    for split, same in (("test", True), ("val", False), ("train", False)):
+        path = getattr(before, split)[0][0]
+        data = path.read_bytes()
+        Image.new("RGB", (40, 40), "white").save(path)
+        after = datasets.load_splits("folder", str(image_folder), 0.25)
+        assert (after.training_fingerprint == before.training_fingerprint) == same
+        lineage.check_fits(checkpoint | {"lineage": [{"split": before.training_fingerprint}]}, after)
+        assert capsys.readouterr().out.count("was trained on other images or another split") == (not same)
+        path.write_bytes(data)
+
+
 def test_a_copy_in_another_folder_has_the_same_fingerprint(image_folder, tmp_path):
     shutil.copytree(image_folder, tmp_path / "copy")
     first, second = (
@@ -94,8 +108,9 @@ def test_a_copy_in_another_folder_has_the_same_fingerprint(image_folder, tmp_pat
 
 def test_checkpoints_with_the_fingerprint_of_earlier_versions_still_fit(image_folder, capsys):
     splits = datasets.load_splits("folder", str(image_folder), 0.25)
-    assert splits.old_fingerprint != splits.fingerprint
-    for split, notes in ((splits.fingerprint, 0), (splits.old_fingerprint, 0), ("0123", 1)):
+    known = splits.training_fingerprint, splits.fingerprint, splits.old_fingerprint
+    assert len(set(known)) == 3
+    for split, notes in (*((each, 0) for each in known), ("0123", 1)):
         checkpoint = {"name": "teacher", "classes": splits.classes, "lineage": [{"split": split}]}
         lineage.check_fits(checkpoint, splits)
         assert capsys.readouterr().out.count("was trained on other images or another split") == notes
@@ -149,13 +164,23 @@ def test_pet37_without_training_images_can_be_evaluated(small_synthetic, dataset
     [
         (lambda root: (root / "test").rename(root / "x"), r"needs train/ and test/ \(or val/\)"),
         (lambda root: (root / "train").rename(root / "x"), "needs train/ with a folder"),
-        (lambda root: (root / "test" / "fox").rename(root / "test" / "owl"), "folders of the same names"),
+        (
+            lambda root: (root / "test" / "fox").rename(root / "test" / "owl"),
+            "train/ and test/ must have the same classes: 'fox' is only in train/; 'owl' is only in test/",
+        ),
         (lambda root: [path.unlink() for path in (root / "train" / "cat").iterdir()], "cat"),
     ],
 )
 def test_a_folder_with_another_structure_is_refused(image_folder, breaks, message):
     breaks(image_folder)
     with pytest.raises(UserError, match=message):
+        datasets.load_splits("folder", str(image_folder), 0.25)
+
+
+def test_a_class_that_one_of_three_folders_lacks_is_named(image_folder, tmp_path):
+    write_images(tmp_path / "more", classes=("cat", "dog"), train=1, side=41)
+    (tmp_path / "more" / "train").rename(image_folder / "val")
+    with pytest.raises(UserError, match=r"train/ and val/ must .*: 'fox' is only in train/$"):
         datasets.load_splits("folder", str(image_folder), 0.25)
 
 

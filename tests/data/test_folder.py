@@ -51,13 +51,34 @@ def test_hidden_files_and_files_of_other_kinds_are_ignored(folder):
         (folder / name).write_text(name)
     assert load(folder) == before and before.classes == ["cat", "dog"]
     assert names(before.train) == ["cat/cat0.png", "cat/cat1.png", "dog/dog0.png", "dog/dog1.png"]
-    assert names([(path, 0) for path in find_images(folder / "train" / "cat")]) == names(before.train)[:2]
+    assert names([(path, 0) for path in find_images(folder / "train" / "cat")[0]]) == names(before.train)[:2]
+
+
+def test_photos_that_cannot_be_read_are_counted_in_one_note(folder, capsys):
+    (folder / "train" / "cat" / "cat1.png").rename(folder / "train" / "cat" / "cat1.HEIC")
+    for path in ("train/dog/deeper/a.heic", "test/dog/b.CR2", "test/dog/notes.txt", "test/cat/.c.heic"):
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).touch()
+    first = str(folder / "train" / "cat" / "cat1.HEIC")
+    note = f"note: 3 photos are left out, the first is {first!r}: 2 .heic (pillow-heif reads them), 1 .cr2"
+    assert len(load(folder).train) == 3
+    out = capsys.readouterr().out
+    assert out.startswith(note) and out.count("\n") == 1
+    datasets.load_test_split("folder", str(folder))  # as evaluate.py does
+    assert "note: 1 photo is left out" in capsys.readouterr().out
+
+
+def test_a_class_of_photos_that_cannot_be_read_is_refused_with_the_reason(folder):
+    for path in (folder / "train" / "dog").iterdir():
+        path.rename(path.with_suffix(".HEIC"))
+    with pytest.raises(UserError, match=r"there is none in dog/; 2 photos are left out, .* 2 \.heic"):
+        load(folder)
 
 
 def test_a_hidden_file_or_folder_is_read_if_the_user_names_it(folder):
     hidden = folder.rename(folder.with_name(".hidden"))
     assert len(load(hidden).train) == 4
-    assert find_images(hidden / ".image.png") == [hidden / ".image.png"]
+    assert find_images(hidden / ".image.png") == ([hidden / ".image.png"], [])
 
 
 def test_links_to_files_and_folders_are_followed(folder, tmp_path):

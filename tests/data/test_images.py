@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from common.data.images import find_images, read_image
+from common.data.images import describe_left_out, find_images, read_image
 from common.system.errors import UserError
 
 SEED, MUTATED = 0, 50  # of each file of `valid_files`
@@ -99,7 +99,7 @@ def test_any_error_of_a_decoder_is_one_line(tmp_path, monkeypatch, error):
     ("content", "message"),
     [
         (b"", "its format is unknown"),
-        (b"not an image but text", "its format is unknown"),
+        (b"not an image but text", "its format is unknown$"),
         (encoded(Image.new("RGB", (64, 64)), "PNG")[:60], "truncated"),
         (
             encoded(Image.new("L", (101, 1)), "PNG"),
@@ -120,7 +120,7 @@ def test_other_files_are_refused_with_the_reason(tmp_path, content, message):
 
 
 def test_an_impossible_file_name_is_one_line():
-    assert find_images("x" * 300) == [Path("x" * 300)]
+    assert find_images("x" * 300) == ([Path("x" * 300)], [])
     with pytest.raises(UserError, match="xxx: File name too long"):
         read_image("x" * 300)
 
@@ -169,9 +169,34 @@ def test_only_files_with_the_suffix_of_a_readable_format_are_found(tmp_path):
         "i.txt",
         "j",
         "k.webp",
+        "l.avif",
+        "m.HEIC",
+        "n.Cr2",
     ):
         (tmp_path / name).touch()
-    assert [path.name for path in find_images(tmp_path)] == ["a.JPG", "b.mpo", "k.webp"]
+    found, left_out = find_images(tmp_path)
+    assert [path.name for path in found] == ["a.JPG", "b.mpo", "k.webp", "l.avif"]
+    assert [path.name for path in left_out] == ["m.HEIC", "n.Cr2"]
+
+
+def test_photos_that_are_left_out_are_counted_by_suffix_with_what_reads_them():
+    assert describe_left_out([]) == ""
+    assert describe_left_out([Path("x/a.JXL")]) == (
+        "1 photo is left out, the first is 'x/a.JXL': 1 .jxl (pillow-jxl-plugin reads them); "
+        "convert them to JPEG or PNG"
+    )
+    names = ("b.nef", "a.HEIC", "a.cr2", "c.heif", "b.heic")
+    assert describe_left_out([Path(name) for name in names]) == (
+        "5 photos are left out, the first is 'b.nef': 2 .heic, 1 .heif (pillow-heif reads them), "
+        "1 .cr2, 1 .nef (rawpy reads them); convert them to JPEG or PNG"
+    )
+
+
+def test_a_photo_that_the_user_names_is_refused_with_what_reads_it(tmp_path):
+    path = tmp_path / "a.HEIC"
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    with pytest.raises(UserError, match=r"unknown \(pillow-heif reads it: convert it to JPEG or PNG\)"):
+        read_image(path)
 
 
 SIXTEEN_BITS = Image.fromarray(np.array([[0, 257, 128 * 257, 65535]], np.uint16))

@@ -23,14 +23,42 @@ def test_images_of_every_mode_become_three_channels(tmp_path):
     assert images.shape == (5, 3, 32, 32)
 
 
-@pytest.mark.parametrize(("damage", "workers"), [(b"", 0), (b"not an image", 0), (None, 0), (None, 1)])
-def test_an_unreadable_image_is_named(image_folder, workers, damage):
-    path = image_folder / "train" / "dog" / "dog3.jpg"
-    path.write_bytes(path.read_bytes()[:400] if damage is None else damage)
-    loaders = make_loaders(
-        datasets.load_splits("folder", str(image_folder), 0.0), VIEW, batch_size=4, workers=workers, seed=0
-    )
-    with pytest.raises(UserError, match=r"cannot read the image .*dog3\.jpg"):
+@pytest.mark.parametrize("damage", [b"", b"not an image", None])
+@pytest.mark.parametrize("cache", [None, "cache"])
+def test_the_unreadable_images_of_all_splits_are_named_in_one_message(image_folder, tmp_path, cache, damage):
+    splits, folder = datasets.load_splits("folder", str(image_folder), 0.25), cache and tmp_path / cache
+    damaged = [samples[index][0] for samples in (splits.train, splits.val, splits.test) for index in (0, -1)]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:400] if damage is None else damage)
+    with pytest.raises(UserError) as error:
+        make_loaders(splits, VIEW, batch_size=4, seed=0, cache=folder, workers=0)
+    message = str(error.value)
+    assert message.startswith("cannot read 6 images: ") and "\n" not in message
+    assert all(message.count(f"{path}: ") == 1 for path in damaged)
+    assert cache is None or list(folder.iterdir()) == []
+    with pytest.raises(UserError, match="cannot read 2 images: "):
+        eval_loader(splits.test, VIEW, cache=folder, workers=0)
+
+
+def test_where_an_automatic_cache_does_not_fit_unreadable_images_are_found_too(
+    image_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("common.data.cache.DEFAULT_DIR", str(tmp_path / "cache"))
+    usage = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    splits = datasets.load_splits("folder", str(image_folder), 0.25)
+    splits.test[3][0].write_bytes(b"no image")
+    with pytest.raises(UserError, match=f"cannot read the image {splits.test[3][0]}: "):
+        make_loaders(splits, VIEW, batch_size=4, seed=0, cache=AUTO, workers=0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_becomes_unreadable_later_is_named(image_folder, workers):
+    splits = datasets.load_splits("folder", str(image_folder), 0.0)
+    loaders = make_loaders(splits, VIEW, batch_size=4, workers=workers, seed=0)
+    path = splits.train[3][0]
+    path.write_bytes(path.read_bytes()[:400])
+    with pytest.raises(UserError, match=f"cannot read the image {path}: "):
         list(loaders.train)
 
 

@@ -44,17 +44,35 @@ def test_evaluation_sees_the_normalized_center():
     assert pixels[:, 14:18, 14:18].min() > 2 and pixels[:, 0].max() < -1.7
 
 
+@pytest.mark.parametrize(
+    ("image_size", "crop_pct", "expected"),
+    [
+        (224, None, 256),
+        (160, None, 183),
+        (160, 0.875, 182),
+        (224, 0.875, 256),
+        (224, 0.9, 248),
+        (96, 1.0, 96),
+    ],
+)
+def test_the_shorter_side_is_that_of_the_checkpoint(image_size, crop_pct, expected):
+    assert resized_side({"image_size": image_size, "crop_pct": crop_pct}) == expected
+
+
+def test_a_checkpoint_without_crop_pct_is_evaluated_as_before():
+    assert resized_side({"image_size": 160}) == 183
+
+
 @pytest.mark.parametrize("size", [(600, 90), (90, 600), (10, 10), (256, 256)])
 def test_the_center_crop_is_a_square_whatever_the_size_of_the_image(size):
-    assert resized_side(224) == 256
-    assert center_crop(Image.new("RGB", size), 224).size == (224, 224)
+    assert center_crop(Image.new("RGB", size), 224, 256).size == (224, 224)
 
 
 def test_the_center_crop_is_cut_equally_on_both_sides():
     image = Image.new("RGB", (256 + 100, 256), "white")
     image.paste((0, 0, 0), (0, 0, 66, 256))  # 50 + 16 columns on the left are cut off
     image.paste((0, 0, 0), (256 + 34, 0, 256 + 100, 256))
-    assert center_crop(image, 224).getextrema() == ((255, 255),) * 3
+    assert center_crop(image, 224, 256).getextrema() == ((255, 255),) * 3
 
 
 def test_random_crops_differ_and_have_the_size_of_the_network():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD, resized_side
 from common.deployment import metadata, onnx_model, onnx_session, predictor
 from common.models import checkpoint
 from common.system.errors import UserError
@@ -163,6 +163,17 @@ def test_the_metadata_describe_how_an_image_is_prepared(tmp_path):
     assert texts["classes"] == '["a", "b", "c", "d", "Ägyptische Mau"]'
     assert texts["mean"] == str(IMAGENET_MEAN) and texts["std"] == str(IMAGENET_STD)
     assert (texts["image_size"], texts["resize"], texts["backend"]) == ("64", "73", "")
+    assert texts["crop_pct"] == "null"
+
+
+def test_the_shorter_side_of_a_network_of_timm_is_in_the_metadata_and_read_again(tmp_path):
+    content = {"int8": None, "metrics": {"params": 1, "macs": 1}, "image_size": 160, "crop_pct": 0.875}
+    content |= {"name": "a", "stage": "teacher", "arch": "timm/a", "classes": ["a", "b"]}
+    texts = metadata.of(content | {"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
+    assert texts["resize"] == "182"
+    assert resized_side(metadata.parse(texts, "m.onnx")) == 182
+    del texts["crop_pct"]  # a file of an earlier version
+    assert resized_side(metadata.parse(texts, "m.onnx")) == 183
 
 
 def test_a_failed_check_leaves_no_file(tmp_path):

@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,12 +44,27 @@ def test_of_equal_probabilities_the_first_class_comes_first_and_k_may_exceed_the
     assert sum(p for _, p in predictions) == pytest.approx(1)
 
 
+def test_classes_with_equal_probabilities_are_in_the_order_of_their_logits():
+    predictions = predictor.top_k(classifier(-300.0, -200.0, 0.0), Image.new("RGB", (50, 40)), 3)
+    assert predictions == [("fox", 1.0), ("dog", 0.0), ("cat", 0.0)]
+
+
 def test_an_onnx_file_is_found_by_its_path_and_a_checkpoint_by_its_name(tmp_path):
     assert predictor.find("nowhere/m.onnx", str(tmp_path)) == Path("nowhere/m.onnx")
     (tmp_path / "teacher_x_0.5000.pt").touch()
     assert predictor.find("x", str(tmp_path)) == tmp_path / "teacher_x_0.5000.pt"
     with pytest.raises(UserError, match="no checkpoint 'y'"):
         predictor.find("y", str(tmp_path))
+
+
+@pytest.mark.parametrize(("name", "runtime"), [("M.ONNX", "ONNX Runtime"), ("M.TFLITE", "LiteRT")])
+def test_the_suffix_of_an_exported_file_may_be_in_capitals(tmp_path, monkeypatch, name, runtime):
+    def opened(path, threads):
+        return SimpleNamespace(content={"backend": ""})
+
+    monkeypatch.setitem(predictor.EXPORTED, f".{name.split('.')[1].lower()}", (runtime, opened))
+    assert predictor.find(f"nowhere/{name}", str(tmp_path)) == Path("nowhere", name)
+    assert predictor.load(Path("nowhere", name), None, 1).runtime == runtime
 
 
 def test_a_float_checkpoint_is_opened_in_eval_mode_without_its_weights_in_the_content(tmp_path):

@@ -39,6 +39,7 @@ def test_without_a_parent_the_difference_is_not_known(tmp_path):
     assert alone.compression == 1.0 and alone.as_dict()["ram_bytes"] is None
     (tmp_path / "m.onnx").write_bytes(bytes(10))
     assert row_of(tmp_path / "m.onnx").compression is None
+    assert row_of(tmp_path / "T.PT", [{"parent": None}]).compression == 1.0
     # files that were created before sizes were stored
     assert row_of(tmp_path / "t.pt", [{"parent": None}, {"parent": "a.pt"}]).compression is None
 

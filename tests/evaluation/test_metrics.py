@@ -59,6 +59,16 @@ def test_of_equal_logits_the_first_is_the_prediction():
     assert score.top1 == 1 and set(score.predictions.tolist()) == {3}
 
 
+def test_of_equal_logits_the_first_five_are_the_top5():
+    logits = torch.zeros(37, 37)
+    logits[:, 30] = 1.0
+    score = metrics.evaluate(Fixed(logits), batches(list(range(37)), 37), CPU)
+    assert score.correct5 == 5  # the classes 30, 0, 1, 2 and 3
+    assert metrics.top_k(logits[0], 5).tolist() == [30, 0, 1, 2, 3]
+    int8 = torch.randint(-4, 4, (200, 37)).float()
+    assert torch.equal(metrics.top_k(int8, 1)[:, 0], int8.argmax(1))
+
+
 def test_two_classes_have_a_top5():
     score = metrics.evaluate(Fixed(torch.tensor([[1.0, 0.0], [1.0, 0.0]])), batches([0, 1], 2), CPU)
     assert (score.top1, score.top5) == (0.5, 1.0)

@@ -30,13 +30,21 @@ def test_names_describe_the_chain(stage, base, model_name, expected):
     ("classes", "message"),
     [
         (["dog", "cat", "fox"], "in another order"),
-        (["cat", "dog"], "3 classes, not 2"),
-        (["cat", "dog", "owl"], "no class 'owl'"),
+        (["cat", "dog"], "3 classes, not 2: 'fox' is only in the checkpoint;"),
+        (["cat", "dog", "owl"], "'fox' is only in the checkpoint; 'owl' is only in the data set"),
+        (["cat", "dog", "f\u00f6x"], "'f\u00f6x' is only in the data set"),
     ],
 )
 def test_other_classes_are_refused(classes, message):
     with pytest.raises(UserError, match=message):
         lineage.check_fits(content(), Splits([], [], [], classes))
+
+
+def test_classes_that_differ_in_their_unicode_form_are_refused_with_the_reason():
+    splits = Splits([], [], [], ["cat", "dog", "fo\u0302x"])
+    checkpoint = content(classes=["cat", "dog", "f\u00f4x"])
+    with pytest.raises(UserError, match=r"another Unicode form in the checkpoint \(NFC\) than in the data"):
+        lineage.check_fits(checkpoint, splits)
 
 
 def test_another_split_is_reported_in_a_note(capsys):

@@ -42,6 +42,8 @@ def test_a_bare_state_dict_is_refused_with_a_hint(tmp_path):
         ({"image_size": 10**9}, "its image size"),
         ({"mean": [0.5, math.nan, 0.5]}, "its image size or normalization"),
         ({"std": [0.5, 0.0, 0.5]}, "its image size or normalization"),
+        ({"crop_pct": 0.0}, "its crop_pct"),
+        ({"crop_pct": "0.9"}, "its crop_pct"),
         ({"metrics": {"top1": 10**400, "ci95": [0, 1], "n": 1, "params": 1, "macs": 1}}, "its metrics"),
         ({"metrics": {"top1": "1", "ci95": [0, 1], "n": 1, "params": 1, "macs": 1}}, "its metrics"),
         ({"lineage": ["teacher"]}, "its lineage"),

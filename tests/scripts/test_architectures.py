@@ -79,7 +79,8 @@ python train_pruning.py --weights teacher_timm_mobilenetv4_conv_small --pruning-
 ```
 
 - weights: those of timm are downloaded; `--pretrained FILE` takes a file of timm (`.safetensors` or `.bin`)
-- images: mean, standard deviation and size are those of timm, and stored in the checkpoint
+- images: mean, standard deviation, size and `crop_pct` (with timm's rounding) are those of timm, and stored
+  in the checkpoint; the interpolation is bilinear, also where timm's is bicubic
 - a teacher and its student may be normalized differently: each sees the images as it was trained on
 - names with `tf_` can be pruned, but not quantized: their padding depends on the size of the image
 

@@ -104,7 +104,8 @@ def test_another_pickle_is_refused_and_not_executed(refused, tmp_path, script, o
 
 @pytest.mark.parametrize(("script", "options"), STAGES)
 @pytest.mark.parametrize(
-    ("classes", "message"), [("cat dog owl", "no class 'owl'"), ("cat dog", "3 classes, not 2")]
+    ("classes", "message"),
+    [("cat dog owl", "'owl' is only in the data set"), ("cat dog", "3 classes, not 2")],
 )
 def test_a_data_set_with_other_classes_is_refused(refused, tmp_path, script, options, classes, message):
     root = write_images(tmp_path / "other", classes.split())
@@ -198,6 +199,9 @@ def test_an_image_that_cannot_be_read_is_named(refused, image_folder):
     (image_folder / "test" / "fox" / "fox2.jpg").write_bytes(b"\xff\xd8 no image")
     assert "cannot read the image" in refused(*TEACHER, "squeezenet1_1")
     assert "fox2.jpg" in refused(*TEACHER, "squeezenet1_1", "--workers", 1)
+    (image_folder / "train" / "cat" / "cat1.jpg").write_bytes(b"")
+    error = refused(*TEACHER, "squeezenet1_1", "--cache", "off")
+    assert "cannot read 2 images: " in error and "fox2.jpg: " in error and "cat1.jpg: " in error
 
 
 @pytest.mark.parametrize("script", ["train_teacher", "train_student", "train_pruning", "train_quantization"])
@@ -220,6 +224,23 @@ def test_weights_for_another_architecture(refused, tmp_path):
 def test_a_missing_data_set(refused, tmp_path):
     for dataset in (("--dataset", "folder"), ("--dataset", "folder", "--data-dir", tmp_path / "nowhere")):
         assert "--data-dir" in refused(*TEACHER, "squeezenet1_1", dataset=dataset)
+
+
+def test_a_loss_that_teaches_nothing_with_two_classes(refused, tmp_path, weights):
+    root = write_images(tmp_path / "two", ["cat", "dog"])
+    two = {"dataset": ("--dataset", "folder", "--data-dir", root)}
+    content = checkpoint.load(checkpoint.find("squeezenet1_1", weights))
+    state = checkpoint.float_state(architectures.build("squeezenet1_1", 2))
+    content |= {"name": "teacher_two", "classes": ["cat", "dog"], "state_dict": state}
+    checkpoint.save(content, weights)
+    student = ("train_student", "--student", "squeezenet1_1", "--pretrained", "none")
+    for options in (
+        (*student, "--teacher", "two"),
+        ("train_pruning", "--weights", "two", "--teacher", "two"),
+        ("train_quantization", "--weights", "two", "--teacher", "two"),
+        ("compress", "--weights", "two", "--target-size", "0.5"),
+    ):
+        assert "cannot be used with two classes" in refused(*options, "--standardize-logits", **two)
 
 
 def test_a_teacher_that_cannot_be_used(refused, weights):

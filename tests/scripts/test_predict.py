@@ -13,6 +13,7 @@ import train_quantization
 import train_teacher
 from common.data.images import read_image
 from common.data.transforms import eval_transform
+from common.evaluation import plots
 from common.models import checkpoint
 from tests.conftest import REPOSITORY, write_images
 
@@ -116,6 +117,18 @@ def test_the_text_has_the_top_k_and_a_broken_image_is_one_line(run, place, odd, 
     ]
 
 
+def test_photos_in_a_folder_that_cannot_be_read_are_counted_on_stderr(run, place, odd):
+    for name in ("x.HEIC", "deeper/y.heic", "z.dng"):
+        (odd / name).touch()
+    result = run("predict", "resnet18", odd, "--json", "--output-dir", place)
+    assert result.code == 0 and len(json.loads(result.out)) == 6
+    assert result.err.startswith("note: 3 photos are left out") and result.err.count("\n") == 1
+    assert "2 .heic (pillow-heif reads them), 1 .dng (rawpy reads them)" in result.err
+    (odd / "deeper" / "f.PNG").unlink()
+    result = run("predict", "resnet18", odd / "deeper", "--output-dir", place)
+    assert result.code == 2 and "there is no image in" in result.err and "1 .heic" in result.err
+
+
 def test_names_that_are_no_text_or_contain_line_breaks(run, place, odd, tmp_path):
     folder = tmp_path / "names"
     folder.mkdir()
@@ -136,6 +149,16 @@ def test_the_images_are_drawn_with_their_predictions(run, place, odd, tmp_path):
     assert result.code == 0 and "6 of 6 images" in result.err
     with Image.open(tmp_path / "p.png") as image:
         assert image.width > 1000
+
+
+def test_large_images_are_kept_small_until_they_are_drawn(run, place, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "draw_predictions", lambda images, path: drawn.extend(images))
+    for name, size in (("a.png", (1300, 650)), ("b.png", (30, 20))):
+        Image.new("RGB", size).save(tmp_path / name)
+    options = ("--save", tmp_path / "p.png", "--output-dir", place)
+    assert run("predict", "resnet18", tmp_path / "a.png", tmp_path / "b.png", *options).code == 0
+    assert [image.size for image, _, _ in drawn] == [(640, 320), (30, 20)]
 
 
 def test_errors_are_one_line(run, place, tmp_path):

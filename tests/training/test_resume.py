@@ -12,10 +12,12 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 
 from common.evaluation import results
 from common.models import architectures, checkpoint
-from common.system import files, hardware
+from common.system import distributed, files, hardware
+from common.system.errors import UserError
 from common.training import loop, resume
 from tests import processes
 from tests.conftest import REPOSITORY, write_images
@@ -240,6 +242,25 @@ def test_a_file_that_a_run_starts_from_counts_by_its_content_and_not_by_its_path
 
 def test_other_images_of_the_same_names_are_another_run():
     assert not same_run(({"split": "0123"}, {}), ({"split": "4567"}, {}))
+
+
+@pytest.mark.parametrize(("split", "resumes"), [("test", True), ("train", False)])
+def test_a_state_stays_usable_when_only_test_images_changed(stage, image_folder, tmp_path, split, resumes):
+    assert stage(stop_at=9).code == 130
+    for path in (image_folder / split / "fox").iterdir():
+        Image.new("RGB", (40, 40), (*path.name.encode()[:2], 9)).save(path)
+    result = stage("--resume")
+    assert result.code == 0 and ("nothing to resume" not in result.out) == resumes
+    assert len(states(tmp_path)) == (not resumes)  # that of the interrupted run
+
+
+def test_processes_with_other_test_images_are_refused(tmp_path, monkeypatch):
+    row = ROW | {"options": {"lr": 0.1}}
+    images = iter(("0123", "4567"))
+    monkeypatch.setattr(distributed, "all_gather", lambda value: [value, (value[0], next(images))])
+    assert resume.open_run(tmp_path, row, resume=False, images="0123").finished is None
+    with pytest.raises(UserError, match="the processes differ in their options, images or checkpoints"):
+        resume.open_run(tmp_path, row, resume=False, images="0123")
 
 
 def test_overwritten_pretrained_weights_are_another_run(stage, tmp_path, monkeypatch):
