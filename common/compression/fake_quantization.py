@@ -7,7 +7,7 @@ import types
 
 import torch
 from torch import Tensor, fx, nn
-from torch.ao.nn.intrinsic.qat import ConvBn2d, ConvBnReLU2d
+from torch.ao.nn.intrinsic.qat import ConvBn2d, ConvBnReLU2d, ConvReLU2d, LinearReLU
 from torch.ao.quantization import (
     FakeQuantize,
     QConfig,
@@ -227,3 +227,46 @@ def _convolve_and_normalize(layer: ConvBn2d | ConvBnReLU2d, images: Tensor) -> T
         F.conv2d(images, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
     )
     return F.relu(output) if isinstance(layer, ConvBnReLU2d) else output
+
+
+def use_exact_sums(prepared: fx.GraphModule) -> None:
+    """Lets convolutions and linear layers add and round as the integers do; for evaluation only.
+
+    In float32 the last bit of a sum depends on the order of its terms. Where a sum lies nearly halfway
+    between two integers that decides between them, and a deep network amplifies it.
+
+    Args:
+        prepared: A model with fake quantization, its observers disabled; changed in place.
+    """
+    modules = dict(prepared.named_modules(remove_duplicate=False))
+    for node in prepared.graph.nodes:
+        layer = modules.get(node.target)
+        if not hasattr(layer, "weight_fake_quant"):
+            continue
+        source, output = (modules.get(each.target) for each in (node.args[0], next(iter(node.users))))
+        if all(isinstance(each, FakeQuantizeValues) for each in (source, output)):
+            layer.scales = float(source.scale), float(output.scale)
+            layer.forward = types.MethodType(_add_exactly, layer)
+
+
+def _add_exactly(layer: nn.Module, values: Tensor) -> Tensor:
+    """round(sum * m), with m = input scale * weight scale / output scale: see `integer.reference`."""
+    input_scale, output_scale = layer.scales
+    weight, bias = layer.weight, layer.bias
+    if (norm := getattr(layer, "bn", None)) is not None:
+        factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        bias = norm.bias - (norm.running_mean if bias is None else norm.running_mean - bias) * factor
+        weight = weight * factor.view(-1, *[1] * (weight.ndim - 1))
+    fake_quant = layer.weight_fake_quant
+    scale = fake_quant.scale
+    integers = torch.round(fake_quant(weight) / scale.view(-1, *[1] * (weight.ndim - 1)))
+    inputs = torch.round(values / input_scale)
+    if isinstance(layer, nn.Linear):
+        sums, shape = F.linear(inputs, integers), (-1,)
+    else:
+        how = layer.stride, layer.padding, layer.dilation, layer.groups
+        sums, shape = F.conv2d(inputs, integers, None, *how), (-1, 1, 1)
+    if bias is not None:
+        sums = sums.round() + (bias.double() / (scale.double() * input_scale)).round().float().view(shape)
+    sums = torch.round(sums * (scale * input_scale / output_scale).view(shape)) * output_scale
+    return F.relu(sums) if isinstance(layer, ConvBnReLU2d | ConvReLU2d | LinearReLU) else sums

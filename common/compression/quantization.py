@@ -18,7 +18,13 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
 from torchvision.ops import StochasticDepth
 
 from common.compression import scales
-from common.compression.fake_quantization import clip, clipped_layers, qconfig_mapping, use_fast_layers
+from common.compression.fake_quantization import (
+    clip,
+    clipped_layers,
+    qconfig_mapping,
+    use_exact_sums,
+    use_fast_layers,
+)
 from common.compression.recorder import ZERO_POINT, grids
 from common.compression.target_devices import TargetDevice
 from common.system.errors import UserError, first_line
@@ -200,7 +206,9 @@ def convert(prepared: nn.Module) -> Converted:
         The int8 model and its fake-quant model, on the CPU, in eval mode, observers disabled.
     """
     copied = copy.deepcopy(prepared).cpu().eval().apply(disable_observer)
-    return Converted(_round_biases(scales.adjust(copied)))
+    converted = Converted(_round_biases(scales.adjust(copied)))
+    use_exact_sums(converted.fake_quant)
+    return converted
 
 
 @torch.no_grad()
