@@ -229,7 +229,7 @@ def _convolve_and_normalize(layer: ConvBn2d | ConvBnReLU2d, images: Tensor) -> T
     return F.relu(output) if isinstance(layer, ConvBnReLU2d) else output
 
 
-def use_exact_sums(prepared: fx.GraphModule) -> None:
+def use_exact_sums(prepared: fx.GraphModule, int8_model: fx.GraphModule) -> None:
     """Lets convolutions and linear layers add and round as the integers do; for evaluation only.
 
     In float32 the last bit of a sum depends on the order of its terms. Where a sum lies nearly halfway
@@ -237,6 +237,7 @@ def use_exact_sums(prepared: fx.GraphModule) -> None:
 
     Args:
         prepared: A model with fake quantization, its observers disabled; changed in place.
+        int8_model: What it was converted to.
     """
     modules = dict(prepared.named_modules(remove_duplicate=False))
     for node in prepared.graph.nodes:
@@ -246,27 +247,24 @@ def use_exact_sums(prepared: fx.GraphModule) -> None:
         source, output = (modules.get(each.target) for each in (node.args[0], next(iter(node.users))))
         if all(isinstance(each, FakeQuantizeValues) for each in (source, output)):
             layer.scales = float(source.scale), float(output.scale)
+            converted = int8_model.get_submodule(node.target)
+            step = layer.weight_fake_quant.scale.double() * layer.scales[0]
+            bias = torch.zeros(len(step)) if converted.bias() is None else converted.bias().detach()
+            layer.register_buffer("integers", converted.weight().int_repr().float(), persistent=False)
+            layer.register_buffer("bias_integers", (bias / step).round().float(), persistent=False)
             layer.forward = types.MethodType(_add_exactly, layer)
 
 
 def _add_exactly(layer: nn.Module, values: Tensor) -> Tensor:
     """round(sum * m), with m = input scale * weight scale / output scale: see `integer.reference`."""
     input_scale, output_scale = layer.scales
-    weight, bias = layer.weight, layer.bias
-    if (norm := getattr(layer, "bn", None)) is not None:
-        factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        bias = norm.bias - (norm.running_mean if bias is None else norm.running_mean - bias) * factor
-        weight = weight * factor.view(-1, *[1] * (weight.ndim - 1))
-    fake_quant = layer.weight_fake_quant
-    scale = fake_quant.scale
-    integers = torch.round(fake_quant(weight) / scale.view(-1, *[1] * (weight.ndim - 1)))
-    inputs = torch.round(values / input_scale)
+    inputs, shape = torch.round(values / input_scale), (-1, *[1] * (values.ndim - 2))
     if isinstance(layer, nn.Linear):
-        sums, shape = F.linear(inputs, integers), (-1,)
+        sums = F.linear(inputs, layer.integers)
     else:
         how = layer.stride, layer.padding, layer.dilation, layer.groups
-        sums, shape = F.conv2d(inputs, integers, None, *how), (-1, 1, 1)
-    if bias is not None:
-        sums = sums.round() + (bias.double() / (scale.double() * input_scale)).round().float().view(shape)
-    sums = torch.round(sums * (scale * input_scale / output_scale).view(shape)) * output_scale
-    return F.relu(sums) if isinstance(layer, ConvBnReLU2d | ConvReLU2d | LinearReLU) else sums
+        sums = F.conv2d(inputs, layer.integers, None, *how)
+    sums = sums.round() + layer.bias_integers.view(shape)
+    multipliers = layer.weight_fake_quant.scale * input_scale / output_scale
+    outputs = torch.round(sums * multipliers.view(shape)) * output_scale
+    return F.relu(outputs) if isinstance(layer, ConvBnReLU2d | ConvReLU2d | LinearReLU) else outputs

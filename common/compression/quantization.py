@@ -207,7 +207,7 @@ def convert(prepared: nn.Module) -> Converted:
     """
     copied = copy.deepcopy(prepared).cpu().eval().apply(disable_observer)
     converted = Converted(_round_biases(scales.adjust(copied)))
-    use_exact_sums(converted.fake_quant)
+    use_exact_sums(converted.fake_quant, converted.int8)
     return converted
 
 

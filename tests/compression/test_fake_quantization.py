@@ -12,7 +12,10 @@ from torch.ao.quantization import (
 )
 
 from common.compression import fake_quantization, int8_engines, observers, quantization
+from common.compression.recorder import Recorder
 from common.compression.target_devices import TARGET_DEVICES
+from common.integer import from_fx, reference
+from common.integer.operators import AveragePool
 from tests.compression.networks import (
     CLASSES,
     CPU,
@@ -216,3 +219,22 @@ def test_values_above_6_are_clipped_in_int8_where_the_network_has_a_relu6(target
 
 def test_networks_without_relu6_are_not_clipped():
     assert fake_quantization.clipped_layers(random_network("resnet18")) == set()
+
+
+@pytest.mark.parametrize("arch", ["mobilenet_v2", "squeezenet1_1"])
+def test_fake_quantization_computes_the_integers_of_every_layer(arch):
+    converted = quantization.convert(prepared_for(EMBEDDED, random_network(arch)))
+    graph, images = from_fx.read(converted.int8, SIDE), torch.randn(8, 3, SIDE, SIDE)
+    fake_quant = Recorder(converted.fake_quant)
+    with torch.inference_mode():
+        fake_quant.run(images)
+    layers = {node.args[0].name: node.name for node in converted.fake_quant.graph.nodes if node.args}
+    compared = 0
+    for operator, integers in reference.steps(graph, reference.quantize(images, graph.input)):
+        if isinstance(operator, AveragePool):  # of 2 x 2 values: halves are rounded in another way
+            break
+        if (name := operator.output.name) in layers:
+            expected = reference.dequantize(integers, operator.output)
+            assert (fake_quant.values[layers[name]] - expected).abs().max() < 0.01 * operator.output.scale
+            compared += 1
+    assert compared > 20
