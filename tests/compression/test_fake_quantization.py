@@ -23,6 +23,7 @@ from tests.compression.networks import (
     SERVER,
     SIDE,
     each_target,
+    prepared_for,
     random_network,
 )
 
