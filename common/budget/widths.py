@@ -96,11 +96,12 @@ def _adjust(
         return math.inf if excess > 0 and budget.strict else abs(excess)
 
     best, closest = min(((widths, miss(widths)) for widths, _ in neighbors), key=lambda pair: pair[1])
-    for (widths, fraction), change in zip(neighbors, (-ROUND_TO, ROUND_TO), strict=True):
+    for (widths, fraction), direction in zip(neighbors, (-1, 1), strict=True):
         for group in groups:
             if closest <= CLOSE_ENOUGH * start:
                 break
-            width = min(max(ROUND_TO, group.width(fraction) + change), len(group.scores))
+            width = max(group.multiple, group.width(fraction) + direction * group.multiple)
+            width = min(width, len(group.scores))
             candidate = widths | dict.fromkeys(group.layers, width)
             if (missed := miss(candidate)) < closest:
                 best, closest = candidate, missed
@@ -131,7 +132,9 @@ def _search_peak(groups: list[Group], budget: Budget, peak: Callable[[Widths], P
     start = cost(now)
     while cost(now) > budget.limit:
         saved = {group.layers: _values_per_channel(group, now) for group in groups}
-        choices = [group for group in groups if saved[group.layers] and _width(group, widths) > ROUND_TO]
+        choices = [
+            group for group in groups if saved[group.layers] and _width(group, widths) > group.multiple
+        ]
         if not choices:
             raise budget.unreachable(cost(now), start)
         chosen = min(choices, key=lambda each: _importance(each, widths, -1) / saved[each.layers])
@@ -164,11 +167,11 @@ def _width(group: Group, widths: Widths) -> int:
 
 
 def _next_width(group: Group, widths: Widths, direction: int) -> int:
-    """The next multiple of 8 below (-1) the width of a group, or above (1) it, up to all channels."""
+    """The next possible width of a group below (-1) its own, or above (1) it, up to all channels."""
     width = _width(group, widths)
     if direction < 0:
-        return (width - 1) // ROUND_TO * ROUND_TO
-    return min(len(group.scores), (width // ROUND_TO + 1) * ROUND_TO)
+        return (width - 1) // group.multiple * group.multiple
+    return min(len(group.scores), (width // group.multiple + 1) * group.multiple)
 
 
 def _importance(group: Group, widths: Widths, direction: int) -> float:
