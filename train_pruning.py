@@ -13,7 +13,7 @@ from common.cli.parser import Parser, new_file, number
 
 def main(args):
     # imported here, so that --help does not load torch
-    from common.compression import importance, pruning
+    from common.compression import importance, masking, pruning
     from common.stage import Stage
     from common.training.loop import split_epochs
 
@@ -37,12 +37,12 @@ def main(args):
         # 2. choose how many channels each layer keeps, and remove those with the lowest ranks
         widths = choose_widths(stage, model, groups, budget and budget.at_step(step, steps))
         original, model = model, pruning.prune(model, groups, widths, **stage.network)
+        kept = masking.verify(model, original, groups, widths, **stage.network)
         print(f"step {step}/{steps}: {checked_size(stage, model)}")
         log.append({"pruned": stage.validate(model, "pruned")})
 
         # 3. reconstruct: fit each layer to the outputs that it had before (least squares)
         if args.reconstruct == "least-squares":
-            kept = pruning.kept_channels(original, groups, widths, **stage.network)
             stage.reconstruct(model, original, kept)
             log[-1]["reconstructed"] = stage.validate(model, "reconstructed")
 

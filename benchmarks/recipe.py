@@ -26,7 +26,7 @@ from common.budget import costs
 from common.budget.widths import widths_for_budget
 from common.cli import launch, options
 from common.cli.parser import Parser
-from common.compression import importance, pruning, quantization, reconstruction
+from common.compression import importance, masking, pruning, quantization, reconstruction
 from common.compression.distillation import cross_entropy, distillation_loss_fn
 from common.compression.target_devices import TARGET_DEVICES
 from common.data import datasets
@@ -133,7 +133,7 @@ class Fold:
         widths = widths_for_budget(teacher, groups, budget, **network)
         model = pruning.prune(teacher, groups, widths, **network)
         if reconstruct:
-            kept = pruning.kept_channels(teacher, groups, widths, **network)
+            kept = masking.verify(model, teacher, groups, widths, **network)
             reconstruction.least_squares(model, teacher, kept, itertools.islice(batches, 8), self.args.device)
         if recalibrate:
             update_bn(batches, model)

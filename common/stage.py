@@ -208,7 +208,7 @@ class Stage:
         Args:
             model: Moved to the device, and changed in place.
             original: The network before it was pruned; moved to the device.
-            kept: The result of `pruning.kept_channels`.
+            kept: The result of `masking.verify`.
         """
         batches = itertools.islice(self.loaders.train, self.args.calibration_batches)
         try:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import nn
 
@@ -52,29 +53,26 @@ def widths_for_budget(
         return prune(model, groups, widths, classifier=classifier, image_size=image_size)
 
     multiple = multiple or (FAST_MULTIPLE if budget.kind == "latency" else ROUND_TO)
+    groups = [replace(group, multiple=math.lcm(multiple, group.multiple)) for group in groups]
     found = None
     if distributed.is_main_process():
         start = budget.cost(model)
         if start <= budget.limit:
             found = {}
         elif budget.kind == "ram":
-            found = _search_peak(
-                groups, budget, lambda widths: memory.peak(pruned(widths), image_size), multiple
-            )
+            found = _search_peak(groups, budget, lambda widths: memory.peak(pruned(widths), image_size))
         else:
-            found = _search(groups, budget, lambda widths: budget.cost(pruned(widths)), start, multiple)
+            found = _search(groups, budget, lambda widths: budget.cost(pruned(widths)), start)
     return distributed.broadcast(found)
 
 
-def _search(
-    groups: list[Group], budget: Budget, cost: Callable[[Widths], float], start: float, multiple: int
-) -> Widths:
+def _search(groups: list[Group], budget: Budget, cost: Callable[[Widths], float], start: float) -> Widths:
     channels = sum(len(group.scores) for group in groups)
     steps = channels if budget.exact else min(channels, budget.TRIALS)
     aim = budget.limit if budget.exact else MEASURED_MARGIN * budget.limit
 
     def at(step: int) -> Widths:
-        return widths_for_fraction(groups, step / steps, multiple)
+        return widths_for_fraction(groups, step / steps)
 
     def too_large(step: int) -> bool:
         return cost(at(step)) > aim
@@ -84,8 +82,7 @@ def _search(
         raise budget.unreachable(least, start)
     few, many = _bisect(too_large, 0, steps)
     if budget.exact:
-        neighbors = [(at(few), few / steps), (at(many), many / steps)]
-        return _adjust(groups, budget, cost, neighbors, start, multiple)
+        return _adjust(groups, budget, cost, [(at(few), few / steps), (at(many), many / steps)], start)
     # one measurement that was wrong has moved the result: look again on both sides
     while many > 1 and not too_large(many - 1):
         many -= 1
@@ -100,21 +97,20 @@ def _adjust(
     cost: Callable[[Widths], float],
     neighbors: list[tuple[Widths, float]],
     start: float,
-    multiple: int,
 ) -> Widths:
-    """The closest of two neighbors (widths, fraction), or one with `multiple` channels more or less in one
-    group."""
+    """The closest of two neighbors (widths, fraction), or one with a few channels more or less in one group."""
 
     def miss(widths: Widths) -> float:
         excess = cost(widths) - budget.limit
         return math.inf if excess > 0 and budget.strict else abs(excess)
 
     best, closest = min(((widths, miss(widths)) for widths, _ in neighbors), key=lambda pair: pair[1])
-    for (widths, fraction), change in zip(neighbors, (-multiple, multiple), strict=True):
+    for (widths, fraction), direction in zip(neighbors, (-1, 1), strict=True):
         for group in groups:
             if closest <= CLOSE_ENOUGH * start:
                 break
-            width = min(max(multiple, group.width(fraction, multiple) + change), len(group.scores))
+            width = max(group.multiple, group.width(fraction) + direction * group.multiple)
+            width = min(width, len(group.scores))
             candidate = widths | dict.fromkeys(group.layers, width)
             if (missed := miss(candidate)) < closest:
                 best, closest = candidate, missed
@@ -129,10 +125,8 @@ def _bisect(too_large: Callable[[int], bool], low: int, high: int) -> tuple[int,
     return low, high
 
 
-def _search_peak(
-    groups: list[Group], budget: Budget, peak: Callable[[Widths], Peak], multiple: int
-) -> Widths:
-    """Removes `multiple` channels at a time, where the peak is, until the activations fit.
+def _search_peak(groups: list[Group], budget: Budget, peak: Callable[[Widths], Peak]) -> Widths:
+    """Removes a few channels at a time, where the peak is, until the activations fit.
 
     A fraction of all channels, as for the other budgets, would first remove channels of late layers, in vain:
     their outputs are small. Of the groups with outputs at the peak, the one is pruned that loses the least
@@ -147,21 +141,23 @@ def _search_peak(
     start = cost(now)
     while cost(now) > budget.limit:
         saved = {group.layers: _values_per_channel(group, now) for group in groups}
-        choices = [group for group in groups if saved[group.layers] and _width(group, widths) > multiple]
+        choices = [
+            group for group in groups if saved[group.layers] and _width(group, widths) > group.multiple
+        ]
         if not choices:
             raise budget.unreachable(cost(now), start)
-        chosen = min(choices, key=lambda each: _importance(each, widths, -multiple) / saved[each.layers])
-        widths |= dict.fromkeys(chosen.layers, _next_width(chosen, widths, -multiple))
+        chosen = min(choices, key=lambda each: _importance(each, widths, -1) / saved[each.layers])
+        widths |= dict.fromkeys(chosen.layers, _next_width(chosen, widths, -1))
         now = peak(widths)
-    return _give_back(groups, widths, lambda candidate: cost(peak(candidate)) <= budget.limit, multiple)
+    return _give_back(groups, widths, lambda candidate: cost(peak(candidate)) <= budget.limit)
 
 
-def _give_back(groups: list[Group], widths: Widths, fits: Callable[[Widths], bool], multiple: int) -> Widths:
+def _give_back(groups: list[Group], widths: Widths, fits: Callable[[Widths], bool]) -> Widths:
     """Returns channels, the most important first, that later removals in other groups have made room for."""
     narrowed = [group for group in groups if group.layers[0] in widths]
     while narrowed:
-        group = max(narrowed, key=lambda each: _importance(each, widths, multiple))
-        wider = widths | dict.fromkeys(group.layers, _next_width(group, widths, multiple))
+        group = max(narrowed, key=lambda each: _importance(each, widths, 1))
+        wider = widths | dict.fromkeys(group.layers, _next_width(group, widths, 1))
         possible = fits(wider)
         if possible:
             widths = wider
@@ -179,16 +175,15 @@ def _width(group: Group, widths: Widths) -> int:
     return widths.get(group.layers[0], len(group.scores))
 
 
-def _next_width(group: Group, widths: Widths, change: int) -> int:
-    """The next multiple of `change`, below the width of a group (a negative one) or above it, up to all
-    channels."""
-    width, multiple = _width(group, widths), abs(change)
-    if change < 0:
-        return (width - 1) // multiple * multiple
-    return min(len(group.scores), (width // multiple + 1) * multiple)
+def _next_width(group: Group, widths: Widths, direction: int) -> int:
+    """The next possible width of a group below (-1) its own, or above (1) it, up to all channels."""
+    width = _width(group, widths)
+    if direction < 0:
+        return (width - 1) // group.multiple * group.multiple
+    return min(len(group.scores), (width // group.multiple + 1) * group.multiple)
 
 
-def _importance(group: Group, widths: Widths, change: int) -> float:
+def _importance(group: Group, widths: Widths, direction: int) -> float:
     """The mean quantile of the channels between the width of a group and the next."""
-    low, high = sorted((_width(group, widths), _next_width(group, widths, change)))
+    low, high = sorted((_width(group, widths), _next_width(group, widths, direction)))
     return float(group.quantiles.sort(descending=True).values[low:high].mean())

@@ -209,8 +209,9 @@ def add_pretrained_option(group) -> None:
         "--pretrained",
         default="imagenet",
         metavar="imagenet|none|PATH",
-        help="initial weights; PATH: a state dict of torchvision or timm, or a float checkpoint, its "
-        "classifier may differ; default: imagenet",
+        help="initial weights; PATH: a state dict of torchvision or timm (.pth, .safetensors, or as their "
+        "training scripts and Lightning store it), or a float checkpoint; its classifier may differ; "
+        "default: imagenet",
     )
 
 

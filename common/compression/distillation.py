@@ -149,7 +149,7 @@ def distillation_loss_fn(
     Returns:
         The loss function.
     """
-    teacher.eval().to(memory_format=torch.channels_last)
+    hardware.set_memory_format(teacher.eval(), torch.channels_last)
     settings = (temperature, alpha, distillation, standardize_logits)
 
     def loss_fn(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

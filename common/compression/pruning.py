@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from common.compression import dependencies
 from common.compression.importance import IMPORTANCES, ROUND_TO, Importance
 from common.system import seeding
-from common.system.errors import UserError
+from common.system.errors import UserError, first_line
 from common.system.terminal import progress_bar
 
 LAYERS = nn.Conv2d | nn.Linear
@@ -33,11 +33,14 @@ class Group:
         scores: Of each channel, float32 [channels]; the lowest are removed first.
         quantiles: Of each channel among all that it competes with, from 0 (removed first) to 1, float32
             [channels].
+        multiple: Of which every width is one: 8, in a grouped convolution also the number of its groups,
+            which stay equally wide.
     """
 
     layers: tuple[str, ...]
     scores: Tensor
     quantiles: Tensor
+    multiple: int = ROUND_TO
 
     def width(self, fraction: float, multiple: int = ROUND_TO) -> int:
         """How many channels are kept.
@@ -47,9 +50,10 @@ class Group:
             multiple: What the width is rounded to.
 
         Returns:
-            A multiple of `multiple`, at least that.
+            A multiple of `multiple` and of the group's own, at least that; or all channels.
         """
-        return rounded(float((self.quantiles > fraction).sum()), multiple)
+        width = rounded(float((self.quantiles > fraction).sum()), math.lcm(multiple, self.multiple))
+        return min(width, len(self.scores))
 
 
 def rank(
@@ -82,14 +86,17 @@ def rank(
     Raises:
         UserError: The network cannot be pruned, or no layer has such a score.
     """
-    names = {module: name for name, module in model.named_modules()}
+    names, followed = {module: name for name, module in model.named_modules()}, False
     score_of = IMPORTANCES[importance] if isinstance(importance, str) else importance
-    layers, scores, scopes, was_training = [], [], [], model.training
+    layers, scores, scopes, multiples, was_training = [], [], [], [], model.training
     with _refusing(model), seeding.fork_rng(*seed):
         graph = dependencies.DependencyGraph().build_dependency(model, _example(model, image_size))
         found = graph.get_all_groups([model.get_submodule(classifier)], (nn.Conv2d, nn.Linear))
         for group in progress_bar(found, desc="ranking", unit="group"):
-            if not graph.passable(group) or (score := score_of(group)) is None:
+            if not graph.passable(group):
+                continue
+            followed = True
+            if (score := score_of(group)) is None:
                 continue
             out = graph.is_out_channel_pruning_fn
             pruned = [dep.target.module for dep, _ in group if out(dep.handler)]
@@ -98,10 +105,14 @@ def rank(
             scores.append(score.nan_to_num(nan=0.0).float().cpu())
             structure = tuple((type(dep.target.module), out(dep.handler)) for dep, _ in group)
             scopes.append({"local": layers[-1], "global": None, "isomorphic": structure}[scope])
+            multiples.append(math.lcm(ROUND_TO, graph.channel_groups(group)))
     model.train(was_training)
+    if not layers and not followed:
+        raise UserError(f"torch-pruning cannot follow the channels of any layer of {type(model).__name__}")
     if not layers:
         raise UserError("no layer of this network has such a score: choose another --importance")
-    return [Group(*each) for each in zip(layers, scores, _quantiles(scores, scopes), strict=True)]
+    ranked = zip(layers, scores, _quantiles(scores, scopes), multiples, strict=True)
+    return [Group(*each) for each in ranked]
 
 
 def _quantiles(scores: list[Tensor], scopes: list) -> list[Tensor]:
@@ -142,7 +153,7 @@ def prune(
         (layer := pruned.get_submodule(name)): max(0.0, 1 - (width + 0.5) / layer.weight.shape[0])
         for name, width in widths.items()
     }
-    with _refusing(model):
+    with _refusing(model) as reached:
         torch_pruning.pruner.BasePruner(
             pruned,
             _example(pruned, image_size),
@@ -150,36 +161,16 @@ def prune(
             pruning_ratio=0.0,
             pruning_ratio_dict=ratios,
             ignored_layers=[pruned.get_submodule(classifier)],
-            round_to=ROUND_TO,
+            round_to=1,  # widths are rounded; torch-pruning's rounding is wrong for grouped convolutions
         ).step()
+        hooks = [
+            layer.register_forward_pre_hook(lambda layer, _: reached.append(names[layer])) for layer in names
+        ]
         with torch.no_grad():
             pruned(_example(pruned, image_size))
+        for hook in hooks:
+            hook.remove()
     return pruned.train(model.training)
-
-
-def kept_channels(
-    model: nn.Module, groups: list[Group], widths: Widths, *, classifier: str, image_size: int
-) -> dict[str, Tensor]:
-    """Finds out which channels `prune` keeps.
-
-    Args:
-        model: Not changed.
-        groups: The result of `rank` for this model.
-        widths: As for `prune`.
-        classifier: Name of the layer that yields the logits.
-        image_size: Side of the images, in pixels.
-
-    Returns:
-        Of each Conv2d and Linear layer, the indices of the output channels that are left, int64 [channels].
-    """
-    numbered = copy.deepcopy(model)
-    for module in numbered.modules():
-        if isinstance(module, LAYERS):  # each weight is the number of its output channel
-            numbers = torch.arange(len(module.weight)).to(module.weight)
-            module.weight.data.copy_(numbers.reshape(-1, *[1] * (module.weight.ndim - 1)))
-    pruned = prune(numbered, groups, widths, classifier=classifier, image_size=image_size)
-    layers = [(name, module) for name, module in pruned.named_modules() if isinstance(module, LAYERS)]
-    return {name: module.weight.detach().flatten(1)[:, 0].long() for name, module in layers}
 
 
 def widths_from_state(state: dict[str, Tensor], groups: list[Group]) -> Widths:
@@ -210,7 +201,8 @@ def widths_for_fraction(groups: list[Group], fraction: float, multiple: int = RO
 
 
 def _example(model: nn.Module, image_size: int) -> Tensor:
-    return torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
+    weight = next(model.parameters())
+    return torch.zeros(1, 3, image_size, image_size, device=weight.device, dtype=weight.dtype)
 
 
 def rounded(width: float, multiple: int = ROUND_TO) -> int:
@@ -228,9 +220,27 @@ def rounded(width: float, multiple: int = ROUND_TO) -> int:
 
 @contextlib.contextmanager
 def _refusing(model: nn.Module):
-    """Turns the errors of torch-pruning on networks that it cannot prune into a UserError."""
+    """Turns the errors of torch-pruning on networks that it cannot prune into a UserError.
+
+    Yields the names of the layers that were reached: the last one is named.
+    """
+    reached = []
     try:
-        with dependencies.bounded():
-            yield
-    except (ZeroDivisionError, RuntimeError, IndexError, KeyError, ValueError, AttributeError) as error:
+        with dependencies.bounded() as reached:
+            yield reached
+    except dependencies.EndlessError as error:
         raise UserError(f"torch-pruning cannot prune {type(model).__name__}: {error}") from None
+    # torch-pruning asks for more than a network has, or the pruned network does not run
+    except (
+        ArithmeticError,
+        LookupError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+    ) as error:
+        place = next((f" at the layer {name}" for name in reversed(reached) if name), "")
+        raise UserError(
+            f"torch-pruning cannot follow the channels of {type(model).__name__}{place}: {first_line(error)}"
+        ) from None

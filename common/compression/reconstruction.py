@@ -72,7 +72,7 @@ def least_squares(
         pruned: Changed in place; moved to `device`, and put into eval mode.
         original: The network before it was pruned; moved to `device`, and put into eval mode.
         kept: Of each layer, which output channels of the original one are left: the result of
-            `pruning.kept_channels`.
+            `masking.verify`.
         batches: (images, labels); the images are kept in memory.
         device: Where the networks run.
 

@@ -31,21 +31,15 @@ def measure(
 
     Returns:
         The scores with a fraction of `FRACTIONS` of the channels removed: float32 [groups, fractions], nan
-        where rounding to 8 removes none.
+        where rounding removes none.
     """
     table = torch.full((len(groups), len(FRACTIONS)), math.nan)
-    full = _count(model)
     for row, group in enumerate(progress_bar(groups, desc="sensitivity", unit="group")):
         channels = len(group.scores)
         for column, fraction in enumerate(FRACTIONS):
-            kept = pruning.rounded(channels * (1 - fraction))
+            kept = pruning.rounded(channels * (1 - fraction), group.multiple)
             if kept < channels:
                 widths = dict.fromkeys(group.layers, kept)
                 pruned = pruning.prune(model, groups, widths, classifier=classifier, image_size=image_size)
-                if _count(pruned) < full:  # grouped convolutions may keep what they have
-                    table[row, column] = score(pruned)
+                table[row, column] = score(pruned)
     return table
-
-
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from common.system import hardware
+
 WARMUP_RUNS, WARMUP_SECONDS = 5, 0.3
 MEASURED_RUNS, MEASURED_SECONDS = 50, 1.0  # at least as many, and for at least as long
 TURNS, TURN_RUNS, TURN_SECONDS = 15, 5, 0.05  # of two models that are compared; each turn at least as long
@@ -57,7 +59,7 @@ def measure(
         Milliseconds for one image.
     """
     images = _images(batch, image_size, memory_format)
-    model.eval().to(memory_format=memory_format)
+    hardware.set_memory_format(model.eval(), memory_format)
     with _pinned(threads), torch.inference_mode():
         _times(model, images, WARMUP_RUNS, WARMUP_SECONDS)
         milliseconds = np.array(_times(model, images, MEASURED_RUNS, MEASURED_SECONDS)) * 1000 / batch
@@ -89,7 +91,7 @@ def ratio(
     """
     images = _images(1, image_size, memory_format)
     for each in (model, reference):
-        each.eval().to(memory_format=memory_format)
+        hardware.set_memory_format(each.eval(), memory_format)
 
     def median_time(each: nn.Module) -> float:
         return np.median(_times(each, images, TURN_RUNS, TURN_SECONDS))

@@ -243,12 +243,14 @@ def complexity(model: nn.Module, image_size: int) -> dict[str, int]:
     Raises:
         UserError: The model does not accept images of this size.
     """
+    # the counter fails on layers with tuples as inputs where weights have gradients
+    frozen = copy.deepcopy(model).requires_grad_(False).eval()
     try:
         try:
-            macs = _count_macs(copy.deepcopy(model).to_empty(device="meta").eval(), image_size)
+            macs = _count_macs(copy.deepcopy(frozen).to_empty(device="meta"), image_size)
         except RuntimeError:  # a network whose forward pass depends on values cannot run without data
-            macs = _count_macs(copy.deepcopy(model).cpu().eval(), image_size)
-    except (RuntimeError, AssertionError, ValueError) as error:
+            macs = _count_macs(frozen.cpu(), image_size)
+    except (RuntimeError, AssertionError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = first_line(error)
         name = type(model).__name__
         raise UserError(f"{name} does not accept images of {image_size} pixels: {reason}") from None

@@ -6,10 +6,10 @@ from torch import nn
 
 from common.compression.reparameterization import fuse_branches
 from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from common.models import pretrained as weights
 from common.models import timm_models
-from common.system import distributed
+from common.system import distributed, seeding
 from common.system.errors import UserError, did_you_mean
-from common.system.files import load_tensors
 
 Shapes = dict[str, list[int]]  # of every parameter and buffer of a model, by name
 
@@ -64,25 +64,25 @@ def build(arch: str, num_classes: int, pretrained: str = "none") -> nn.Module:
         UserError: There is no such architecture, or the weights are missing or do not fit.
     """
     check(arch)
-    from_timm = arch.startswith(timm_models.PREFIX)
-    model = timm_models.build(arch, num_classes) if from_timm else _torchvision_model(arch, num_classes)
-    state, source = {}, str(pretrained)
+    model, state, source = _new(arch, num_classes), {}, str(pretrained)
     if pretrained == "imagenet":
         state, source = _imagenet_state(arch), "the file of default weights"
     elif pretrained != "none":
-        state = timm_models.load_weights(pretrained) if from_timm else load_tensors(pretrained)
+        state = weights.read(pretrained)
     ours = isinstance(state, dict) and "int8" in state  # one of our checkpoints, whose layers are torch's
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    state = weights.find_state(state, source)
     if pretrained != "none" and not ours:
         _load_backbone(model, arch, state, num_classes, source=source)
-    if from_timm:
+    if arch.startswith(timm_models.PREFIX):
         timm_models.to_torch_layers(model)
     if ours:
         _load_backbone(model, arch, state, num_classes, source=source)
     return model
 
 
-def _torchvision_model(arch: str, num_classes: int) -> nn.Module:
+def _new(arch: str, num_classes: int) -> nn.Module:
+    if arch.startswith(timm_models.PREFIX):
+        return timm_models.build(arch, num_classes)
     # two have auxiliary heads, which help to train from scratch and are of no use in fine-tuning
     inception = {"aux_logits": False, "init_weights": True, "transform_input": True}
     options = inception if arch in ("googlenet", "inception_v3") else {}
@@ -118,29 +118,32 @@ def _imagenet_state(arch: str) -> dict[str, torch.Tensor]:
     if arch.startswith(timm_models.PREFIX):
         with distributed.main_process_first():
             return timm_models.hub_state(arch)
-    weights = torchvision.models.get_model_weights(arch).DEFAULT
+    default = torchvision.models.get_model_weights(arch).DEFAULT
     try:
         with distributed.main_process_first():
-            return torchvision.models.get_model(arch, weights=weights).state_dict()
+            return torchvision.models.get_model(arch, weights=default).state_dict()
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"cannot download the ImageNet weights {weights.url} ({error}): "
+            f"cannot download the ImageNet weights {default.url} ({error}): "
             "download that file and give --pretrained its path, or train from scratch with --pretrained none"
         ) from None
 
 
 def _load_backbone(model: nn.Module, arch: str, state, num_classes: int, *, source: str) -> None:
-    """Loads `state` into `model`; only the classifier may differ, and auxiliary heads are ignored."""
+    """Loads `state` into `model`; only layers of logits may differ, and auxiliary heads are ignored."""
     own = model.state_dict()
-    head = classifier(model, num_classes) + "."
-    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
+    if isinstance(state, dict):
+        state = weights.without_prefix(state, list(own), source)
+    if not weights.is_state(state):
         raise UserError(f"{source} is neither a state dict nor a float checkpoint")
     fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
     unknown = [key for key in state if key not in own and not key.startswith(("aux", "AuxLogits."))]
     # files of old torch versions lack num_batches_tracked
-    missing = [
-        key for key in own if key not in fitting and not key.startswith(head) and "num_batches" not in key
-    ]
+    missing = [key for key in own if key not in fitting and "num_batches" not in key]
+    if missing:  # a network may have several layers of logits: those that other classes change
+        with seeding.fork_rng(0):
+            other = _new(arch, num_classes + 1).state_dict()
+        missing = [key for key in missing if key not in other or own[key].shape == other[key].shape]
     if unknown or missing:
         raise UserError(f"{source} does not fit {arch}: {(missing + unknown)[0]} differs")
     own.update(fitting)  # and not the file's own dict: mnasnet reads own's _metadata

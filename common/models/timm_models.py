@@ -1,18 +1,16 @@
-"""Classification models of timm, which is optional: build one with the layers of torch.nn, read its weights.
+"""Classification models of timm, which is optional: one with layers of torch.nn, and its weights.
 
 An architecture of timm is written timm/NAME, with NAME as in `timm.list_models()`.
 """
 
 import importlib.metadata
 import importlib.util
-from pathlib import Path
 
 import torch
 from torch import nn
 from torchvision.ops import StochasticDepth
 
 from common.system.errors import UserError, did_you_mean, first_line
-from common.system.files import load_tensors
 
 PREFIX = "timm/"
 
@@ -102,29 +100,6 @@ def hub_state(arch: str) -> dict[str, torch.Tensor]:
             f"cannot download the weights of {arch} from {place} ({first_line(error)}): download the file "
             "and give --pretrained its path, or train from scratch with --pretrained none"
         ) from None
-
-
-def load_weights(path: str | Path):
-    """Reads a file of weights: one of `torch.save`, or .safetensors.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its content, with all tensors on the CPU.
-
-    Raises:
-        UserError: The file is missing or damaged.
-    """
-    if Path(path).suffix.lower() != ".safetensors":
-        return load_tensors(path)
-    from safetensors import SafetensorError  # comes with timm
-    from safetensors import torch as safetensors
-
-    try:
-        return safetensors.load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
 
 
 def input_config(arch: str) -> dict:

@@ -9,7 +9,7 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -21,11 +21,12 @@ UNFINISHED = ".unfinished-"  # prefix of a file's name while it is written
 DAY = 24 * 3600  # seconds
 
 
-def load_tensors(path: str | Path):
+def load_tensors(path: str | Path, classes: Sequence[type] = ()):
     """Reads a file of `torch.save`; only tensors and plain values are loaded, no code is run.
 
     Args:
         path: The file.
+        classes: Whose objects are loaded too; to create one must run no code, as for `argparse.Namespace`.
 
     Returns:
         Its content, with all tensors on the CPU.
@@ -40,26 +41,26 @@ def load_tensors(path: str | Path):
             raise UserError(f"there is no file {path}") from None
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     try:
-        with file, warnings.catch_warnings():
+        with file, warnings.catch_warnings(), torch.serialization.safe_globals(list(classes)):
             warnings.simplefilter("ignore")  # torch advises weights_only=False for files it refuses
-            _check_not_compressed(file)
+            _check_parts(file)
             return torch.load(file, map_location="cpu", weights_only=True)
     # damaged bytes make the readers of zip and of pickle raise errors of any kind
     except Exception as error:
-        if "GLOBAL" in str(error) or "Unsupported class" in str(error):
-            raise UserError(
-                f"{path} is refused: it holds Python objects, not only tensors and values"
-            ) from None
-        raise UserError(f"{path} is damaged or not a file of torch.save") from None
+        reason = "is damaged or not a file of torch.save"
+        if "TorchScript" in str(error):
+            reason = "is a program of TorchScript, and not weights: save the state_dict of its network"
+        elif "GLOBAL" in str(error) or "Unsupported class" in str(error):
+            reason = "is refused: it holds Python objects, not only tensors and values"
+        raise UserError(f"{path} {reason}") from None
 
 
-def _check_not_compressed(file) -> None:
-    """Raises ValueError where the parts of a zip file are compressed, or larger together than the file.
-
-    torch.save does not compress: a small file that expands to a huge one is meant to fill the memory.
-    """
+def _check_parts(file) -> None:
+    """Raises ValueError for a zip file of TorchScript, or one that expands, which may fill the memory."""
     if zipfile.is_zipfile(file):
         parts = zipfile.ZipFile(file).infolist()
+        if any(Path(part.filename).name == "constants.pkl" for part in parts):
+            raise ValueError("TorchScript")
         size = file.seek(0, os.SEEK_END)
         if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > size:
             raise ValueError("compressed")
@@ -81,9 +82,8 @@ def load_checked(path: str | Path, *, since: int = 1):
     """
     content = load_tensors(path)
     if isinstance(content, dict) and CHECKSUM in content:
-        given = content.pop(CHECKSUM)
         try:
-            intact = given == checksum(content)
+            intact = content.pop(CHECKSUM) == checksum(content)
             content = _in_own_storages(content)
         except (TypeError, ValueError, RuntimeError, RecursionError):
             intact = False

@@ -153,11 +153,29 @@ def memory_format(model: nn.Module, device: torch.device) -> torch.memory_format
         device: Where it runs.
 
     Returns:
-        torch.channels_last, which is faster, or torch.contiguous_format for networks that have such a layer.
+        torch.channels_last, which is faster, or torch.contiguous_format for networks with such a layer, or
+        with weights of five dimensions, which have no such format.
     """
+    if _has_volumes(model):
+        return torch.contiguous_format
     if device.type == "cpu" and any(map(_has_wrong_gradient, model.modules())):
         return torch.contiguous_format
     return torch.channels_last
+
+
+def set_memory_format(model: nn.Module, memory_format: torch.memory_format) -> None:
+    """Gives the weights of a model a memory format; where some have five dimensions, all stay as they are.
+
+    Args:
+        model: Float or int8; changed in place.
+        memory_format: The format.
+    """
+    if not _has_volumes(model):
+        model.to(memory_format=memory_format)
+
+
+def _has_volumes(model: nn.Module) -> bool:
+    return any(parameter.ndim > 4 for parameter in model.parameters())
 
 
 def _has_wrong_gradient(module: nn.Module) -> bool:

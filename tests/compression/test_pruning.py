@@ -35,23 +35,21 @@ def test_grouped_convolutions_lose_channels_in_full_groups_and_are_rebuilt(arch)
     assert torch.equal(rebuilt.eval()(images), pruned.eval()(images))
 
 
-class Split(nn.Module):
-    """Its layers are called with a fixed number of channels, which pruning changes."""
+class Fixed(nn.Module):
+    """Its code has a fixed number of channels, which pruning changes."""
 
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.classifier = (
-            nn.Conv2d(3, 32, 3), nn.Conv2d(16, 32, 3), nn.Linear(32, CLASSES)
-        )  # fmt: skip
+        self.first, self.classifier = nn.Conv2d(3, 32, 3), nn.Linear(32, CLASSES)
 
     def forward(self, images):
-        left, right = self.first(images).split([16, 16], dim=1)
-        return self.classifier(self.second(left * right).mean((2, 3)))
+        return self.classifier(self.first(images).view(-1, 32, 900).mean(2))
 
 
-def test_a_network_that_cannot_be_pruned_is_refused():
-    model = Split()
-    with pytest.raises(UserError, match="cannot prune Split: split_with_sizes expects"):
+def test_a_network_that_cannot_be_pruned_is_refused_by_the_name_of_a_layer():
+    model = Fixed()
+    message = "torch-pruning cannot follow the channels of Fixed at the layer first: shape '.*' is invalid"
+    with pytest.raises(UserError, match=message):
         pruned_by(model, 0.25, network_options(model, CLASSES, image_size=32))
 
 

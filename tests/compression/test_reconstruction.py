@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.compression import importance, pruning, reconstruction
+from common.compression import importance, masking, pruning, reconstruction
 from common.system import distributed
 from common.system.errors import UserError
 from tests import processes
@@ -24,8 +24,8 @@ def batches(count=4, images=8, side=SIDE):
 def pruned_and_kept(model, fraction, network=NETWORK):
     groups = pruning.rank(model, "magnitude", "local", **network)
     widths = pruning.widths_for_fraction(groups, fraction)
-    kept = pruning.kept_channels(model, groups, widths, **network)
-    return pruning.prune(model, groups, widths, **network).eval(), kept
+    pruned = pruning.prune(model, groups, widths, **network).eval()
+    return pruned, masking.verify(pruned, model, groups, widths, **network)
 
 
 class Small(nn.Module):
@@ -49,8 +49,8 @@ class Small(nn.Module):
         branch = self.plain(F.relu(self.grouped(wide)))
         branch *= torch.sigmoid(self.gate(branch.mean((2, 3), keepdim=True)))
         branch += stem
-        first, second = torch.cat([branch, stem], 1).chunk(2, 1)
-        return self.classifier(torch.cat([second, first], 1).mean((2, 3)))
+        top, bottom = torch.cat([stem, branch], 1).chunk(2, 2)
+        return self.classifier(torch.cat([bottom, top], 2).mean((2, 3)))
 
 
 def small():
@@ -109,8 +109,8 @@ def two_convolutions(*between, bias=True):
 
 def without_half_of_the_first(model, network):
     groups = pruning.rank(model, "magnitude", "local", **network)
-    kept = pruning.kept_channels(model, groups, {"0": 8}, **network)
-    return pruning.prune(model, groups, {"0": 8}, **network), kept
+    pruned = pruning.prune(model, groups, {"0": 8}, **network)
+    return pruned, masking.verify(pruned, model, groups, {"0": 8}, **network)
 
 
 def test_channels_that_are_multiples_of_others_can_be_removed_without_loss():

@@ -143,7 +143,7 @@ def _compressed(path, _):
 def test_files_that_would_run_code_or_fill_the_memory_are_refused(tmp_path, write):
     path = tmp_path / "kd_x_0.5000.pt"
     write(path, tmp_path / "executed")
-    with pytest.raises(UserError, match=r"is refused: it holds Python objects|is damaged or not a file"):
+    with pytest.raises(UserError, match=r"it holds Python objects|is damaged or not a file|of TorchScript"):
         checkpoint.load(path)
     assert not (tmp_path / "executed").exists()
 

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torchvision.ops import StochasticDepth
 
+from common.compression import masking, pruning
+from common.evaluation import metrics
 from common.models import architectures, checkpoint, lineage, timm_models
 from common.system.errors import UserError
 from tests.conftest import REPOSITORY
@@ -90,6 +92,54 @@ def test_weights_are_loaded_from_a_file(tmp_path, form):
     assert torch.equal(model.blocks[0][0].conv_dw.weight, source.blocks[0][0].conv_dw.weight)
     assert architectures.classifier(model, CLASSES) == "classifier"
     assert model.classifier.out_features == CLASSES
+
+
+@needs_timm
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        ("repvit_m0_9", ("head.head.l", "head.head_dist.l")),
+        ("levit_128s", ("head.linear", "head_dist.linear")),
+    ],
+)
+def test_networks_with_two_heads_start_from_weights_for_other_classes(tmp_path, name, heads):
+    source = timm.create_model(name)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    before = torch.get_rng_state()
+    plain = architectures.build(f"timm/{name}", CLASSES)
+    after = torch.get_rng_state()
+    torch.set_rng_state(before)
+    model = architectures.build(f"timm/{name}", CLASSES, str(tmp_path / "weights.pth"))
+    assert torch.equal(torch.get_rng_state(), after)
+    given, initial = source.state_dict(), plain.state_dict()
+    for key, value in model.state_dict().items():
+        expected = initial if key.rpartition(".")[0] in heads else given
+        assert torch.equal(value, expected[key]), key
+    state = source.state_dict()
+    del state[next(iter(state))]
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="does not fit"):
+        architectures.build(f"timm/{name}", CLASSES, str(tmp_path / "weights.pth"))
+
+
+@needs_timm
+def test_a_network_whose_layers_pass_tuples_is_counted():
+    model = architectures.build("timm/pit_ti_distilled_224", CLASSES)
+    assert metrics.complexity(model, 224)["macs"] > 400e6 and all(
+        each.requires_grad for each in model.parameters()
+    )
+
+
+@needs_timm
+@pytest.mark.parametrize("name", ["cs3darknet_s", "edgenext_xx_small", "mixnet_s", "rexnet_100"])
+def test_networks_that_split_channels_at_fixed_numbers_are_pruned_in_between(name):
+    model = architectures.build(f"timm/{name}", CLASSES).eval()
+    network = {"classifier": architectures.classifier(model, CLASSES), "image_size": 64}
+    groups = pruning.rank(model, "random", "local", **network)
+    widths = pruning.widths_for_fraction(groups, 0.5)
+    pruned = pruning.prune(model, groups, widths, **network)
+    masking.verify(pruned, model, groups, widths, **network)
+    assert metrics.count_parameters(pruned) < 0.9 * metrics.count_parameters(model)
 
 
 @needs_timm

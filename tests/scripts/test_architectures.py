@@ -78,7 +78,8 @@ python train_teacher.py --teacher timm/mobilenetv4_conv_small
 python train_pruning.py --weights teacher_timm_mobilenetv4_conv_small --pruning-ratio 0.5
 ```
 
-- weights: those of timm are downloaded; `--pretrained FILE` takes a file of timm (`.safetensors` or `.bin`)
+- weights: those of timm are downloaded; `--pretrained FILE` takes a file of timm (`.safetensors` or `.bin`),
+  or one that its training script has written
 - images: mean, standard deviation, size and `crop_pct` (with timm's rounding) are those of timm, and stored
   in the checkpoint; the interpolation is bilinear, also where timm's is bicubic
 - a teacher and its student may be normalized differently: each sees the images as it was trained on
@@ -86,7 +87,13 @@ python train_pruning.py --weights teacher_timm_mobilenetv4_conv_small --pruning-
 
 ## What is left out
 
-Not all channels can be pruned: those before a channel shuffle (ShuffleNet) and those of attention stay.
+Not all channels can be pruned. Those of attention stay, and those that have another place afterwards: before
+a channel shuffle (ShuffleNet), a flip, a roll, padding with channels (the shortcuts of ResNets for CIFAR), a
+slice or a split (MixNet, CSPNet, RexNet). Grouped convolutions keep their groups equally wide.
+After pruning, one image is computed twice, by the pruned network and by the original one with the removed
+channels set to zero. The largest difference of the logits may be 0.1 % of the largest logit. Else the network
+is refused before it is trained.
+
 Blocks with branches (RepVGG, MobileOne, RepGhost) are pruned as they are. Then `train_quantization.py` and
 `export.py` fuse the branches.
 

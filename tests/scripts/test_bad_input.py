@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 import torchvision
+from torch_pruning.pruner import function
 
 from common import stage
 from common.compression import int8_engines, int8_state, quantization
@@ -277,3 +278,18 @@ def test_a_pruned_network_that_cannot_be_rebuilt_is_refused_before_it_is_trained
     monkeypatch.setattr(stage.Stage, "fit", lambda *_, **__: pytest.fail("it was trained"))
     options = ("--weights", "squeezenet1_1", "--importance", "lamp")
     assert "weights do not fit squeezenet1_1" in refused("train_pruning", *options)
+
+
+def test_a_network_that_is_pruned_wrongly_is_refused_before_it_is_trained(refused, monkeypatch):
+    right = function.ConvPruner.prune_in_channels
+
+    def wrong(self, layer, indices):
+        return right(self, layer, [(index + 1) % layer.in_channels for index in indices])
+
+    monkeypatch.setattr(function.ConvPruner, "prune_in_channels", wrong)
+    monkeypatch.setattr(stage.Stage, "fit", lambda *_, **__: pytest.fail("it was trained"))
+    monkeypatch.setattr(stage.Stage, "reconstruct", lambda *_, **__: pytest.fail("it was reconstructed"))
+    options = ("--weights", "squeezenet1_1", "--importance", "lamp")
+    assert "cannot follow the channels of SqueezeNet: the logits differ by" in refused(
+        "train_pruning", *options
+    )

@@ -148,3 +148,13 @@ def test_networks_with_a_layer_that_onednn_computes_wrongly_are_not_in_channels_
     model = nn.Sequential(nn.Conv2d(3, 3, 3), layer)
     assert hardware.memory_format(model, torch.device("cpu")) == expected
     assert hardware.memory_format(model, torch.device("cuda")) == torch.channels_last
+
+
+def test_networks_with_weights_of_five_dimensions_are_not_in_channels_last():
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv3d(1, 4, (1, 3, 3)))
+    for device in ("cpu", "cuda"):
+        assert hardware.memory_format(model, torch.device(device)) == torch.contiguous_format
+    hardware.set_memory_format(model, torch.channels_last)
+    assert model[0].weight.is_contiguous()
+    hardware.set_memory_format(model[0], torch.channels_last)
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
