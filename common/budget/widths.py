@@ -98,7 +98,7 @@ def _adjust(
     neighbors: list[tuple[Widths, float]],
     start: float,
 ) -> Widths:
-    """The closest of two neighbors (widths, fraction), or one with a few channels more or less in one group."""
+    """The closest of two neighbors (widths, fraction), or one that is wider or narrower in one group."""
 
     def miss(widths: Widths) -> float:
         excess = cost(widths) - budget.limit
