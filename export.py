@@ -1,18 +1,19 @@
 """Write a checkpoint as an ONNX or LiteRT file, which runs without PyTorch, and check its predictions.
 
     python export.py quantized_pruned_kd_resnet18 --output resnet18.onnx
-    python export.py quantized_pruned_kd_resnet18 --output resnet18.tflite
+    python export.py quantized_pruned_kd_resnet18 --output resnet18.tflite --golden golden --rounding twice
 
 reads    a checkpoint, and the test images of --dataset to check with
 writes   FILE.onnx: float, or of an int8 checkpoint int8 weights behind DequantizeLinear;
-         or FILE.tflite: of an int8 checkpoint
+         or FILE.tflite: of an int8 checkpoint; and with --golden a new folder: what a device should compute
 """
 
 from pathlib import Path
 
 from common.cli import launch, options
-from common.cli.parser import Parser, new_file, number
+from common.cli.parser import Parser, new_file, new_folder, number
 
+GOLDEN_IMAGES = 3
 MIN_AGREEMENT = 0.99  # fraction of the images for which the predictions must be the same
 
 
@@ -33,9 +34,10 @@ def main(args):
     model = ReferenceModel(graph) if graph else checkpoint.rebuild(content).eval()
     splits = datasets.load_test_split(args.dataset, args.data_dir)
     lineage.check_classes(content, splits.classes)
-    count = min(args.images, len(splits.test))
-    spread = [splits.test[index * len(splits.test) // count] for index in range(count)]
-    batches = loaders.eval_loader(spread, content, workers=args.workers)
+    samples = datasets.spread(splits.test, args.images)
+    batches = loaders.eval_loader(samples, content, workers=args.workers)
+    if args.golden and graph is None:
+        raise UserError(f"--golden needs an int8 checkpoint without float layers, which {path} is not")
 
     # write, check, and only then put in place
     formats = {".onnx": ("ONNX Runtime", onnx_model), ".tflite": ("LiteRT", litert_model)}
@@ -52,9 +54,26 @@ def main(args):
         )
         if not agreement >= MIN_AGREEMENT:
             raise UserError(f"{output} is not written: they must agree on at least {MIN_AGREEMENT:.0%}")
+        if args.golden:
+            write_golden(args, content, graph, splits.test)
     before, after = path.stat().st_size, output.stat().st_size
     print(f"saved {output}: {after:,} bytes, {after / before:.2f} times the checkpoint")
     print(f"next: python evaluate.py {path} {output}{options.data_arguments(args)}")
+
+
+def write_golden(args, content, graph, samples):
+    """Writes a few images, and the integers of every layer that a device should compute of them."""
+    import torch
+
+    from common.data import datasets, loaders
+    from common.deployment import dumps
+
+    chosen = datasets.spread(samples, GOLDEN_IMAGES)
+    images = torch.cat([each for each, _ in loaders.eval_loader(chosen, content, workers=args.workers)])
+    size = dumps.write(Path(args.golden), content["name"], graph, images, args.rounding)
+    print(
+        f"saved {args.golden}: {len(images)} test images, {len(graph.operators) + 1} layers, {size:,} bytes"
+    )
 
 
 def parse_args(argv=None):
@@ -73,6 +92,17 @@ def parse_args(argv=None):
         metavar="N",
         help="how many images of the test split, evenly spread, to check with; default: 200",
     )
+    group.add_argument(
+        "--golden",
+        type=new_folder,
+        metavar="DIR",
+        help=f"write the integers of every layer for {GOLDEN_IMAGES} test images into a new folder, to be "
+        "compared with those of a device by compare_layers.py",
+    )
+    group.add_argument(
+        "--rounding", choices=options.ROUNDINGS, default="once",
+        help=f"of --golden; {options.ROUNDING}; default: once",
+    )  # fmt: skip
     options.add_dataset_options(parser)
     options.add_output_dir_option(parser)
     return parser.parse_args(argv)

@@ -12,6 +12,11 @@ CHECKPOINT = "a path, a name, or the start of one"
 DATASETS = ("pet37", "synthetic", "folder")
 OPTIMIZERS = ("adamw", "adam", "sgd")
 PRECISIONS = ("auto", "bf16", "fp32")
+ROUNDINGS = ("once", "twice")
+ROUNDING = (
+    "once: as ONNX Runtime, and LiteRT on CPUs (XNNPACK); twice: as TensorFlow Lite for Microcontrollers, "
+    "CMSIS-NN and LiteRT's reference kernels"
+)
 SCHEDULES = ("cosine", "step")
 SPLITS = ("test", "val")
 

@@ -222,6 +222,25 @@ def new_file(*suffixes: str) -> Callable[[str], str]:
     return parse
 
 
+def new_folder(text: str) -> str:
+    """An argparse type: a folder to write, in a folder that exists.
+
+    Args:
+        text: The argument.
+
+    Returns:
+        The argument.
+
+    Raises:
+        ArgumentTypeError: There is something of that name, or no folder to write it into.
+    """
+    if os.path.lexists(text):
+        raise argparse.ArgumentTypeError(f"{text} exists: remove it, or name another folder")
+    if not Path(text).parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {Path(text).parent}")
+    return text
+
+
 def shell_join(words: list[str]) -> str:
     """Writes a command line.
 

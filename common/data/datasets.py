@@ -238,3 +238,17 @@ def split_stratified(samples: list[Sample], fraction: float) -> tuple[list[Sampl
         chosen.update(rng.permutation(np.flatnonzero(labels == label))[:count].tolist())
     rest = [sample for index, sample in enumerate(samples) if index not in chosen]
     return rest, [samples[index] for index in sorted(chosen)]
+
+
+def spread(samples: list[Sample], count: int) -> list[Sample]:
+    """Chooses samples that are evenly spread over a list, which is in the order of the classes.
+
+    Args:
+        samples: The list.
+        count: How many, at most.
+
+    Returns:
+        The chosen ones, in order.
+    """
+    count = min(count, len(samples))
+    return [samples[index * len(samples) // count] for index in range(count)]

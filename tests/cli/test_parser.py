@@ -16,6 +16,7 @@ SCRIPTS = (
     "train_student",
     "train_pruning",
     "train_quantization",
+    "compare_layers",
     "compress",
     "evaluate",
     "export",
