@@ -87,7 +87,8 @@ def test_zero_points_are_subtracted_before_and_added_after(rounding):
 @BOTH
 def test_a_convolution_sums_products_adds_its_bias_and_scales(rounding):
     source = values((1, 2, 2), 0.5, 1)
-    # centred 1, 2, 3, 4; channel 0: 1 * 1 + 2 * 2 + 3 * 3 + 4 * 4 - 2 = 28; channel 1: -(1 + 2 + 3 + 4) + 2 = -8
+    # centred 1, 2, 3, 4; channel 0: 1 * 1 + 2 * 2 + 3 * 3 + 4 * 4 - 2 = 28
+    # channel 1: -(1 + 2 + 3 + 4) + 2 = -8
     # times 0.5 * 0.25 / 0.125 = 1, and 0.5 * 0.5 / 0.125 = 2: 28 + 3 and -16 + 3
     step = ops.Convolution(
         (source,), values((2, 1, 1), 0.125, 3, "y"),
@@ -100,7 +101,7 @@ def test_a_convolution_sums_products_adds_its_bias_and_scales(rounding):
 @BOTH
 def test_a_convolution_pads_each_side_by_itself_with_its_zero_point(rounding):
     source = values((1, 2, 3), 1, 7)
-    # centred 1 2 3 / 4 5 6; one row of zeros above, two columns on the left, kernel 2 x 2 of ones, stride 1, 2
+    # centred 1 2 3 / 4 5 6; one row of zeros above, two columns on the left; kernel 2 x 2 of ones
     # 0 0 0 0 0 | windows at columns 0, 2:
     # 0 0 1 2 3 | rows 0, 1: 0 and 1 + 2 = 3;
     # 0 0 4 5 6 | rows 1, 2: 0 and 1 + 2 + 4 + 5 = 12
@@ -214,7 +215,9 @@ def test_a_constant_is_the_same_for_each_image(rounding):
 
 def test_a_mean_counts_only_what_is_inside():
     image = [[[1, 2, 4], [3, 4, 8], [10, 11, 5]]]
-    step = ops.AveragePool((values((1, 3, 3), 0.3, 2),), values((1, 2, 2), 0.3, 2, "y"), (2, 2), (2, 2), (0, 1, 0, 1))
+    step = ops.AveragePool(
+        (values((1, 3, 3), 0.3, 2),), values((1, 2, 2), 0.3, 2, "y"), (2, 2), (2, 2), (0, 1, 0, 1)
+    )
     # (1 + 2 + 3 + 4) / 4 = 2.5, (4 + 8) / 2 = 6, (10 + 11) / 2 = 10.5, 5
     # once: of the distances from the zero point, 0.5 and 8.5 half to even: 0 + 2, 8 + 2
     assert computed(image, step) == [[[2, 6], [10, 5]]]
