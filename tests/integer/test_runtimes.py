@@ -4,16 +4,12 @@ ONNX Runtime and LiteRT's XNNPACK round once, LiteRT's reference kernels twice. 
 """
 
 import numpy as np
-import pytest
 import torch
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from common.deployment import litert, onnx_writer
 from common.deployment.onnx_session import open_session
-from common.integer import operators as ops
 from common.integer import reference
-from common.integer.graph import Graph
-from tests.integer.graphs import constant, values, weighted
 
 SEEDS = range(6)
 SCALES = (1e-6, 1e-3, 0.02, 0.5, 1.0, 1e6)
