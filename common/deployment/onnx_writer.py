@@ -9,9 +9,11 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import onnxruntime
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from common.integer import operators as ops
+from common.integer import reference
 from common.integer.graph import HIGH, LOW, Graph, Operator, Tensor
 from common.system.errors import UserError
 
@@ -103,8 +105,12 @@ class _Writer:
         if isinstance(operator, ops.Constant):
             self.constant(name, self.stored(operator.values))
             return
+        if isinstance(operator, ops.Requantize):
+            # ONNX Runtime makes one pair of two that follow one another, with a third scale
+            self._lookup(operator, _requantized(operator))
+            return
         if isinstance(operator, ops.Table) and not self._is_native(operator):
-            self._lookup(operator)
+            self._lookup(operator, operator.values)
             return
         result = self.compute(operator, [self.values(tensor) for tensor in operator.inputs])
         if not getattr(operator, "relu", False) or output.zero_point == LOW:
@@ -140,8 +146,6 @@ class _Writer:
                 above, below, left, right = operator.padding
                 pads = self.constant(f"{name}_pads", np.array([0, 0, above, left, 0, 0, below, right]))
                 return self.node("Pad", [*inputs, pads], name)
-            case ops.Requantize():
-                return inputs[0]
             case ops.Table():
                 return self._functions(operator, inputs[0], name)
             case ops.Select():
@@ -197,10 +201,10 @@ class _Writer:
                 values = self.node(kind, [values], label, **attributes)
         return values
 
-    def _lookup(self, operator: ops.Table) -> None:
+    def _lookup(self, operator: ops.Table | ops.Requantize, outputs: np.ndarray) -> None:
         """Adds a table of 256 integers, and reads it at each value."""
         (source,), name = operator.inputs, operator.output.name
-        table = self.stored(operator.values)
+        table = self.stored(outputs)
         if self.lowest == LOW:  # a negative index counts from the end
             table = np.roll(table, LOW)
         position = self.node("Cast", [source.name], f"{name}_position", to=TensorProto.INT32)
@@ -236,3 +240,10 @@ class _Writer:
         session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
         integers = trial.stored(np.arange(LOW, HIGH + 1))
         return bool((session.run(None, {before.name: integers})[0] == trial.stored(operator.values)).all())
+
+
+def _requantized(operator: ops.Requantize) -> np.ndarray:
+    """The output of each of the 256 integers."""
+    integers = torch.arange(LOW, HIGH + 1, dtype=torch.int8)
+    before, after = (replace(each, shape=(HIGH - LOW + 1,)) for each in (operator.source, operator.output))
+    return reference.run(Graph(before, (ops.Requantize((before,), after),)), integers[None])[0].numpy()

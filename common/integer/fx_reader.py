@@ -6,39 +6,16 @@ computes in float32 between two int8 values becomes a table, if it is a function
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import fx
 
 from common.integer import operators as ops
+from common.integer.fx_values import ZERO_POINT, Value, grid_of, image_shape, selection, whole
 from common.integer.graph import HIGH, LOW, Graph, Tensor
 from common.system.errors import UserError, first_line
-
-ZERO_POINT = 128  # of torch's uint8 values, where that of int8 is 0
-
-
-@dataclass(frozen=True)
-class Value:
-    """What a node returns.
-
-    Attributes:
-        source: The tensor of the graph that it comes from.
-        index: float64 [1, ...]: for each of its values the position in `source`.
-        functions: (name, function) of what is applied to each value in float32, in this order.
-        is_float: Whether it is dequantized.
-    """
-
-    source: Tensor
-    index: torch.Tensor
-    functions: tuple[tuple[str, Callable], ...] = ()
-    is_float: bool = False
-
-    @property
-    def shape(self) -> torch.Size:
-        """Its shape in torch, [1, ...]."""
-        return self.index.shape
 
 
 class Reader(fx.Interpreter):
@@ -83,8 +60,13 @@ class Reader(fx.Interpreter):
         value = self.values.get(output.args[0])
         if not isinstance(value, Value) or value.functions:
             raise UserError("the logits have no integer form")
-        self.tensor(output.args[0], replace(value, is_float=False), "")
-        return Graph(self.images, tuple(self.operators))
+        logits = self.tensor(output.args[0], replace(value, is_float=False), "")
+        needed, operators = {logits.name}, []
+        for each in reversed(self.operators):  # a network may have parts that its logits do not depend on
+            if each.output.name in needed:
+                operators.append(each)
+                needed |= {tensor.name for tensor in each.inputs}
+        return Graph(self.images, tuple(reversed(operators)))
 
     def run_node(self, node: fx.Node):
         """Runs one node; called by `run`.
@@ -105,12 +87,12 @@ class Reader(fx.Interpreter):
         elif (
             node.op.startswith("call_")
             and any(each in self.values for each in node.all_input_nodes)
-            and has_tensors(result)
+            and _has_tensors(result)
         ):
             try:
                 self.values[node] = self.form(self, node)
             except (ValueError, TypeError, IndexError, RuntimeError) as error:
-                raise UserError(f"{node.name}, {self.describe(node)}: {first_line(error)}") from None
+                raise UserError(f"{self._name(node)}: {first_line(error)}") from None
         return result
 
     def _input_grid(self, images: fx.Node) -> tuple[float, int]:
@@ -122,24 +104,17 @@ class Reader(fx.Interpreter):
                     grids.add(tuple(float(self.fetch_attr(each.target)) for each in node.args[1:3]))
                 else:
                     in_float.add(node)
+        if not grids:
+            raise self.refuse(images, " of float32 values")
         low = min(-zero_point * scale for scale, zero_point in grids)
         high = max((HIGH - LOW - zero_point) * scale for scale, zero_point in grids)
         scale = grids.pop()[0] if len(grids) == 1 else (high - low) / (HIGH - LOW)
         return float(np.float32(scale)), round(-low / scale) - ZERO_POINT
 
-    def describe(self, node: fx.Node) -> str:
-        """What a node is, for messages.
-
-        Args:
-            node: The node.
-
-        Returns:
-            Such as "the operator GELU".
-        """
-        target = node.target
-        if node.op == "call_module":
-            target = type(self.fetch_attr(target))
-        return f"the operator {getattr(target, '__name__', target)}"
+    def _name(self, node: fx.Node) -> str:
+        """A node and its operator, for messages."""
+        target = type(self.fetch_attr(node.target)) if node.op == "call_module" else node.target
+        return f"{node.name}, the operator {getattr(target, '__name__', target)}"
 
     def refuse(self, node: fx.Node, reason: str = "") -> UserError:
         """The error for a node.
@@ -151,7 +126,7 @@ class Reader(fx.Interpreter):
         Returns:
             The error, to be raised.
         """
-        return UserError(f"{node.name}, {self.describe(node)}{reason}, has no integer form")
+        return UserError(f"{self._name(node)}{reason}, has no integer form")
 
     def arguments(self, node: fx.Node) -> tuple[list, dict]:
         """The arguments of a node.
@@ -231,12 +206,28 @@ class Reader(fx.Interpreter):
         self.operators.append(kind(tuple(inputs), output, **attributes))
         return output
 
+    def result(self, kind: type, node: fx.Node, inputs: Sequence[Tensor], **attributes) -> Value:
+        """Adds an operator whose output is the result of its node.
+
+        Args:
+            kind: Of `operators`.
+            node: The node.
+            inputs: What it reads.
+            **attributes: Of the operator.
+
+        Returns:
+            The result.
+        """
+        result = self.results[node]
+        output = self.emit(kind, node, inputs, image_shape(result.shape), grid_of(result), **attributes)
+        return whole(output, result.shape)
+
     def tensor(self, node: fx.Node, value: Value | torch.Tensor, suffix: str = "_input") -> Tensor:
         """The tensor of the graph that has a value, moved if its values are elsewhere in their source.
 
         Args:
             node: The node that reads it, for messages and names.
-            value: int8, or a quantized constant of torch.
+            value: int8, or a quantized constant of torch, [1, ...].
             suffix: Of the name, where an operator is added.
 
         Returns:
@@ -246,29 +237,18 @@ class Reader(fx.Interpreter):
             UserError: The value is not int8, or is moved in a way that no operator has.
         """
         if isinstance(value, torch.Tensor):
-            integers = (value.int_repr().to(torch.int16) - ZERO_POINT).to(torch.int8).numpy()
-            shape = image_shape(integers.shape if integers.ndim == 4 else (1, *integers.shape))
-            shape = shape if len(shape) in (1, 3) else (1, 1, 1)
-            return self.emit(
-                ops.Constant, node, (), shape, grid_of(value), suffix, values=integers.reshape(shape)
-            )
+            shape = image_shape(value.shape)
+            integers = (value.int_repr().to(torch.int16) - ZERO_POINT).to(torch.int8).numpy().reshape(shape)
+            return self.emit(ops.Constant, node, (), shape, grid_of(value), suffix, values=integers)
         if value.functions or value.is_float:
             raise self.refuse(node, " of float32 values")
         source, shape = value.source, image_shape(value.shape)
-        index = value.index.numpy().astype(np.int64).reshape(shape)
-        if index.size != np.prod(source.shape) or (index.ravel() != np.arange(index.size)).any():
-            several = index if len(shape) == len(source.shape) else index.reshape(-1, *source.shape[1:])
-            places = np.unravel_index(several, source.shape)
-            chosen = [
-                np.moveaxis(each, axis, 0).reshape(each.shape[axis], -1)[:, 0]
-                for axis, each in enumerate(places)
-            ]
-            if (np.ravel_multi_index(np.ix_(*chosen), source.shape) != several).any():
+        if not torch.equal(value.index.flatten(), whole(source, source.shape).index.flatten()):
+            indices = selection(value)
+            if indices is None:
                 raise self.refuse(node, " of values in this order")
-            indices = tuple(tuple(each.tolist()) for each in chosen)
-            source = self.emit(
-                ops.Select, node, [source], several.shape, source.grid, suffix, indices=indices
-            )
+            chosen = tuple(map(len, indices))
+            source = self.emit(ops.Select, node, [source], chosen, source.grid, suffix, indices=indices)
         if source.shape != shape:
             source = self.emit(ops.Reshape, node, [source], shape, source.grid, suffix)
         return source
@@ -302,52 +282,7 @@ class Reader(fx.Interpreter):
         return replace(whole_source, source=output)
 
 
-def whole(tensor: Tensor, shape) -> Value:
-    """All values of a tensor, in their order.
-
-    Args:
-        tensor: The tensor.
-        shape: In torch, [1, ...].
-
-    Returns:
-        The value.
-    """
-    return Value(tensor, torch.arange(np.prod(shape), dtype=torch.float64).reshape(tuple(shape)))
-
-
-def image_shape(shape) -> tuple[int, ...]:
-    """The shape in a graph of a value of torch.
-
-    Args:
-        shape: [1, ...].
-
-    Returns:
-        [C] or [C, H, W]; a sequence [1, C, L] is an image of one row.
-    """
-    shape = tuple(shape)[1:]
-    return (shape[0], 1, shape[1]) if len(shape) == 2 else shape
-
-
-def grid_of(result: torch.Tensor) -> tuple[float, int]:
-    """The scale and the zero point of a quantized tensor of torch.
-
-    Args:
-        result: quint8.
-
-    Returns:
-        Those of int8.
-    """
-    return float(np.float32(result.q_scale())), result.q_zero_point() - ZERO_POINT
-
-
-def has_tensors(result) -> bool:
-    """Whether a node returns tensors, and not sizes.
-
-    Args:
-        result: What torch returned.
-
-    Returns:
-        Whether it is a tensor or a sequence of tensors.
-    """
+def _has_tensors(result) -> bool:
+    """Whether a node returns one tensor or several, and not sizes."""
     parts = result if isinstance(result, tuple | list) else (result,)
     return len(parts) > 0 and all(isinstance(part, torch.Tensor) for part in parts)

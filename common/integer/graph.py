@@ -5,12 +5,12 @@ equation 1). Shapes are those of one image, [C, H, W] or [C]. `operators` has th
 does not fit. `reference` computes a graph; the writers of LiteRT and ONNX files read it.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 LOW, HIGH = -128, 127
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,11 @@ class Tensor:
     zero_point: int
 
     def __post_init__(self):
-        require(len(self.shape) in (1, 3) and min(self.shape) > 0, self, f"the shape {self.shape}")
-        exact = math.isfinite(self.scale) and self.scale > 0 and float(np.float32(self.scale)) == self.scale
-        require(exact, self, f"the scale {self.scale}")
-        require(LOW <= self.zero_point <= HIGH, self, f"the zero point {self.zero_point}")
+        sizes = all(isinstance(size, int) and size > 0 for size in self.shape)
+        require(sizes and len(self.shape) in (1, 3), self, f"the shape {self.shape}")
+        positive = 0 < self.scale <= FLOAT32_MAX
+        require(positive and float(np.float32(self.scale)) == self.scale, self, f"the scale {self.scale}")
+        require(self.zero_point in range(LOW, HIGH + 1), self, f"the zero point {self.zero_point}")
 
     @property
     def grid(self) -> tuple[float, int]:
@@ -52,6 +53,16 @@ class Operator:
 
     inputs: tuple[Tensor, ...]
     output: Tensor
+
+    @property
+    def source(self) -> Tensor:
+        """The input of an operator that has only one.
+
+        Raises:
+            ValueError: It has none, or several.
+        """
+        require(len(self.inputs) == 1, self.output, f"{len(self.inputs)} inputs")
+        return self.inputs[0]
 
     def require_output(self, shape: tuple[int, ...], *, same_grid: bool = False) -> None:
         """Refuses another output.

@@ -1,6 +1,7 @@
 """The operators of an int8 network; `reference` has their formulas."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,16 +61,16 @@ class Convolution(_Weighted):
 
     def __post_init__(self):
         super().__post_init__()
-        ((channels, *size),) = (tensor.shape for tensor in self.inputs)
+        channels = self.source.shape[0]
         outputs, per_group, *kernel = self.weight.shape
         fits = per_group * self.groups == channels and outputs % self.groups == 0
         require(fits, self.output, f"a weight of {self.weight.shape} for {channels} channels")
-        self.require_output((outputs, *windows(size, kernel, self.stride, self.padding, self.dilation)))
+        self.require_output((outputs, *_window_positions(self, kernel, self.dilation)))
 
     @property
     def is_depthwise(self) -> bool:
         """Whether each output channel reads one input channel."""
-        return self.groups == self.inputs[0].shape[0] > 1
+        return self.groups == self.source.shape[0] > 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,13 +79,14 @@ class Linear(_Weighted):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.inputs[0].shape == self.weight.shape[1:], self.output, "another number of inputs")
+        fits = self.weight.ndim == 2 and self.weight.shape[1:] == self.source.shape
+        require(fits, self.output, f"a weight of {self.weight.shape} for inputs of {self.source.shape}")
         self.require_output(self.weight.shape[:1])
 
 
 @dataclass(frozen=True)
 class _Elementwise(Operator):
-    """Two inputs, of which one may have fewer values and is repeated (broadcasting).
+    """Two images or two vectors; an axis that has one value in one of them is repeated (broadcasting).
 
     Attributes:
         relu: Whether the output is at least its zero point.
@@ -94,7 +96,12 @@ class _Elementwise(Operator):
 
     def __post_init__(self):
         require(len(self.inputs) == 2, self.output, f"{len(self.inputs)} inputs")
-        self.require_output(np.broadcast_shapes(*(tensor.shape for tensor in self.inputs)))
+        first, second = (tensor.shape for tensor in self.inputs)
+        fits = len(first) == len(second) and all(
+            a == b or 1 in (a, b) for a, b in zip(first, second, strict=False)
+        )
+        require(fits, self.output, f"inputs of {first} and {second}")
+        self.require_output(np.broadcast_shapes(first, second))
 
 
 class Add(_Elementwise):
@@ -125,6 +132,7 @@ class Concatenate(Operator):
     """The channels of the inputs, one after the other, which all have the scale of the output."""
 
     def __post_init__(self):
+        require(bool(self.inputs), self.output, "0 inputs")
         channels = sum(tensor.shape[0] for tensor in self.inputs)
         self.require_output((channels, *self.inputs[0].shape[1:]), same_grid=True)
         require(len({tensor.shape[1:] for tensor in self.inputs}) == 1, self.output, "inputs of two sizes")
@@ -145,9 +153,8 @@ class _Pooling(Operator):
     padding: Padding = (0, 0, 0, 0)
 
     def __post_init__(self):
-        (source,) = self.inputs
-        size = windows(source.shape[1:], self.kernel, self.stride, self.padding)
-        self.require_output((source.shape[0], *size), same_grid=True)
+        size = _window_positions(self, self.kernel)
+        self.require_output((self.source.shape[0], *size), same_grid=True)
         inside = all(pad < self.kernel[index // 2] for index, pad in enumerate(self.padding))
         require(inside, self.output, "windows outside of the image")
 
@@ -171,8 +178,9 @@ class Pad(Operator):
     padding: Padding
 
     def __post_init__(self):
-        channels, height, width = self.inputs[0].shape
+        channels, height, width = self.source.shape
         above, below, left, right = self.padding
+        require(min(self.padding) >= 0, self.output, f"a padding of {self.padding}")
         self.require_output((channels, height + above + below, width + left + right), same_grid=True)
 
 
@@ -191,7 +199,7 @@ class Table(Operator):
     def __post_init__(self):
         fits = self.values.dtype == np.int8 and self.values.shape == (HIGH - LOW + 1,)
         require(fits, self.output, "a table that is not int8 [256]")
-        self.require_output(self.inputs[0].shape)
+        self.require_output(self.source.shape)
 
 
 @dataclass(frozen=True)
@@ -199,7 +207,7 @@ class Requantize(Operator):
     """The same values with another scale or zero point."""
 
     def __post_init__(self):
-        self.require_output(self.inputs[0].shape)
+        self.require_output(self.source.shape)
 
 
 @dataclass(frozen=True)
@@ -214,7 +222,9 @@ class Select(Operator):
 
     def __post_init__(self):
         self.require_output(tuple(map(len, self.indices)), same_grid=True)
-        for chosen, size in zip(self.indices, self.inputs[0].shape, strict=True):
+        shape = self.source.shape
+        require(len(self.indices) == len(shape), self.output, f"indices of {len(self.indices)} axes")
+        for chosen, size in zip(self.indices, shape, strict=True):
             require(min(chosen) >= 0 and max(chosen) < size, self.output, f"an index outside of {size}")
 
 
@@ -223,9 +233,20 @@ class Reshape(Operator):
     """The same integers in the order of [C, H, W], in another shape."""
 
     def __post_init__(self):
-        equal = math.prod(self.inputs[0].shape) == math.prod(self.output.shape)
+        equal = math.prod(self.source.shape) == math.prod(self.output.shape)
         require(equal, self.output, "another number of values than its input")
         self.require_output(self.output.shape, same_grid=True)
+
+
+def _window_positions(
+    operator: Convolution | _Pooling, kernel: Sequence[int], dilation: Pair = (1, 1)
+) -> Pair:
+    """Rows and columns of the output of a convolution or a pooling."""
+    sizes = (*kernel, *operator.stride, *dilation)
+    valid = len(sizes) == 6 and min(sizes) > 0 and min(operator.padding) >= 0
+    shape = operator.source.shape
+    require(valid and len(shape) == 3, operator.output, f"a window of {tuple(kernel)} for inputs of {shape}")
+    return windows(shape[1:], kernel, operator.stride, operator.padding, dilation)
 
 
 def windows(size, kernel, stride, padding: Padding, dilation: Pair = (1, 1)) -> Pair:

@@ -192,8 +192,9 @@ def scaled_twice(sums: Tensor, first: float, second: float | Tensor, divisor: fl
     q = torch.floor(mantissa * 2**31 + 0.5).long()
     q, exponent = torch.where(q == 2**31, q // 2, q), torch.where(q == 2**31, exponent + 1, exponent)
     q = torch.where(exponent < -31, 0, q)
-    left, right = exponent.clamp(min=0).long(), (-exponent).clamp(0, 31).long()
-    high = ((sums.long() << left) * q + 2**30) >> 31
+    left, right = exponent.clamp(0, 30).long(), (-exponent).clamp(0, 31).long()
+    limit = 2**31 >> left  # a larger sum gives at least 2^30, more than any output
+    high = ((sums.long().clamp(-limit, limit) << left) * q + 2**30) >> 31
     rest, mask = high & ((1 << right) - 1), (1 << right) - 1
     return (high >> right) + (rest > (mask >> 1) + (high < 0).long())
 

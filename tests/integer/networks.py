@@ -1,0 +1,38 @@
+"""Networks of a few layers, quantized."""
+
+import torch
+from torch import nn
+
+from common.compression import int8_engines, quantization
+from tests.compression.networks import CPU, EMBEDDED
+
+SIDE = 16
+
+
+class Net(nn.Module):
+    """A convolution, what is tested, and its values as logits."""
+
+    def __init__(self, middle):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+        self.layer = middle if isinstance(middle, nn.Module) else nn.Identity()
+        self.middle = (lambda net, x: net.layer(x)) if isinstance(middle, nn.Module) else middle
+        self.conv, self.norm = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+        self.scale = nn.Parameter(torch.rand(8, 1, 1) + 0.5)
+        self.row = nn.Parameter(torch.rand(8) + 0.5)
+        self.linear = nn.Linear(8, 6)
+
+    def forward(self, images):
+        return self.middle(self, self.stem(images)).flatten(1)
+
+
+def int8(model, seed=0):
+    """A network in int8, with random weights, and images for it."""
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    int8_engines.use(EMBEDDED, int8_engines.reference_engine(EMBEDDED))
+    prepared = quantization.trace(model.eval(), EMBEDDED, SIDE)
+    images = torch.randn(8, 3, SIDE, SIDE)
+    quantization.calibrate(prepared, [(images, None)], CPU, 1)
+    return quantization.convert(prepared), images
