@@ -20,12 +20,12 @@ def main(args):
     from common.models import architectures
     from common.stage import Stage
 
-    # model, data; traced first, so that what cannot be quantized fails before the training; branches become
-    # one convolution (RepVGG)
+    # model, data; traced, converted and exported first, so that what cannot be quantized or deployed fails
+    # before the training; branches become one convolution (RepVGG)
     stage = Stage("quantized", args, parent=args.weights)
     model, target = reparameterization.fuse_branches(stage.model), TARGET_DEVICES[args.target_device]
     engine = int8_engines.use(target, args.engine)
-    prepared = quantization.prepare(model, target, stage.image_size)
+    prepared = quantization.prepare(model, target, stage.image_size, stage.check_export)
     loss_fn = stage.loss_fn()
     if finished := stage.begin(model, engine=engine):
         return finished
