@@ -10,12 +10,13 @@ import functools
 
 from common.cli import launch, options, targets, teacher_options
 from common.cli.parser import Parser, number
+from common.compression.target_devices import TARGET_DEVICES
 
 
 def main(args):
     # imported here, so that --help does not load torch
     from common.compression import int8_engines, int8_state, quantization, reparameterization
-    from common.compression.target_devices import TARGET_DEVICES
+    from common.deployment import onnx_model
     from common.evaluation import int8_agreement
     from common.models import architectures
     from common.stage import Stage
@@ -25,7 +26,8 @@ def main(args):
     stage = Stage("quantized", args, parent=args.weights)
     model, target = reparameterization.fuse_branches(stage.model), TARGET_DEVICES[args.target_device]
     engine = int8_engines.use(target, args.engine)
-    prepared = quantization.prepare(model, target, stage.image_size, stage.check_export)
+    check = functools.partial(onnx_model.check, stage.parent)
+    prepared = quantization.prepare(model, target, stage.image_size, check)
     loss_fn = stage.loss_fn()
     if finished := stage.begin(model, engine=engine):
         return finished

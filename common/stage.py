@@ -19,7 +19,6 @@ from common.compression.target_devices import TARGET_DEVICES
 from common.data import cache, datasets
 from common.data.loaders import make_loaders
 from common.data.transforms import CPU, renormalized
-from common.deployment import onnx_model
 from common.evaluation import memory, metrics, results, tables
 from common.models import architectures, checkpoint, lineage
 from common.system import distributed, hardware
@@ -111,17 +110,6 @@ class Stage:
             torch.bfloat16 or torch.float32.
         """
         return hardware.pick_precision(self.args.precision, self.device, model)
-
-    def check_export(self, int8_model: nn.Module) -> None:
-        """Writes the int8 model of a trial as ONNX: see `quantization.prepare`.
-
-        Args:
-            int8_model: A converted model.
-
-        Raises:
-            UserError: It cannot be exported.
-        """
-        onnx_model.check(self.parent, int8_model)
 
     def begin(self, model: nn.Module, *, arch: str | None = None, **row) -> Path | None:
         """Loads the images, and begins or resumes the run.

@@ -198,6 +198,6 @@ OPTIONS = {  # of each operator that has any
     "CONCATENATION": "ConcatenationOptions",
     "MAX_POOL_2D": "Pool2DOptions",
     "AVERAGE_POOL_2D": "Pool2DOptions",
-    "MEAN": "ReducerOptions",
+    "LEAKY_RELU": "LeakyReluOptions",
     "RESHAPE": "ReshapeOptions",
 }

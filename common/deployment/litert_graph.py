@@ -76,6 +76,26 @@ class Graph:
         self.tensors[node] = self._tensor(node.name, self.shape(node), self.grid(node))
         return self.tensors[node]
 
+    def add_operand(self, node: fx.Node) -> None:
+        """Adds the constant that a parameter or a buffer is, where operators read it as a value.
+
+        Args:
+            node: The node that gets it from the model, in float, or that quantizes it.
+        """
+        values, users = self.values[node.name], [user for user in node.users if user.name in self.values]
+        if values.ndim == 0 or all(user.target is torch.quantize_per_tensor for user in users):
+            return  # a scale or a zero point, or a constant that is added in int8
+        values, grid = values.detach(), self.grid(node)
+        dimensions = max(self.values[user.name].ndim for user in users)
+        values = values.reshape([1] * (dimensions - values.ndim) + list(values.shape))
+        if dimensions == 4:
+            values = values.permute(0, 2, 3, 1)
+        if grid is None:
+            self.tensors[node] = self.file.constant(node.name, values.float().numpy())
+        else:
+            integers = (values.int_repr().to(torch.int16) + LOWEST).to(torch.int8).numpy()
+            self.tensors[node] = self.file.constant(node.name, integers, [grid[0]], zero_point=grid[1])
+
     def add(self, name: str, node: fx.Node, inputs: list[int], **options) -> int:
         """Adds an operator that computes the value of a node.
 
@@ -128,8 +148,9 @@ class Graph:
         return self.file.constant(name, np.array(values, np.int32))
 
     def padded(
-        self, node: fx.Node, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, lowest: bool = False
-    ) -> tuple[int, int]:
+        self, node: fx.Node, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, lowest: bool = False,
+        may_add: bool = True,
+    ) -> tuple[int | None, int]:  # fmt: skip
         """Pads the input of a convolution or of a pooling.
 
         LiteRT's own padding, SAME, is not symmetric where it is odd. Then an operator is added that pads.
@@ -141,9 +162,10 @@ class Graph:
             padding: Vertical, horizontal; the same before and after the image.
             dilation: Vertical, horizontal.
             lowest: Whether the lowest integer is added around the image, and not 0.
+            may_add: Whether an operator may be added.
 
         Returns:
-            (the index of the input, SAME or VALID).
+            (the index of the input, SAME or VALID); None where an operator would have to be added.
         """
         source = node.args[0]
         pads, same = [], True
@@ -157,6 +179,8 @@ class Graph:
             return self.tensors[source], VALID
         if same:
             return self.tensors[source], SAME
+        if not may_add:
+            return None, VALID
         batch, height, width, channels = self.shape(source)
         shape = [batch, height + sum(pads[0]), width + sum(pads[1]), channels]
         grid = self.grid(source)

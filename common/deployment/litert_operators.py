@@ -59,19 +59,25 @@ def _batch_norm(to: Graph, node: fx.Node, layer: nn.Module) -> int:
     )
 
 
-def _max_pool(to: Graph, node: fx.Node, kernel, stride=None, padding=0, dilation=1, **_ceil_mode) -> int:
-    kernel, stride, padding = _pair(kernel), _pair(stride or kernel), _pair(padding)
+def _max_pool(
+    to: Graph, node: fx.Node, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, **_options
+) -> int:
+    kernel, stride, padding = _pair(kernel_size), _pair(stride or kernel_size), _pair(padding)
     source, padding = to.padded(node, kernel, stride, padding, _pair(dilation), lowest=True)
     return _pool(to, "MAX_POOL_2D", node, source, kernel, stride, padding)
 
 
-def _average_pool(to: Graph, node: fx.Node, kernel, stride=None, padding=0, *_ceil_mode) -> int:
-    if _pair(padding) != (0, 0):
-        raise UserError(f"{node.name}, average pooling with padding, has no form in LiteRT")
-    kernel = _pair(kernel)
-    return _pool(
-        to, "AVERAGE_POOL_2D", node, to.tensors[node.args[0]], kernel, _pair(stride or kernel), VALID
-    )
+def _average_pool(
+    to: Graph, node: fx.Node, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
+    divisor_override=None,
+) -> int:  # fmt: skip
+    """LiteRT's divides by the number of places inside the image, as torch's does beyond the padding."""
+    kernel, stride, padding = _pair(kernel_size), _pair(stride or kernel_size), _pair(padding)
+    counted = any(padding) and count_include_pad
+    source, mode = to.padded(node, kernel, stride, padding, (1, 1), may_add=False)
+    if counted or divisor_override or source is None:
+        raise UserError(f"{node.name}, average pooling with such padding, has no form in LiteRT")
+    return _pool(to, "AVERAGE_POOL_2D", node, source, kernel, stride, mode)
 
 
 def _adaptive_pool(to: Graph, node: fx.Node, *_size, **_options) -> int:
@@ -96,11 +102,23 @@ def _pair(value) -> tuple[int, int]:
 
 
 def _mean(to: Graph, node: fx.Node, dim, keepdim: bool = False, **_dtype) -> int:
-    axes = {2: 1, 3: 2, -2: 1, -1: 2}
-    if to.values[node.args[0].name].ndim != 4 or not set(dim) <= set(axes):
+    """An average pooling: LiteRT's MEAN rounds twice in its reference kernel and on microcontrollers."""
+    source, dims = node.args[0], {each % 4 for each in ([dim] if isinstance(dim, int) else dim)}
+    before = to.shape(source)
+    if len(before) != 4 or not dims <= {2, 3} or not (keepdim or dims == {2, 3}):
         raise UserError(f"{node.name}, the mean over dimensions {dim}, has no form in LiteRT")
-    inputs = [to.tensors[node.args[0]], to.integers(f"{node.name}_axes", [axes[each] for each in dim])]
-    return to.add("MEAN", node, inputs, keepDims=keepdim)
+    kernel = (before[1] if 2 in dims else 1, before[2] if 3 in dims else 1)
+    after = [before[0], before[1] // kernel[0], before[2] // kernel[1], before[3]]
+    options = {
+        "padding": VALID, "filterHeight": kernel[0], "filterWidth": kernel[1],
+        "strideH": kernel[0], "strideW": kernel[1],
+    }  # fmt: skip
+    if keepdim:
+        return to.add("AVERAGE_POOL_2D", node, [to.tensors[source]], **options)
+    label, grid, inputs = f"{node.name}_pooled", to.grid(source), [to.tensors[source]]
+    pooled = to.add_between("AVERAGE_POOL_2D", label, after, grid, inputs, **options)
+    wanted = [-1, before[3]]
+    return to.add("RESHAPE", node, [pooled, to.integers(f"{node.name}_shape", wanted)], newShape=wanted)
 
 
 def _flatten(to: Graph, node: fx.Node, *_shape, **_dims) -> int:
@@ -144,6 +162,10 @@ def _unary(name: str) -> Callable:
     return lambda to, node, *_module, **_options: to.add(name, node, [to.tensors[node.args[0]]])
 
 
+def _leaky_relu(to: Graph, node: fx.Node, negative_slope: float = 0.01, **_options) -> int:
+    return to.add("LEAKY_RELU", node, [to.tensors[node.args[0]]], alpha=negative_slope)
+
+
 def _hard_sigmoid(to: Graph, node: fx.Node, *_module, **_options) -> int:
     """min(max(x + 3, 0), 6) / 6: the integers of the first part are those of the result."""
     source, (scale, zero_point) = node.args[0], to.grid(node)
@@ -175,6 +197,9 @@ def _dequantize(to: Graph, node: fx.Node, *_arguments) -> int:
 
 
 def _quantize(to: Graph, node: fx.Node, *_arguments, **_options) -> int:
+    if node.args[0].op == "get_attr":
+        to.add_operand(node)
+        return to.tensors[node]
     return to.add("QUANTIZE", node, [to.tensors[node.args[0]]])
 
 
@@ -190,10 +215,20 @@ LAYERS = {
     nn.Sigmoid: _unary("LOGISTIC"),
     nn.Hardsigmoid: _hard_sigmoid,
     nn.SiLU: _silu,
+    nnq.LeakyReLU: lambda to, node, layer: _leaky_relu(to, node, layer.negative_slope),
     nn.MaxPool2d: lambda to, node, pool: _max_pool(
         to, node, pool.kernel_size, pool.stride, pool.padding, pool.dilation
     ),
-    nn.AvgPool2d: lambda to, node, pool: _average_pool(to, node, pool.kernel_size, pool.stride, pool.padding),
+    nn.AvgPool2d: lambda to, node, pool: _average_pool(
+        to,
+        node,
+        pool.kernel_size,
+        pool.stride,
+        pool.padding,
+        pool.ceil_mode,
+        pool.count_include_pad,
+        pool.divisor_override,
+    ),
     nn.AdaptiveAvgPool2d: _adaptive_pool,
     nn.Flatten: _flatten,
     nn.Identity: _same,
@@ -207,9 +242,12 @@ FUNCTIONS = {
     torch.cat: _concatenate,
     operator.mul: _binary("MUL"),
     operator.add: _binary("ADD"),
-    F.relu: _unary("RELU"),
-    torch.relu: _unary("RELU"),
-    torch.sigmoid: _unary("LOGISTIC"),
+    "add": _binary("ADD"),
+    "mul": _binary("MUL"),
+    **dict.fromkeys((F.relu, torch.relu, "relu", "relu_"), _unary("RELU")),
+    **dict.fromkeys((F.sigmoid, torch.sigmoid, "sigmoid", "sigmoid_"), _unary("LOGISTIC")),
+    torch.ops.quantized.hardswish: _unary("HARD_SWISH"),
+    torch.ops.quantized.leaky_relu: _leaky_relu,
     F.hardsigmoid: _hard_sigmoid,
     F.silu: _silu,
     F.max_pool2d: _max_pool,
@@ -218,12 +256,10 @@ FUNCTIONS = {
     F.adaptive_avg_pool2d: _adaptive_pool,
     torch.mean: _mean,
     "mean": _mean,
-    torch.flatten: _flatten,
-    "flatten": _flatten,
-    "view": _flatten,
-    "reshape": _flatten,
+    **dict.fromkeys((torch.flatten, "flatten", "view", "reshape"), _flatten),
     F.dropout: _same,
     "contiguous": _same,
     "dequantize": _dequantize,
     torch.quantize_per_tensor: _quantize,
 }
+SHAPES = {torch.flatten, "flatten", "view", "reshape", nn.Flatten, nn.Identity, nn.Dropout}
