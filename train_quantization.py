@@ -10,22 +10,23 @@ import functools
 
 from common.cli import launch, options, targets, teacher_options
 from common.cli.parser import Parser, number
+from common.compression.target_devices import TARGET_DEVICES
 
 
 def main(args):
     # imported here, so that --help does not load torch
     from common.compression import int8_engines, quantization, reparameterization
-    from common.compression.target_devices import TARGET_DEVICES
-    from common.deployment import integer_model
+    from common.deployment import integer_model, onnx_model
     from common.evaluation import int8_agreement
     from common.stage import Stage
 
-    # model, data; traced first, so that what cannot be quantized fails before the training; branches become
-    # one convolution (RepVGG)
+    # model, data; traced, converted and exported first, so that what cannot be quantized or deployed fails
+    # before the training; branches become one convolution (RepVGG)
     stage = Stage("quantized", args, parent=args.weights)
     model, target = reparameterization.fuse_branches(stage.model), TARGET_DEVICES[args.target_device]
     int8_engines.use(target, args.engine)
-    prepared = quantization.prepare(model, target, stage.image_size)
+    check = functools.partial(onnx_model.check, stage.parent)
+    prepared = quantization.prepare(model, target, stage.image_size, check)
     loss_fn = stage.loss_fn()
     if finished := stage.begin(model):
         return finished

@@ -1,6 +1,7 @@
 """What a model costs: parameters, multiply-accumulates, bytes of its file and of RAM, milliseconds here."""
 
 import copy
+import functools
 import hashlib
 import json
 import tempfile
@@ -14,7 +15,7 @@ from common.budget.target import Budget
 from common.compression import int8_engines, int8_state, quantization
 from common.compression.reparameterization import fuse_branches
 from common.compression.target_devices import TargetDevice
-from common.deployment import onnx_latency
+from common.deployment import onnx_latency, onnx_model
 from common.evaluation import latency, memory, metrics
 from common.models import architectures, checkpoint, lineage
 from common.system import files, units
@@ -73,12 +74,13 @@ def make_budget(
         The budget.
 
     Raises:
-        UserError: The model cannot be quantized, or its cost cannot be measured.
+        UserError: The model cannot be quantized or exported, or its cost cannot be measured.
     """
     image_size, engine = parent["image_size"], "fp32"
     if precision == "int8":
         engine = int8_engines.use(target)
-        quantization.prepare(fuse_branches(model), target, image_size)
+        check = functools.partial(onnx_model.check, parent)
+        quantization.prepare(fuse_branches(model), target, image_size, check)
     else:
         target = None
     costs = {

@@ -223,9 +223,7 @@ def _convolve_and_normalize(layer: ConvBn2d | ConvBnReLU2d, images: Tensor) -> T
     zero = scale == 0
     quantized = layer.weight_fake_quant(layer.weight * scale) / scale.masked_fill(zero, 1)
     weight = torch.where(zero, layer.weight, quantized)
-    output = layer.bn(
-        F.conv2d(images, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-    )
+    output = layer.bn(layer._conv_forward(images, weight, layer.bias))
     return F.relu(output) if isinstance(layer, ConvBnReLU2d) else output
 
 

@@ -9,13 +9,12 @@ import contextlib
 import copy
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, fx, nn
 from torch.ao.quantization import disable_observer
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
-from torchvision.ops import StochasticDepth
 
 from common.compression import scales
 from common.compression.fake_quantization import (
@@ -26,6 +25,7 @@ from common.compression.fake_quantization import (
     use_fast_layers,
 )
 from common.compression.recorder import ZERO_POINT, grids
+from common.compression.replacements import replace_layers
 from common.compression.target_devices import TargetDevice
 from common.system.errors import UserError, first_line
 from common.system.terminal import progress_bar
@@ -39,7 +39,12 @@ KNOWN_WARNINGS = (  # torch is pinned, and each call would print them again
 )
 
 
-def prepare(model: nn.Module, target: TargetDevice, image_size: int) -> nn.Module:
+def prepare(
+    model: nn.Module,
+    target: TargetDevice,
+    image_size: int,
+    check: Callable[[fx.GraphModule], None] | None = None,
+) -> nn.Module:
     """Inserts fake quantization into a copy of a model, ready for training.
 
     A copy of the result is converted and run at once, with the engine that is set in torch, so that a network
@@ -49,12 +54,13 @@ def prepare(model: nn.Module, target: TargetDevice, image_size: int) -> nn.Modul
         model: The float model; not changed.
         target: The device to quantize for.
         image_size: Side of the images, in pixels.
+        check: Gets the int8 model of that trial, and raises UserError for one that cannot be deployed.
 
     Returns:
         The traced copy on the CPU, its batch norms fused with the convolutions.
 
     Raises:
-        UserError: The model cannot be traced, converted or run.
+        UserError: The model cannot be traced, converted or run, or `check` refuses it.
     """
     name = type(model).__name__
     try:
@@ -69,16 +75,19 @@ def prepare(model: nn.Module, target: TargetDevice, image_size: int) -> nn.Modul
         with torch.inference_mode():
             int8_model = convert(trial).int8
             in_batch, again, alone = (int8_model(some)[:1] for some in (images, images, images[:1]))
+        state = int8_model.state_dict()  # some engines have layers that they run and cannot store
     except (TypeError, RuntimeError, AttributeError, AssertionError, ValueError) as error:
         raise UserError(f"{name} cannot run in int8 with {target.backend}: {first_line(error)}") from None
     close = torch.allclose(in_batch, alone, rtol=0.05, atol=0.05 * float(in_batch.abs().max()))
     if not (close and torch.equal(in_batch, again)):
         cause = "depends on the others in the batch" if torch.equal(in_batch, again) else "is random"
         raise UserError(f"{name} cannot be quantized: once traced, its prediction for an image {cause}")
-    if any(isinstance(value, torch.ScriptObject) for value in int8_model.state_dict().values()):
+    if any(isinstance(value, torch.ScriptObject) for value in state.values()):
         raise UserError(f"{name} cannot be quantized: it calls functions such as linear in place of layers")
     if target.symmetric:
         _check_symmetric(int8_model, name, image_size)
+    if check:
+        check(int8_model)
     return prepared
 
 
@@ -109,28 +118,13 @@ def trace(float_model: nn.Module, target: TargetDevice, image_size: int) -> nn.M
         The traced model.
     """
     clipped = clipped_layers(float_model)
-    for module in list(float_model.modules()):
-        if hasattr(module, "drop_rate"):
-            module.drop_rate = 0.0  # of dropout that is called as a function
-        for name, child in module.named_children():
-            if isinstance(child, nn.ReLU6):
-                # a ReLU is fused into the convolution before it, a ReLU6 is not; and the qnnpack engine of
-                # torch 2.14 returns the elements of a quantized ReLU6 in the wrong order; see clipped_layers
-                setattr(module, name, nn.ReLU(inplace=child.inplace))
-            elif isinstance(child, nn.Dropout | StochasticDepth):
-                # the tracer would record stochastic depth in training mode: the int8 model would drop layers
-                # at random; and it would give dropout scales of its own, which the int8 model does not apply
-                setattr(module, name, _NoDropout())
+    replace_layers(float_model)
     example = torch.zeros(1, 3, image_size, image_size)
     with silenced():
         prepared = prepare_qat_fx(float_model.train(), qconfig_mapping(target), example)
     clip(prepared, clipped)
     use_fast_layers(prepared)
     return prepared
-
-
-class _NoDropout(nn.Identity):
-    p = 0.0  # attention reads it
 
 
 @torch.no_grad()

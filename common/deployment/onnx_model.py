@@ -1,6 +1,7 @@
 """ONNX files: written from a checkpoint's model, read, and run by ONNX Runtime."""
 
 import contextlib
+import itertools
 import logging
 import warnings
 from pathlib import Path
@@ -51,6 +52,26 @@ def export(checkpoint: dict, model: nn.Module | Graph, path: Path):
         yield OnnxModel(temporary)
 
 
+def check(checkpoint: dict, int8_model: nn.Module) -> None:
+    """Writes an int8 model as ONNX in memory and runs it, so that what cannot be exported fails early.
+
+    Args:
+        checkpoint: What the model was created from: its "arch" and "image_size", in pixels.
+        int8_model: A converted model; not changed.
+
+    Raises:
+        UserError: The model has no form in ONNX, or ONNX Runtime cannot run it.
+    """
+    side, proto = checkpoint["image_size"], _of_integers(int8_model, checkpoint)
+    try:
+        session = open_session(proto, threads=1)
+        session.run([OUTPUT], {INPUT: torch.zeros(1, 3, side, side).numpy()})
+    # ONNX Runtime's errors have no common class that is public
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{checkpoint['arch']} in int8 cannot run in ONNX Runtime: {reason}") from None
+
+
 def _of_integers(model: nn.Module | Graph, checkpoint: dict) -> onnx.ModelProto:
     """An int8 model; where a part of it computes in float32, torch's exporter writes it."""
     try:
@@ -90,24 +111,59 @@ def _export(model: nn.Module, checkpoint: dict) -> onnx.ModelProto:
         part.ClearField("doc_string")
     for node in graph.node:
         node.ClearField("name")
-    _separate_zero_points(graph)
+        # where nothing is padded this changes nothing, but ONNX Runtime's int8 kernel would count the places
+        # beyond the border of a last window that is not full (ceil_mode)
+        for entry in node.attribute if _pools_unpadded(node) else ():
+            if entry.name == "count_include_pad":
+                entry.i = 0
+    _separate_constants(graph)
     onnx_graph.lower_versions(proto)
     return proto
 
 
-def _separate_zero_points(graph: onnx.GraphProto) -> None:
-    """Gives each int8 weight its own zero points: the exporter shares equal ones, but see `EXACT_SUMS`."""
+def _pools_unpadded(node: onnx.NodeProto) -> bool:
+    pads = [entry.ints for entry in node.attribute if entry.name == "pads"]
+    return node.op_type == "AveragePool" and not any(itertools.chain(*pads))
+
+
+def _separate_constants(graph: onnx.GraphProto) -> None:
+    """Gives each layer its own weight and zero points: the exporter writes equal ones once.
+
+    ONNX Runtime can convert to uint8, see `EXACT_SUMS`, only what one layer reads.
+    """
     constants = {each.name: each for each in graph.initializer}
-    own = {}  # zero points by their weight, which several nodes may read
-    for node in graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] in constants and len(node.input) == 3:
-            weight, _, zero_point = node.input
-            if weight not in own and zero_point in own.values():
-                name = f"{weight}_zero_point"
-                name += "_own" * (name in constants)  # the exporter may have given it to others
-                graph.initializer.add().CopyFrom(constants[zero_point])
-                graph.initializer[-1].name = zero_point = name
-            node.input[2] = own.setdefault(weight, zero_point)
+    weights = {
+        node.output[0]: node
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants
+    }
+    others = [node for node in graph.node if not weights.keys() & set(node.output)]
+    names, nodes = {*constants, *weights}, []
+    used = {name for node in others for name in node.input if name in constants}
+
+    def own(name: str) -> str:
+        """The name itself for its first reader, then others, which are free."""
+        free = name
+        while free in used or (free != name and free in names):
+            free += "_own"
+        if free != name and name in constants:
+            graph.initializer.add().CopyFrom(constants[name])
+            graph.initializer[-1].name = free
+        used.add(free)
+        return free
+
+    for node in others:
+        for index, name in enumerate(node.input):
+            if name in weights:
+                weight = onnx.NodeProto.FromString(weights[name].SerializeToString())
+                weight.output[0] = node.input[index] = own(name)
+                weight.input[0] = own(weight.input[0])
+                if len(weight.input) == 3:
+                    weight.input[2] = own(weight.input[2])
+                nodes.append(weight)
+        nodes.append(node)
+    graph.ClearField("node")
+    graph.node.extend(nodes)
 
 
 class OnnxModel(nn.Module):
@@ -134,7 +190,7 @@ class OnnxModel(nn.Module):
             raise UserError(f"cannot read {path}: {error.strerror}") from None
         with self._in_one_line():
             proto = onnx.load(path)
-            _separate_zero_points(proto.graph)  # a file of an earlier version
+            _separate_constants(proto.graph)  # a file of an earlier version
             self.session = open_session(proto, threads)
             self.metadata = self.session.get_modelmeta().custom_metadata_map
         self.content = metadata.parse(self.metadata, path)

@@ -35,11 +35,15 @@ def to_qdq(int8_model: fx.GraphModule, image_size: int) -> nn.Module:
     """
     named, qdq_model = grids(int8_model, image_size), copy.deepcopy(int8_model)
     symmetric = all(zero_point == ZERO_POINT for _, zero_point in named.values())
+    called = set()
     for node in list(qdq_model.graph.nodes):
         if node.op == "call_module":
-            module = qdq_model.get_submodule(node.target)
+            module = int8_model.get_submodule(node.target)
             if type(module) in LAYERS:
                 input_scale = named[node.all_input_nodes[0].name][0]
+                if node.target in called:  # its inputs may have another scale, and so its bias
+                    node.target = f"{node.target}_{node.name}"
+                called.add(node.target)
                 qdq_model.set_submodule(node.target, LAYERS[type(module)](module, input_scale))
             elif type(module).__module__.startswith("torch.ao."):
                 raise UserError(
@@ -95,7 +99,7 @@ class QuantizeDequantize(nn.Module):
 
 
 class _Weighted(nn.Module):
-    """A Conv2d or Linear with an int8 weight and an int32 bias, each behind a DequantizeLinear."""
+    """A convolution or Linear with an int8 weight and an int32 bias, each behind a DequantizeLinear."""
 
     def __init__(self, layer: nn.Module, input_scale: float, operation: Callable):
         super().__init__()
@@ -129,21 +133,31 @@ def _dequantize(integers: Tensor, scale: Tensor, zero_point: Tensor | None) -> T
     )
 
 
-def _conv(layer: nnq.Conv2d, input_scale: float) -> nn.Module:
-    def operation(values, weight, bias):
-        return F.conv2d(values, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+def _conv(convolve: Callable) -> Callable:
+    def build(layer: nn.Module, input_scale: float) -> nn.Module:
+        def operation(values, weight, bias):
+            padding = layer.padding
+            if layer.padding_mode != "zeros":  # F.pad begins with the last dimension
+                sides = [side for side in reversed(padding) for _ in range(2)]
+                values, padding = F.pad(values, sides, layer.padding_mode), 0
+            return convolve(values, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
 
-    return _Weighted(layer, input_scale, operation)
+        return _Weighted(layer, input_scale, operation)
+
+    return build
 
 
 def _linear(layer: nnq.Linear, input_scale: float) -> nn.Module:
     return _Weighted(layer, input_scale, F.linear)
 
 
-def _batch_norm(layer: nnq.BatchNorm2d, _input_scale: float) -> nn.Module:
-    norm = nn.BatchNorm2d(layer.num_features, layer.eps)
-    norm.load_state_dict(layer.state_dict(), strict=False)
-    return norm.eval()
+def _batch_norm(build: type[nn.Module]) -> Callable:
+    def converted(layer: nn.Module, _input_scale: float) -> nn.Module:
+        norm = build(layer.num_features, layer.eps)
+        norm.load_state_dict(layer.state_dict(), strict=False)
+        return norm.eval()
+
+    return converted
 
 
 def _layer_norm(layer: nnq.LayerNorm, _input_scale: float) -> nn.Module:
@@ -160,22 +174,40 @@ def _then_relu(build: Callable) -> Callable:
     return lambda layer, input_scale: nn.Sequential(build(layer, input_scale), nn.ReLU())
 
 
+def _without_grid(function: Callable) -> Callable:
+    return lambda *args, output_scale, output_zero_point, **options: function(*args, **options)
+
+
+# Two layers that FX quantization creates have no form: instance norms, which torch 2.14.1 gets wrong
+# for some shapes, and transposed convolutions, which classifiers do not have.
 LAYERS = {
-    nnq.Conv2d: _conv,
+    nnq.Conv1d: _conv(F.conv1d),
+    nnq.Conv2d: _conv(F.conv2d),
+    nnq.Conv3d: _conv(F.conv3d),
     nnq.Linear: _linear,
-    intrinsic.quantized.ConvReLU2d: _then_relu(_conv),
+    intrinsic.quantized.ConvReLU1d: _then_relu(_conv(F.conv1d)),
+    intrinsic.quantized.ConvReLU2d: _then_relu(_conv(F.conv2d)),
+    intrinsic.quantized.ConvReLU3d: _then_relu(_conv(F.conv3d)),
     intrinsic.quantized.LinearReLU: _then_relu(_linear),
-    nnq.BatchNorm2d: _batch_norm,
-    intrinsic.quantized.BNReLU2d: _then_relu(_batch_norm),
+    nnq.BatchNorm2d: _batch_norm(nn.BatchNorm2d),
+    nnq.BatchNorm3d: _batch_norm(nn.BatchNorm3d),
+    intrinsic.quantized.BNReLU2d: _then_relu(_batch_norm(nn.BatchNorm2d)),
+    intrinsic.quantized.BNReLU3d: _then_relu(_batch_norm(nn.BatchNorm3d)),
     nnq.LayerNorm: _layer_norm,
     nnq.Hardswish: lambda _layer, _input_scale: nn.Hardswish(),
+    nnq.LeakyReLU: lambda layer, _input_scale: nn.LeakyReLU(layer.negative_slope),
+    nnq.Softmax: lambda layer, _input_scale: nn.Softmax(layer.dim),
 }
 FUNCTIONS = {  # each also gets the scale and zero point of its result, which the pair after it has
     torch.ops.quantized.add: lambda a, b, *_grid: a + b,
     torch.ops.quantized.add_relu: lambda a, b, *_grid: torch.relu(a + b),
     torch.ops.quantized.mul: lambda a, b, *_grid: a * b,
+    torch.ops.quantized.mul_relu: lambda a, b, *_grid: torch.relu(a * b),
+    torch.ops.quantized.matmul: lambda a, b, *_grid: torch.matmul(a, b),
     torch.ops.quantized.cat: lambda values, dim, *_grid: torch.cat(values, dim),
-    torch.ops.quantized.layer_norm: lambda values, shape, output_scale, output_zero_point, **layer: (
-        F.layer_norm(values, shape, **layer)
-    ),
+    torch.ops.quantized.layer_norm: _without_grid(F.layer_norm),
+    torch.ops.quantized.hardswish: _without_grid(F.hardswish),
+    torch.ops.quantized.leaky_relu: _without_grid(F.leaky_relu),
+    torch.ops.quantized.elu: _without_grid(F.elu),
+    torch.ops.quantized.dropout: lambda values, *_arguments, **_options: values,
 }

@@ -5,7 +5,7 @@ from common.budget import costs
 from common.budget.costs import RESERVE
 from common.budget.widths import widths_for_budget
 from common.compression import int8_engines, int8_state, pruning, quantization
-from common.deployment import metadata, onnx_latency, qdq
+from common.deployment import metadata, onnx_latency, onnx_model, qdq
 from common.evaluation import latency, memory, metrics
 from common.evaluation.latency import Latency
 from common.evaluation.metrics import Score, count_parameters
@@ -251,15 +251,26 @@ def test_in_onnx_runtime_each_network_is_exported_once_with_what_a_file_needs(pa
     costs.make_budget("latency", "5ms", model, content, {}, **more)
 
 
-def test_an_int8_model_without_a_form_in_onnx_is_an_error_that_names_the_other_engine(parent, monkeypatch):
+@pytest.mark.parametrize("kind", ["macs", "latency"])
+def test_an_int8_model_without_a_form_in_onnx_is_an_error_before_pruning(parent, monkeypatch, kind):
     def to_qdq(*_):
         raise UserError("the operation x cannot be written as ONNX")
 
     monkeypatch.setattr(qdq, "to_qdq", to_qdq)
     model, content, path = parent("squeezenet1_1")
     more = {"precision": "int8", "target": EMBEDDED}
-    with pytest.raises(UserError, match=r"the operation x cannot be written as ONNX; --latency-in torch"):
-        costs.make_budget("latency", "0.5", model, content, row_of(content, path, "pruned"), **more)
+    with pytest.raises(UserError, match="the operation x cannot be written as ONNX"):
+        costs.make_budget(kind, "0.5", model, content, row_of(content, path, "pruned"), **more)
+
+
+def test_a_model_without_a_form_in_onnx_is_an_error_that_names_the_other_engine(parent, monkeypatch):
+    def export(*_):
+        raise UserError("x cannot be written as ONNX")
+
+    monkeypatch.setattr(onnx_model, "export", export)
+    model, content, path = parent("squeezenet1_1")
+    with pytest.raises(UserError, match=r"x cannot be written as ONNX; --latency-in torch"):
+        costs.make_budget("latency", "0.5", model, content, row_of(content, path, "pruned"))
 
 
 def test_ram_is_that_of_one_image_in_the_precision_of_the_target(parent):

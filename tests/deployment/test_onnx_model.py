@@ -380,20 +380,63 @@ def test_a_class_name_that_is_no_text_is_read_as_it_was_written():
     assert metadata.parse(texts, "m.onnx")["classes"] == ["caf\udce9", "ネコ"]
 
 
-def test_each_weight_gets_zero_points_of_a_name_that_is_free():
+def test_each_reader_has_its_own_weight_and_zero_points_and_names_are_free():
     def constant(name):
         return onnx.helper.make_tensor(name, onnx.TensorProto.INT8, [1], [0])
 
-    # the exporter has given the name of the second weight to the zero points that both share
-    names = ("a", "b", "c", "b_zero_point", "scale")
+    def node(kind, *inputs, output):
+        return onnx.helper.make_node(kind, inputs, [output])
+
+    # the exporter wrote equal weights of two scales once, and "zero" for all; one name is taken
+    names = ["a", "b", "zero", "zero_own", "scale", "other"]
     graph = onnx.helper.make_graph(
         [
-            onnx.helper.make_node("DequantizeLinear", [weight, "scale", "b_zero_point"], [f"{weight}_float"])
-            for weight in "abcc"
+            node("DequantizeLinear", "a", "scale", "zero", output="first"),
+            node("Neg", "first", output="1"),
+            node("DequantizeLinear", "a", "other", "zero", output="second"),
+            node("DequantizeLinear", "b", "scale", "zero", output="twice"),
+            node("Add", "second", "twice", output="2"),
+            node("Neg", "twice", output="3"),
+            node("Neg", "zero_own", output="4"),
         ],
         "graph", [], [], [constant(name) for name in names],
     )  # fmt: skip
-    onnx_model._separate_zero_points(graph)
+    onnx_model._separate_constants(graph)
+    producers = {each.output[0]: each for each in graph.node if each.op_type == "DequantizeLinear"}
+    read = [name for each in graph.node if each.op_type != "DequantizeLinear" for name in each.input]
+    assert read == ["first", "second", "twice", "twice_own", "zero_own"] and len(producers) == 4
+    assert [producers[name].input[1] for name in read[:4]] == ["scale", "other", "scale", "scale"]
+    owned = [producers[name].input[index] for name in read[:4] for index in (0, 2)]
     created = [each.name for each in graph.initializer]
-    assert created == [*names, "b_zero_point_own", "c_zero_point"]
-    assert [node.input[2] for node in graph.node] == ["b_zero_point", *created[-2:], "c_zero_point"]
+    assert len(set(owned)) == 8 and {*owned, *names} == set(created) and len(created) == len(set(created))
+    assert all(name.startswith(("a", "zero")) for name in owned[:4] + owned[5::2]) and owned[4] == "b"
+    order = [name for each in graph.node for name in each.output]
+    assert all(
+        order.index(name) < order.index(output)
+        for name, output in zip(read, "12234", strict=True)
+        if name in order
+    )
+
+
+def test_equal_weights_with_different_scales_are_written_for_each_layer(tmp_path):
+    def identity():  # in int8 the same integers whatever the scale is, as in branches that were fused
+        conv = torch.nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        torch.nn.init.dirac_(conv.weight, groups=8)
+        conv.weight.data *= torch.rand(8, 1, 1, 1) + 0.5
+        return conv, torch.nn.ReLU()
+
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), *identity(), *identity(),
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, CLASSES),
+    )  # fmt: skip
+    _, int8_model = quantized(model, EMBEDDED)
+    content = content_of("resnet18", model, int8_model, EMBEDDED)
+    with onnx_model.export(content, int8_model, tmp_path / "m.onnx") as exported:
+        images = torch.randn(16, 3, SIDE, SIDE)
+        assert (exported(images) - int8_model(images)).abs().max() < 0.02 * int8_model(images).abs().max()
+    weights = [
+        node.input[0]
+        for node in onnx.load(tmp_path / "m.onnx").graph.node
+        if node.op_type == "DequantizeLinear" and "weight" in node.input[0]
+    ]
+    assert len(weights) == len(set(weights)) == 4
