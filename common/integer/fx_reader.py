@@ -151,11 +151,7 @@ class Reader(fx.Interpreter):
             fx.node.map_aggregate(each, lambda value: convert(value) if isinstance(value, Value) else value)
             for each in self.arguments(node)
         )
-        if node.op == "call_module":
-            return self.fetch_attr(node.target)(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], node.target)(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)
+        return getattr(self, node.op)(node.target, tuple(args), kwargs)
 
     def only(self, node: fx.Node) -> Value:
         """The value that a node reads.
