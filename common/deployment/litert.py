@@ -9,6 +9,7 @@ import numpy as np
 
 from common.deployment.litert_file import LiteRtFile
 from common.integer import operators as ops
+from common.integer import reference
 from common.integer.graph import LOW, Graph, Operator, Tensor
 from common.system.errors import UserError
 
@@ -16,11 +17,8 @@ NONE, RELU = 0, 1  # of the schema's ActivationFunctionType
 SAME, VALID = 0, 1  # of the schema's Padding
 TO_CHANNELS_FIRST, TO_CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 AXES = (3, 1, 2)  # of channels, rows and columns
-FUNCTIONS = {  # operators of one value that give the same integers as our tables
-    "relu": "RELU",
-    "sigmoid": "LOGISTIC",
-    "hardswish": "HARD_SWISH",
-}
+# operators of one value that give the integers of our tables; HARD_SWISH nearly all
+FUNCTIONS = {"relu": "RELU", "sigmoid": "LOGISTIC", "hardswish": "HARD_SWISH"}
 
 
 def convert(graph: Graph, metadata: dict[str, bytes]) -> bytes:
@@ -178,7 +176,7 @@ class _Writer:
 
     def _table(self, operator: ops.Table, source: int) -> None:
         """A built-in operator, or else a lookup: position = integer + 128."""
-        if operator.function in FUNCTIONS:
+        if operator.function in FUNCTIONS and _is_native(operator):
             self._add(FUNCTIONS[operator.function], operator, [source])
             return
         label, shape = operator.output.name, _shape(operator.output)
@@ -254,6 +252,14 @@ def _has_two_orders(tensor: Tensor) -> bool:
 
 def _activation(operator: Operator) -> dict[str, int]:
     return {"fusedActivationFunction": RELU if getattr(operator, "relu", False) else NONE}
+
+
+def _is_native(operator: ops.Table) -> bool:
+    """Whether the built-in operator gives a table: RELU requantizes in between, and rounds twice."""
+    if operator.function != "relu":
+        return True
+    values = reference.requantize_table(operator.source, operator.output, "twice")
+    return np.array_equal(values.clip(min=operator.output.zero_point), operator.values)
 
 
 def _padding(operator, kernel) -> int | None:

@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import onnxruntime
-import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from common.integer import operators as ops
@@ -107,7 +106,7 @@ class _Writer:
             return
         if isinstance(operator, ops.Requantize):
             # ONNX Runtime makes one pair of two that follow one another, with a third scale
-            self._lookup(operator, _requantized(operator))
+            self._lookup(operator, reference.requantize_table(operator.source, output))
             return
         if isinstance(operator, ops.Table) and not self._is_native(operator):
             self._lookup(operator, operator.values)
@@ -240,10 +239,3 @@ class _Writer:
         session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
         integers = trial.stored(np.arange(LOW, HIGH + 1))
         return bool((session.run(None, {before.name: integers})[0] == trial.stored(operator.values)).all())
-
-
-def _requantized(operator: ops.Requantize) -> np.ndarray:
-    """The output of each of the 256 integers."""
-    integers = torch.arange(LOW, HIGH + 1, dtype=torch.int8)
-    before, after = (replace(each, shape=(HIGH - LOW + 1,)) for each in (operator.source, operator.output))
-    return reference.run(Graph(before, (ops.Requantize((before,), after),)), integers[None])[0].numpy()

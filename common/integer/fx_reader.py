@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from common.integer import operators as ops
+from common.integer import reference
 from common.integer.fx_values import ZERO_POINT, Value, grid_of, image_shape, selection, whole
 from common.integer.graph import HIGH, LOW, Graph, Tensor
 from common.system.errors import UserError, first_line
@@ -84,11 +85,7 @@ class Reader(fx.Interpreter):
         if node.op == "placeholder":
             self.images = Tensor("input", tuple(result.shape[1:]), *self._input_grid(node))
             self.values[node] = replace(whole(self.images, result.shape), is_float=True)
-        elif (
-            node.op.startswith("call_")
-            and any(each in self.values for each in node.all_input_nodes)
-            and _has_tensors(result)
-        ):
+        elif node.op != "output" and _has_tensors(result) and self.values.keys() & set(node.all_input_nodes):
             try:
                 self.values[node] = self.form(self, node)
             except (ValueError, TypeError, IndexError, RuntimeError) as error:
@@ -137,11 +134,8 @@ class Reader(fx.Interpreter):
         Returns:
             (args, kwargs), with a `Value` for each that depends on the image, else torch's result.
         """
-
-        def known(each: fx.Node):
-            return self.values[each] if each in self.values else self.results[each]
-
-        return list(fx.node.map_arg(node.args, known)), fx.node.map_arg(node.kwargs, known)
+        known = self.results | self.values
+        return list(fx.node.map_arg(node.args, known.get)), fx.node.map_arg(node.kwargs, known.get)
 
     def call(self, node: fx.Node, convert: Callable):
         """Runs the operation of a node with other tensors.
@@ -157,11 +151,7 @@ class Reader(fx.Interpreter):
             fx.node.map_aggregate(each, lambda value: convert(value) if isinstance(value, Value) else value)
             for each in self.arguments(node)
         )
-        if node.op == "call_module":
-            return self.fetch_attr(node.target)(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], node.target)(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)
+        return getattr(self, node.op)(node.target, tuple(args), kwargs)
 
     def only(self, node: fx.Node) -> Value:
         """The value that a node reads.
@@ -265,21 +255,21 @@ class Reader(fx.Interpreter):
         Returns:
             The int8 value.
         """
-        whole_source = replace(value, functions=(), is_float=False)
-        if not value.functions and value.source.grid == grid:
-            return whole_source
         source = value.source
-        if not value.functions:
-            output = self.emit(ops.Requantize, node, [source], source.shape, grid, suffix)
-        else:
-            numbers = (torch.arange(LOW, HIGH + 1) - source.zero_point).float() * np.float32(source.scale)
+        if value.functions:
+            numbers = reference.dequantize(torch.arange(LOW, HIGH + 1), source)
             for _, function in value.functions:
                 numbers = function(numbers)
-            integers = torch.round(numbers / np.float32(grid[0])) + grid[1]
-            table = integers.clamp(LOW, HIGH).to(torch.int8).numpy()
-            name = ", ".join(name for name, _ in value.functions)
-            output = self.emit(ops.Table, node, [source], source.shape, grid, function=name, values=table)
-        return replace(whole_source, source=output)
+            attributes = {
+                "function": ", ".join(name for name, _ in value.functions),
+                "values": reference.quantize(
+                    numbers, replace(source, scale=grid[0], zero_point=grid[1])
+                ).numpy(),
+            }
+            source = self.emit(ops.Table, node, [source], source.shape, grid, suffix, **attributes)
+        elif source.grid != grid:
+            source = self.emit(ops.Requantize, node, [source], source.shape, grid, suffix)
+        return replace(value, source=source, functions=(), is_float=False)
 
 
 def _has_tensors(result) -> bool:

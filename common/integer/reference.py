@@ -7,6 +7,7 @@ fixed-point arithmetic; Jacob et al., CVPR 2018, section 2.2).
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -60,6 +61,23 @@ def run(graph: Graph, integers: Tensor, rounding: str = "once") -> Tensor:
         The logits, int8 [N, C]: see `dequantize`.
     """
     return [output for _, output in steps(graph, integers, rounding)][-1]
+
+
+def requantize_table(before: Values, after: Values, rounding: str = "once") -> np.ndarray:
+    """What `operators.Requantize` gives for each integer.
+
+    Args:
+        before: Its input; the shape does not count.
+        after: Its output.
+        rounding: Of `ROUNDINGS`.
+
+    Returns:
+        int8 [256], for the inputs -128 to 127.
+    """
+    integers = torch.arange(LOW, HIGH + 1, dtype=torch.int8)
+    before, after = (replace(each, shape=(len(integers),)) for each in (before, after))
+    step = ops.Requantize((before,), replace(after, name=f"{before.name}_after"))
+    return run(Graph(before, (step,)), integers[None], rounding)[0].numpy()
 
 
 @torch.inference_mode()

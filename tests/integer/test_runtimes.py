@@ -1,33 +1,35 @@
 """Random graphs of one or two operators: the integers of each runtime are those of the reference.
 
-ONNX Runtime and LiteRT's XNNPACK round once, LiteRT's reference kernels twice. What differs is tested too.
+ONNX Runtime and LiteRT's XNNPACK round once, LiteRT's reference kernels twice. The exceptions are tested too.
 """
 
 import numpy as np
+import pytest
 import torch
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from torch.nn import functional as F
 
 from common.deployment import litert, onnx_writer
 from common.deployment.onnx_session import open_session
+from common.integer import operators as ops
 from common.integer import reference
+from common.integer.graph import Graph
+from tests.integer.graphs import constant, values, weighted
 
-SEEDS = range(6)
-SCALES = (1e-6, 1e-3, 0.02, 0.5, 1.0, 1e6)
+DRAWS = 8  # graphs of each kind
 
 
 def onnx_runtime(graph, integers):
     """What ONNX Runtime computes: int8 [N, ...]."""
     session = open_session(onnx_writer.build(graph), 1)
     (logits,) = session.run(None, {onnx_writer.INPUT: reference.dequantize(integers, graph.input).numpy()})
-    steps = np.round(logits.astype(np.float64) / graph.output.scale) + graph.output.zero_point
-    return torch.from_numpy(steps).to(torch.int8)
+    return torch.from_numpy(np.round(logits / graph.output.scale) + graph.output.zero_point).to(torch.int8)
 
 
-def lite_rt(graph, integers, resolver=OpResolverType.AUTO):
-    """What LiteRT computes, with XNNPACK unless another resolver is given: int8 [N, ...]."""
-    interpreter = Interpreter(
-        model_content=litert.convert(graph, {}), experimental_op_resolver_type=resolver, num_threads=1
-    )
+def xnnpack(graph, integers, resolver=OpResolverType.AUTO):
+    """What LiteRT computes: int8 [N, ...]."""
+    content = litert.convert(graph, {})
+    interpreter = Interpreter(model_content=content, experimental_op_resolver_type=resolver, num_threads=1)
     (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
     images = integers.movedim(1, -1).contiguous()
     interpreter.resize_tensor_input(given["index"], list(images.shape))
@@ -38,13 +40,307 @@ def lite_rt(graph, integers, resolver=OpResolverType.AUTO):
 
 
 def reference_kernels(graph, integers):
-    """What LiteRT's reference kernels compute."""
-    return lite_rt(graph, integers, OpResolverType.BUILTIN_REF)
+    """What LiteRT computes with the kernels that TensorFlow Lite for Microcontrollers has too."""
+    return xnnpack(graph, integers, OpResolverType.BUILTIN_REF)
 
 
-def once(graph, integers):
-    return reference.run(graph, integers, "once")
+def power(rng, low, high):
+    """A scale, from 10^low to 10^high; a third are powers of two, with which halves occur."""
+    exponent = rng.uniform(low, high)
+    return float(np.float32(2.0 ** round(exponent / np.log10(2)) if rng.random() < 1 / 3 else 10**exponent))
 
 
-def twice(graph, integers):
-    return reference.run(graph, integers, "twice")
+def zero_point(rng):
+    return int(rng.integers(-128, 128))
+
+
+def image(rng, vector=False):
+    shape = (int(rng.integers(1, 200)),) if vector else tuple(rng.integers(1, 10, 3).tolist())
+    return values(shape, power(rng, -6, 6), zero_point(rng))
+
+
+def sums(rng, source, weight):
+    """Integers and an output whose range the sums fill, or exceed."""
+    scales = (power(rng, -6, 6) * 2.0 ** -rng.integers(0, 3, len(weight))).astype(np.float32)
+    bias = rng.integers(-20_000, 20_000, len(weight)).astype(np.int32)
+    largest = source.scale * float(np.median(scales)) * 9000 * np.sqrt(weight[0].size)
+    step = largest / 128 * power(rng, -1, 0.5)
+    if rng.random() < 0.3:  # halves
+        scales[:], step = 2.0**-3, source.scale * 2.0 ** int(rng.integers(-2, 10))
+    relu = bool(rng.random() < 0.5)
+    return {"weight": weight, "weight_scales": scales, "bias": bias, "relu": relu}, (step, zero_point(rng))
+
+
+def convolution(rng, source, depthwise=False):
+    channels, *size = source.shape
+    groups = channels if depthwise else int(rng.choice([each for each in (1, 2, 3) if channels % each == 0]))
+    kernel = tuple(int(rng.integers(1, min(side, 4) + 1)) for side in size)
+    dilation = tuple(
+        int(rng.integers(1, 3)) if side > 2 * k else 1 for k, side in zip(kernel, size, strict=True)
+    )
+    stride, padding = tuple(rng.integers(1, 4, 2).tolist()), tuple(rng.integers(0, 3, 4).tolist())
+    padding = padding if rng.random() < 0.6 else (0, 0, 0, 0)
+    outputs = groups * int(rng.integers(1, 4))
+    weight = rng.integers(-127, 128, (outputs, channels // groups, *kernel)).astype(np.int8)
+    weights, grid = sums(rng, source, weight)
+    size = ops.windows(size, kernel, stride, padding, dilation)
+    attributes = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return ops.Convolution((source,), values((outputs, *size), *grid, "y"), **weights, **attributes)
+
+
+def linear(rng, source):
+    weight = rng.integers(-127, 128, (int(rng.integers(1, 20)), *source.shape)).astype(np.int8)
+    weights, grid = sums(rng, source, weight)
+    return ops.Linear((source,), values(len(weight), *grid, "y"), **weights)
+
+
+def pool(rng, source, kind=ops.MaxPool):
+    """Windows of odd numbers of values for a mean."""
+    odd = kind is ops.AveragePool
+    kernel = [int(rng.integers(1, min(side, 5) + 1)) for side in source.shape[1:]]
+    kernel = tuple((each - 1) // 2 * 2 + 1 if odd else each for each in kernel)
+    stride = tuple(rng.integers(1, 4, 2).tolist())
+    padding = (0,) * 4 if odd else tuple(int(rng.integers(0, kernel[index // 2])) for index in range(4))
+    size = ops.windows(source.shape[1:], kernel, stride, padding)
+    return kind((source,), values((source.shape[0], *size), *source.grid, "y"), kernel, stride, padding)
+
+
+def pad(rng, source):
+    above, below, left, right = padding = tuple(rng.integers(0, 4, 4).tolist())
+    channels, height, width = source.shape
+    shape = (channels, height + above + below, width + left + right)
+    return ops.Pad((source,), values(shape, *source.grid, "y"), padding)
+
+
+def select(rng, source):
+    def chosen(size):
+        first = int(rng.integers(0, size))
+        neighbours = range(first, int(rng.integers(first + 1, size + 1)))
+        return tuple(neighbours if rng.random() < 0.4 else rng.integers(0, size, rng.integers(1, 8)).tolist())
+
+    indices = tuple(map(chosen, source.shape))
+    return ops.Select((source,), values(tuple(map(len, indices)), *source.grid, "y"), indices)
+
+
+def reshape(rng, source):
+    channels, height, width = source.shape
+    shapes = [(channels * height * width,), (height, width, channels), (1, channels * height, width),
+              (channels, 1, height * width), (channels * width, height, 1)]  # fmt: skip
+    return ops.Reshape((source,), values(shapes[rng.integers(len(shapes))], *source.grid, "y"))
+
+
+def concatenate(rng, source):
+    channels, *size = source.shape
+    return ops.Concatenate((source, source), values((2 * channels, *size), *source.grid, "y"))
+
+
+def requantize(rng, source):
+    output = values(source.shape, source.scale * power(rng, -1, 1), zero_point(rng), "y")
+    return ops.Requantize((source,), output)
+
+
+def table(rng, source):
+    entries = rng.integers(-128, 128, 256).astype(np.int8)
+    output = values(source.shape, power(rng, -6, 6), zero_point(rng), "y")
+    return ops.Table((source,), output, "drawn", entries)
+
+
+def function(name, compute, fixed=None):
+    def drawn(rng, source):
+        source = values(source.shape, power(rng, -2, -1), zero_point(rng))
+        scale, zero = fixed or (source.scale * power(rng, -0.3, 0.1), zero_point(rng))
+        numbers = reference.dequantize(torch.arange(-128, 128).to(torch.int8), source)
+        output = values(source.shape, scale, zero, "y")
+        entries = reference.quantize(compute(numbers), output).numpy()
+        return ops.Table((source,), output, name, entries)
+
+    return drawn
+
+
+def elementwise(kind):
+    """With scales as `compression.scales` leaves them: no result lies halfway between two integers."""
+
+    def drawn(rng, source):
+        odd, output = 1023, power(rng, -2, 2)
+        if kind is ops.Multiply:
+            scale, odd = power(rng, -2, 2), 2 * int(rng.integers(1, 200)) + 1
+            output = source.scale * scale * odd / int(rng.integers(1, 6))
+        else:
+            first, second = rng.integers(5, 1500, 2) / odd
+            source, scale = values(source.shape, output * first, zero_point(rng)), output * second
+        shape = source.shape if rng.random() < 0.5 else (source.shape[0], 1, 1)
+        other = constant(rng.integers(-128, 128, shape), scale, zero_point(rng))
+        output = values(source.shape, output, zero_point(rng), "y")
+        return other, kind((source, other.output), output, bool(rng.random() < 0.5))
+
+    return drawn
+
+
+KINDS = {
+    "convolution": convolution,
+    "depthwise": lambda rng, source: convolution(rng, source, depthwise=True),
+    "max pool": pool,
+    "average pool": lambda rng, source: pool(rng, source, ops.AveragePool),
+    "pad": pad,
+    "select": select,
+    "reshape": reshape,
+    "concatenate": concatenate,
+    "requantize": requantize,
+    "table": table,
+    "relu": function("relu", F.relu),
+    "sigmoid": function("sigmoid", torch.sigmoid, (1 / 256, -128)),
+    "tanh": function("tanh", torch.tanh, (1 / 128, 0)),
+    "hardsigmoid": function("hardsigmoid", F.hardsigmoid, (1 / 256, -128)),
+    "gelu": function("gelu", F.gelu),
+    "silu": function("silu", F.silu),
+    "leaky_relu": function("leaky_relu 0.1", lambda numbers: F.leaky_relu(numbers, 0.1)),
+    "add": elementwise(ops.Add),
+    "multiply": elementwise(ops.Multiply),
+}
+FIRST = ("convolution", "depthwise", "max pool", "pad", "select")
+SECOND = (*FIRST, "average pool", "reshape", "concatenate", "requantize", "table")
+
+
+def assert_equal(graph, rng):
+    """Compares the runtimes with the reference; returns how many values differ between its roundings."""
+    integers = torch.from_numpy(rng.integers(-128, 128, (2, *graph.input.shape)).astype(np.int8))
+    once, twice = (reference.run(graph, integers, rounding) for rounding in reference.ROUNDINGS)
+    assert torch.equal(onnx_runtime(graph, integers), once), "ONNX Runtime"
+    assert torch.equal(xnnpack(graph, integers), once), "XNNPACK"
+    assert torch.equal(reference_kernels(graph, integers), twice), "LiteRT's reference kernels"
+    return int((once != twice).sum())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_operator_has_the_same_integers_everywhere(kind):
+    rng, differing = np.random.default_rng(0), 0
+    for _ in range(DRAWS):
+        found = KINDS[kind](rng, image(rng))
+        steps = found if isinstance(found, tuple) else (found,)
+        differing += assert_equal(Graph(steps[-1].inputs[0], steps), rng)
+    assert differing or kind not in ("convolution", "depthwise", "requantize", "multiply")
+
+
+def test_two_operators_have_the_same_integers_everywhere():
+    rng = np.random.default_rng(1)
+    for _ in range(4 * DRAWS):
+        first = KINDS[rng.choice(FIRST)](rng, image(rng))
+        middle = values(first.output.shape, *first.output.grid, "middle")
+        first = type(first)(**vars(first) | {"output": middle})
+        assert_equal(Graph(first.inputs[0], (first, KINDS[rng.choice(SECOND)](rng, middle))), rng)
+
+
+def test_vectors_have_the_same_integers_everywhere():
+    rng = np.random.default_rng(2)
+    for kind in (requantize, table, select, concatenate, elementwise(ops.Add)):
+        found = kind(rng, image(rng, vector=kind is not KINDS["add"]))
+        steps = found if isinstance(found, tuple) else (found,)
+        assert_equal(Graph(steps[-1].inputs[0], steps), rng)
+
+
+def test_linear_layers_round_once_in_litert_s_reference_kernels_too():
+    rng, differing = np.random.default_rng(3), 0
+    for _ in range(2 * DRAWS):
+        step = linear(rng, image(rng, vector=True))
+        graph = Graph(step.source, (step,))
+        integers = torch.from_numpy(rng.integers(-128, 128, (20, *graph.input.shape)).astype(np.int8))
+        once, twice = (reference.run(graph, integers, rounding) for rounding in reference.ROUNDINGS)
+        for runtime in (onnx_runtime, xnnpack, reference_kernels):
+            assert torch.equal(runtime(graph, integers), once), runtime.__name__
+        differing += int((once != twice).sum())
+    assert differing > 0
+
+
+def results(integers, *operators):
+    """What the reference, ONNX Runtime, XNNPACK and LiteRT's reference kernels compute, as lists."""
+    graph = Graph(operators[-1].inputs[0], operators)
+    images = torch.tensor(integers, dtype=torch.int8)[None]
+    found = {rounding: reference.run(graph, images, rounding) for rounding in reference.ROUNDINGS}
+    runtimes = (onnx_runtime, xnnpack, reference_kernels)
+    found |= {runtime.__name__: runtime(graph, images) for runtime in runtimes}
+    return {name: each.flatten().tolist() for name, each in found.items()}
+
+
+def test_halves_of_sums_are_rounded_differently():
+    source, other = values((4, 1, 1), 0.5), constant(np.full((4, 1, 1), 4), 0.5)
+    step = ops.Add((source, other.output), values((4, 1, 1), 1, 1, "y"))
+    found = results([[[1]], [[3]], [[-1]], [[-3]]], other, step)
+    # 2.5, 3.5, 1.5, 0.5, and the zero point 1
+    assert found == {
+        "once": [3, 5, 3, 1],  # half to even, then the zero point
+        "twice": [4, 5, 3, 2],  # half away from 0
+        "onnx_runtime": [4, 4, 2, 2],  # the zero point of uint8, 129, then half to even
+        "xnnpack": [4, 5, 3, 2],  # half up
+        "reference_kernels": [4, 5, 3, 2],
+    }
+
+
+def test_halves_of_products_are_rounded_differently_by_onnx_runtime():
+    source, other = values((4, 1, 1), 0.5), constant(np.full((4, 1, 1), 3), 1)
+    step = ops.Multiply((source, other.output), values((4, 1, 1), 1, 1, "y"))
+    found = results([[[1]], [[3]], [[5]], [[7]]], other, step)
+    # 1.5, 4.5, 7.5, 10.5, and the zero point 1
+    assert found == {
+        "once": [3, 5, 9, 11],
+        "twice": [3, 6, 9, 12],
+        "onnx_runtime": [2, 6, 8, 12],
+        "xnnpack": [3, 5, 9, 11],
+        "reference_kernels": [3, 6, 9, 12],
+    }
+
+
+def test_halves_of_means_are_rounded_differently():
+    source = values((1, 1, 4), 1, 1)
+    mean = ops.AveragePool((source,), values((1, 1, 2), 1, 1, "y"), (1, 2), (1, 2))
+    found = results([[[0, 1, 2, 3]]], mean)
+    # 0.5, 2.5; the distances from the zero point are -0.5, 1.5
+    assert found == {
+        "once": [1, 3],
+        "twice": [1, 3],
+        "onnx_runtime": [0, 2],  # of the uint8 values 128.5, 130.5
+        "xnnpack": [1, 3],  # of the int8 values, half away from 0
+        "reference_kernels": [1, 3],
+    }
+    source = values((2, 1, 2), 1, 0)
+    mean = ops.AveragePool((source,), values((2, 1, 1), 1, 0, "y"), (1, 2), (1, 1))
+    found = results([[[0, 1]], [[0, -1]]], mean)  # of all values: 0.5, -0.5
+    assert found == {
+        "once": [0, 0],
+        "twice": [1, -1],
+        "onnx_runtime": [0, 0],
+        "xnnpack": [1, -1],
+        "reference_kernels": [1, -1],
+    }
+
+
+def test_hard_swish_differs_by_one_step_in_litert():
+    rng, differing = np.random.default_rng(4), 0
+    for _ in range(2 * DRAWS):
+        step = function("hardswish", F.hardswish)(rng, values((1, 16, 16)))
+        graph = Graph(step.source, (step,))
+        integers = torch.arange(-128, 128).to(torch.int8).view(1, 1, 16, 16)
+        expected = reference.run(graph, integers)
+        assert torch.equal(onnx_runtime(graph, integers), expected)
+        actual = xnnpack(graph, integers)
+        assert torch.equal(reference_kernels(graph, integers), actual)
+        assert (actual.int() - expected).abs().max() <= 1
+        differing += int((actual != expected).sum())
+    assert 0 < differing < 0.02 * 2 * DRAWS * 256
+
+
+def test_a_relu_of_other_scales_is_a_table_where_litert_s_would_round_otherwise():
+    def relu(scale):
+        return function("relu", F.relu, (scale, 0))(np.random.default_rng(0), values(9))
+
+    for scale, native in ((relu(1.0).source.scale, True), (relu(1.0).source.scale * 4, False)):
+        step = relu(scale)
+        content = litert.convert(Graph(step.source, (step,)), {})
+        names = [each["op_name"] for each in Interpreter(
+            model_content=content, experimental_op_resolver_type=OpResolverType.BUILTIN_REF
+        )._get_ops_details()]  # fmt: skip
+        assert (names == ["RELU"]) is native and ("GATHER" in names) is not native
+
+
+def test_weights_of_one_value_are_read_alike():
+    step = ops.Linear((values(1),), values(1, 1, 0, "y"), **weighted([[3]]))
+    assert set(map(tuple, results([5], step).values())) == {(15,)}
