@@ -251,10 +251,8 @@ def complexity(model: nn.Module, image_size: int) -> dict[str, int]:
         except RuntimeError:  # a network whose forward pass depends on values cannot run without data
             macs = _count_macs(frozen.cpu(), image_size)
     except (RuntimeError, AssertionError, ValueError, TypeError, LookupError, AttributeError) as error:
-        name = type(model).__name__
-        raise UserError(
-            f"{name} does not accept images of {image_size} pixels: {first_line(error)}"
-        ) from None
+        cause = f"does not accept images of {image_size} pixels: {first_line(error)}"
+        raise UserError(f"{type(model).__name__} {cause}") from None
     return {"params": count_parameters(model), "macs": macs}
 
 

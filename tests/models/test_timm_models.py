@@ -7,11 +7,16 @@ import warnings
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torchvision.ops import StochasticDepth
 
+<<<<<<< HEAD
 from common.compression import masking, pruning
 from common.evaluation import metrics
+=======
+from common.data.transforms import eval_transform
+>>>>>>> h2
 from common.models import architectures, checkpoint, lineage, timm_models
 from common.system.errors import UserError
 from tests.conftest import REPOSITORY
@@ -177,6 +182,25 @@ def test_a_checkpoint_has_the_images_of_its_network():
     smaller = lineage.new_checkpoint("timm/test_vit", ["cat", "dog"], 96)
     assert smaller["image_size"] == 96
     assert lineage.new_checkpoint("resnet18", ["cat", "dog"], None)["image_size"] == 224
+
+
+@needs_timm
+@pytest.mark.parametrize("crop_pct", [0.875, 0.9, 1.0])
+def test_an_image_is_prepared_as_by_timm(crop_pct):
+    image = Image.effect_noise((240, 190), 80).convert("RGB")
+    content = {"image_size": 160, "crop_pct": crop_pct, "mean": [0.5] * 3, "std": [0.25] * 3}
+    expected = timm.data.create_transform(
+        160, crop_pct=crop_pct, mean=(0.5,) * 3, std=(0.25,) * 3, interpolation="bilinear"
+    )(image)
+    assert torch.allclose(eval_transform(image, content)[0], expected, atol=1e-5)
+
+
+@needs_timm
+def test_the_crop_of_a_network_is_that_of_timm():
+    assert lineage.new_checkpoint("timm/test_vit", ["cat", "dog"], None)["crop_pct"] == 0.95
+    above = [name for name in timm.list_models() if timm.get_pretrained_cfg(name).crop_pct > 1]
+    assert len(above) == 3  # timm adds a border to their images
+    assert timm_models.input_config(f"timm/{above[0]}")["crop_pct"] == 1.0
 
 
 @needs_timm
