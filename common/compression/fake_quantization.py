@@ -7,7 +7,8 @@ import types
 
 import torch
 from torch import Tensor, fx, nn
-from torch.ao.nn.intrinsic.qat import ConvBn2d, ConvBnReLU2d, ConvReLU2d, LinearReLU
+from torch.ao.nn.intrinsic import qat as fused
+from torch.ao.nn.intrinsic.qat import ConvBn2d, ConvBnReLU2d
 from torch.ao.quantization import (
     FakeQuantize,
     QConfig,
@@ -21,6 +22,10 @@ from common.compression.observers import RangeObserver, SymmetricRangeObserver, 
 from common.compression.target_devices import TargetDevice
 
 RELU6_MAX = 6.0
+WITH_RELU = (
+    *(fused.ConvBnReLU1d, fused.ConvBnReLU2d, fused.ConvBnReLU3d),
+    *(fused.ConvReLU2d, fused.ConvReLU3d, fused.LinearReLU),
+)
 
 
 def qconfig_mapping(target: TargetDevice) -> QConfigMapping:
@@ -260,9 +265,8 @@ def _add_exactly(layer: nn.Module, values: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         sums = F.linear(inputs, layer.integers)
     else:
-        how = layer.stride, layer.padding, layer.dilation, layer.groups
-        sums = F.conv2d(inputs, layer.integers, None, *how)
+        sums = layer._conv_forward(inputs, layer.integers, None)
     sums = sums.round() + layer.bias_integers.view(shape)
     multipliers = layer.weight_fake_quant.scale * input_scale / output_scale
     outputs = torch.round(sums * multipliers.view(shape)) * output_scale
-    return F.relu(outputs) if isinstance(layer, ConvBnReLU2d | ConvReLU2d | LinearReLU) else outputs
+    return F.relu(outputs) if isinstance(layer, WITH_RELU) else outputs

@@ -11,12 +11,9 @@ from PIL import Image
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-<<<<<<< HEAD
 from common.compression import masking, pruning
-from common.evaluation import metrics
-=======
 from common.data.transforms import eval_transform
->>>>>>> h2
+from common.evaluation import metrics
 from common.models import architectures, checkpoint, lineage, timm_models
 from common.system.errors import UserError
 from tests.conftest import REPOSITORY
