@@ -12,12 +12,10 @@ from common.cli import launch, options
 from common.cli.parser import Parser, number
 
 DIFFERENT = 1  # the exit code
-MAX_ROUNDING = (
-    0.01  # fraction of the values that another rounding changes, at most, in a layer of equal inputs
-)
+MAX_ROUNDING = 0.01  # fraction of a layer's values that another rounding changes, at most, of equal inputs
 ROUNDING = (
-    "note: a few values that differ by 1 can come from another rounding (--rounding; of a folder: that of "
-    "export.py --golden)"
+    "note: a few values that differ by 1 can come from rounding: microcontrollers round twice, ONNX Runtime "
+    "and XNNPACK once; --rounding chooses, here or of export.py --golden"
 )
 
 
@@ -62,40 +60,39 @@ def report(found, values, pair):
     if not found:
         raise UserError(f"{pair[0].path} and {pair[1].path} have no layer in common")
     known = [name for name in pair[0].layers if name in pair[1].layers]
-    scope = f"{len(found)} of {len(known)} layers, {min(count_images(each) for each in values)} images"
+    layers = f"{len(found)} layers" if len(found) == len(known) else f"{len(found)} of {len(known)} layers"
+    images = min(len(each) for source in values for each in source.values())
+    scope = f"{layers}, {images} image{'s' * (images > 1)}"
     first = next((index for index, each in enumerate(found) if each.count), None)
     if first is None:
-        print(f"equal: all integers of {scope}")
+        print(f"equal ({scope})")
         return 0
-    rows = [("layer", "operator", "shape", "values", "differ", "by up to")]
+    rows = [("layer", "operator", "shape", "values", "differ", "steps")]
     for each in found[first:]:
         operator = pair[0].layers[each.layer].operator or "input"
         shape = "x".join(map(str, values[0][each.layer].shape[1:]))
         rows.append((each.layer, operator, shape, f"{each.values:,}", f"{each.count:,}", str(each.steps)))
     print(f"\n{tables.markdown(rows, left=3)}\n")
-    print(f"different: {conclusion(found, first, known)} ({scope})")
+    print(f"different ({scope}): {conclusion(found, first, known)}")
     if found[first].steps == 1 and found[first].count < MAX_ROUNDING * found[first].values:
         print(ROUNDING)
     return DIFFERENT
 
 
-def count_images(values):
-    return min(map(len, values.values()))
-
-
 def conclusion(found, first, known):
     """Which layer is the first that differs, by how much, and what is known of those before it."""
-    layer = found[first]
+    layer, before = found[first], known.index(found[first].layer)
+    steps = "1 step" if layer.steps == 1 else f"up to {layer.steps} steps"
     text = (
         f"{layer.layer} is the first layer that differs, in {layer.count:,} of {layer.values:,} values, by "
+        f"{steps}; "
     )
-    text += f"up to {layer.steps}; "
-    if layer.layer == known[0]:
-        return f"{text}this is the input: the images were prepared differently"
-    before = known.index(layer.layer)
-    start = known.index(found[first - 1].layer) + 1 if first else 0
-    text += f"the {first} compared before it are equal"
-    return text if start == before else f"{text}; between, {before - start} were not compared"
+    if not before:
+        return f"{text}it is the input: the images were prepared differently"
+    if not first:
+        return f"{text}no layer before it was compared"
+    skipped = before - 1 - known.index(found[first - 1].layer)
+    return f"{text}the {first} before it are equal" + f", {skipped} between were not compared" * (skipped > 0)
 
 
 def parse_args(argv=None):

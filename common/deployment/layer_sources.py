@@ -123,11 +123,14 @@ def check_one_network(first: Source, second: Source) -> None:
             "partly float or of an earlier version (then export it again)"
         )
     for name in common:
-        grids = [(each.layers[name].scale, each.layers[name].zero_point) for each in (first, second)]
-        if grids[0] != grids[1]:
+        first_grid, second_grid = (
+            f"scale {source.layers[name].scale} and zero point {source.layers[name].zero_point}"
+            for source in (first, second)
+        )
+        if first_grid != second_grid:
             raise UserError(
-                f"they are of two networks: the scale and zero point of {name} are {grids[0]} in "
-                f"{first.path} and {grids[1]} in {second.path}"
+                f"they are of two networks: {name} has {first_grid} in {first.path}, but {second_grid} in "
+                f"{second.path}"
             )
 
 

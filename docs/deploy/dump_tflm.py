@@ -33,9 +33,9 @@ def main(file, golden, dumps):
         interpreter.set_input(image, 0)
         interpreter.invoke()
         for layer in manifest["layers"][1:]:
-            values = interpreter.GetTensor(indices[layer["name"]], 0)
+            values = interpreter.GetTensor(indices[layer["name"]], 0)["tensor_data"]
             with (dumps / layer["file"]).open("ab") as output:  # one image after the other
-                output.write(numpy.asarray(values).tobytes())
+                output.write(values.tobytes())
 
 
 if __name__ == "__main__":
