@@ -66,7 +66,7 @@ def test_a_summand_that_is_shared_is_changed_once():
     assert len(found) == 6 and all(map(is_multiple, found[:5]))
 
 
-def test_a_value_that_is_added_to_itself_keeps_its_scale():
+def test_a_value_can_be_added_to_itself():
     class Doubled(Residual):
         def forward(self, images):
             x = self.stem(images)
@@ -87,7 +87,7 @@ def test_each_scale_changes_by_less_than_one_percent():
     changes = [
         float(converted.fake_quant.get_submodule(name).scale / layer.scale)
         for name, layer in prepared.named_modules()
-        if hasattr(layer, "multiply_scale")
+        if hasattr(layer, "multiply_scale") and layer.scale.numel() == 1
     ]
     assert len(changes) > 8 and max(abs(change - 1) for change in changes) < scales.MAX_CHANGE
     assert sum(change != 1 for change in changes) >= 7
