@@ -13,10 +13,17 @@ from common.system.errors import UserError
 from tests.integer.networks import SIDE, Net, int8
 
 
-def read(middle, seed=0):
-    converted, images = int8(
-        middle if isinstance(middle, nn.Module) and hasattr(middle, "stem") else Net(middle), seed
-    )
+def convert(middle, followed=False):
+    """A network in int8, and images; `followed` by a layer that quantizes what torch computes in float."""
+    network = middle if isinstance(middle, Net) else Net(middle)
+    if followed:
+        function = network.middle
+        network.middle = lambda net, x: net.conv(function(net, x))
+    return int8(network)
+
+
+def read(middle, followed=False):
+    converted, images = convert(middle, followed)
     return from_fx.read(converted.int8, SIDE), converted.int8, images
 
 
@@ -154,11 +161,18 @@ LAYERS = {
 FORMS = MOVES | FUNCTIONS | LAYERS
 
 
+# torch 2.14: its engine qnnpack returns elements in another order, or counts what is padded
+INCORRECT = {"F.relu6", "nn.Hardtanh", "F.hardtanh", "torch.clamp", "x.clamp", "count_include_pad=False"}
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_a_form_has_the_integers_of_torch(name):
-    graph, int8_model, images = read(FORMS[name], followed=name in FUNCTIONS)
+    converted, images = convert(FORMS[name], followed=name in FUNCTIONS)
+    graph = from_fx.read(converted.int8, SIDE)
     images = torch.cat([images, 2 * images])  # beyond what was calibrated
-    actual, expected = logits(graph, images), int8_model(images)
+    actual = logits(graph, images)
+    with torch.no_grad():
+        expected = (converted.fake_quant if name in INCORRECT else converted.int8)(images)
     steps = ((actual - expected) / graph.output.scale).abs().round()
     assert len(torch.unique(expected)) > 3 and actual.shape == expected.shape
     assert steps.max() <= 1 and (steps == 0).double().mean() > 0.9
