@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Two QuantizeLinear / DequantizeLinear pairs follow one another, with different scales.
-# Expected: every level of graph optimization rounds to the first scale, and then to the second.
-# What happens: ONNX Runtime makes one pair of them, with a third scale, which the file does not have. Results
-# differ by up to one step from those without optimization, also where no value is clipped.
-# Exits with 0 while this is so.
+# ONNX Runtime makes one pair of two QuantizeLinear / DequantizeLinear pairs that follow one another.
+#
+# Expected: a value is rounded to the first scale, and then to the second, as without graph optimization.
+# Observed: it is rounded once, to a third scale, which the file does not have (that of the range that both pairs
+# have). So most results differ from those without optimization, although no value is outside of the ranges.
+#
+# Exit code: 0 as described, 1 the behavior is another one.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -17,7 +19,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-grids = {"first": (0.04, 100), "second": (0.03, 60)}  # from -4 to 6.2, from -1.8 to 5.85
+grids = {"first": (0.04, 100), "second": (0.05, 50)}  # from -4 to 6.2, from -2.5 to 10.25
 nodes, constants, source = [], [], "x"
 for name, (scale, zero_point) in grids.items():
     constants += [numpy_helper.from_array(np.float32(scale), f"{name}_scale"),
@@ -31,13 +33,15 @@ graph = helper.make_graph(nodes, "pairs", values[:1], values[1:], constants)
 model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 onnx.checker.check_model(model)
 
-x = np.linspace(-1.5, 5.5, 1001, dtype=np.float32)  # inside of both ranges
+x = np.linspace(-2.4, 6.1, 1001, dtype=np.float32)  # inside of both ranges
 results, levels = {}, onnxruntime.GraphOptimizationLevel
 for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_ALL"):
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
     options.graph_optimization_level = getattr(levels, level)
     options.optimized_model_filepath = f"{sys.argv[1]}/{level}.onnx"
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    content = model.SerializeToString()
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     (results[level],) = session.run(None, {"x": x})
     optimized = onnx.load(options.optimized_model_filepath).graph
     scales = {each.name: numpy_helper.to_array(each) for each in optimized.initializer}
@@ -51,5 +55,6 @@ for scale, zero_point in grids.values():
 print("onnxruntime", onnxruntime.__version__)
 wrong = {level: int((np.abs(result - expected) > 1e-4).sum()) for level, result in results.items()}
 print(f"of {len(x)} values differ from the definition:", wrong)
-sys.exit(not (wrong["ORT_DISABLE_ALL"] == 0 and wrong["ORT_ENABLE_ALL"] > 100))
+third = not {round(scale, 6) for scale, _ in grids.values()} & set(used)
+sys.exit(not (wrong["ORT_DISABLE_ALL"] == 0 and wrong["ORT_ENABLE_ALL"] > 500 and third))
 P

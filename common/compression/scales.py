@@ -36,7 +36,7 @@ def adjust(prepared: fx.GraphModule) -> fx.GraphModule:
         output = next(iter(node.users))
         while not hasattr(layers.get(output.target), "multiply_scale"):
             output = next(iter(output.users))
-        inputs = node.all_input_nodes
+        inputs = [each for each in (*node.args, *node.kwargs.values()) if isinstance(each, fx.Node)]
         if node.target in SUMS:
             _raise_lowest(inputs, layers, layers[output.target].scale)
         modules = [layers[each.target] for each in inputs]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from common.integer import operators as ops
 from common.integer.fx_pooling import POOLINGS, padding_of, pair
 from common.integer.fx_reader import Reader
-from common.integer.fx_values import Value, grid_of, image_shape
+from common.integer.fx_values import Value, grid_of, image_shape, selection, whole
 from common.integer.graph import Graph
 from common.integer.plain import round_bias
 
@@ -68,6 +68,12 @@ def _moved(reader: Reader, node: fx.Node) -> Value | tuple[Value, ...]:
     if not alike or (before and before != after):
         raise reader.refuse(node, ", which changes values")
     parts = [replace(value, index=part) for part in moved]
+    if any(selection(part) is None for part in parts) and len(image_shape(value.shape)) in (1, 3):
+        # two moves that no operator has in one: the first becomes an operator of its own
+        source = reader.tensor(node, replace(value, functions=(), is_float=False))
+        value = replace(value, source=source, index=whole(source, value.shape).index)
+        moved = _parts(reader.call(node, lambda _: value.index))
+        parts = [replace(value, index=part) for part in moved]
     return parts[0] if torch.is_tensor(reader.results[node]) else tuple(parts)
 
 

@@ -82,7 +82,12 @@ def selection(value: Value) -> tuple[tuple[int, ...], ...] | None:
     """
     size, shape = value.source.shape, image_shape(value.shape)
     positions = value.index.numpy().astype(np.int64)
-    positions = positions.reshape(shape if len(shape) == len(size) else (-1, *size[1:]))
+    if len(shape) == len(size):
+        positions = positions.reshape(shape)
+    elif positions.size % np.prod(size[1:]) == 0:
+        positions = positions.reshape(-1, *size[1:])
+    else:
+        return None
     chosen = [
         np.moveaxis(places, axis, 0).reshape(places.shape[axis], -1)[:, 0]
         for axis, places in enumerate(np.unravel_index(positions, size))

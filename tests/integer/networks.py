@@ -26,13 +26,19 @@ class Net(nn.Module):
         return self.middle(self, self.stem(images)).flatten(1)
 
 
-def int8(model, seed=0):
-    """A network in int8, with random weights, and images for it."""
-    torch.manual_seed(seed)
+def prepared(model):
+    """A network with random weights and fake quantization, calibrated, and the images for that."""
+    torch.manual_seed(0)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
     int8_engines.use(EMBEDDED, int8_engines.reference_engine(EMBEDDED))
-    prepared = quantization.trace(model.eval(), EMBEDDED, SIDE)
+    traced = quantization.trace(model.eval(), EMBEDDED, SIDE)
     images = torch.randn(8, 3, SIDE, SIDE)
-    quantization.calibrate(prepared, [(images, None)], CPU, 1)
-    return quantization.convert(prepared), images
+    quantization.calibrate(traced, [(images, None)], CPU, 1)
+    return traced, images
+
+
+def int8(model):
+    """The same in int8."""
+    traced, images = prepared(model)
+    return quantization.convert(traced), images

@@ -13,10 +13,17 @@ from common.system.errors import UserError
 from tests.integer.networks import SIDE, Net, int8
 
 
-def read(middle, seed=0):
-    converted, images = int8(
-        middle if isinstance(middle, nn.Module) and hasattr(middle, "stem") else Net(middle), seed
-    )
+def convert(middle, followed=False):
+    """A network in int8, and images; `followed` by a layer that quantizes what torch computes in float."""
+    network = middle if isinstance(middle, Net) else Net(middle)
+    if followed:
+        function = network.middle
+        network.middle = lambda net, x: net.conv(function(net, x))
+    return int8(network)
+
+
+def read(middle, followed=False):
+    converted, images = convert(middle, followed)
     return from_fx.read(converted.int8, SIDE), converted.int8, images
 
 
@@ -67,6 +74,7 @@ MOVES = {
     "x.flip": lambda _, x: x.flip(1),
     "roll": lambda _, x: torch.roll(x, shifts=(1, 2), dims=(2, 3)),
     "slices": lambda _, x: x[:, 1:7:2, ::2, 3:],
+    "flip of slices, flattened": lambda _, x: x[:, 1:7].flip(3).flatten(2)[:, :, 5:60],
     "one channel": lambda _, x: x[:, 2],
     "squeeze": lambda net, x: F.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(-1),
     "unsqueeze": lambda _, x: torch.unsqueeze(x[:, 0], 1),
@@ -153,11 +161,18 @@ LAYERS = {
 FORMS = MOVES | FUNCTIONS | LAYERS
 
 
+# torch 2.14: its engine qnnpack returns elements in another order, or counts what is padded
+INCORRECT = {"F.relu6", "nn.Hardtanh", "F.hardtanh", "torch.clamp", "x.clamp", "count_include_pad=False"}
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_a_form_has_the_integers_of_torch(name):
-    graph, int8_model, images = read(FORMS[name])
+    converted, images = convert(FORMS[name], followed=name in FUNCTIONS)
+    graph = from_fx.read(converted.int8, SIDE)
     images = torch.cat([images, 2 * images])  # beyond what was calibrated
-    actual, expected = logits(graph, images), int8_model(images)
+    actual = logits(graph, images)
+    with torch.no_grad():
+        expected = (converted.fake_quant if name in INCORRECT else converted.int8)(images)
     steps = ((actual - expected) / graph.output.scale).abs().round()
     assert len(torch.unique(expected)) > 3 and actual.shape == expected.shape
     assert steps.max() <= 1 and (steps == 0).double().mean() > 0.9
@@ -222,9 +237,9 @@ def test_a_mean_over_few_values_is_a_convolution_which_all_runtimes_round_alike(
 
 
 def test_functions_in_float_between_two_integers_become_one_table():
-    graph, _, _ = read(nn.Sequential(nn.SiLU(), nn.GELU()))
+    graph, _, _ = read(nn.Sequential(nn.SiLU(), nn.GELU()), followed=True)
     tables = [each.function for each in graph.operators if isinstance(each, ops.Table)]
-    assert tables in (["silu, gelu"], ["silu", "gelu"])
+    assert tables == ["silu, gelu"]
 
 
 def test_a_network_in_float_is_refused():

@@ -127,7 +127,7 @@ def damaged(content, path, value):
         (["operators", 0, "output"], None),
         (["operators", 0, "another"], 1),
         (["input"], None),
-        (["input", "shape"], [3, 17, 17]),
+        (["input", "shape"], [3, 20, 20]),
         (["input", "name"], "x"),
     ],
 )
