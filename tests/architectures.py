@@ -13,9 +13,13 @@ import re
 import sys
 from pathlib import Path
 
+import onnx
+import torch
+
 import export
+from common.deployment import layers
 from common.evaluation import int8_agreement
-from common.models import checkpoint
+from common.models import checkpoint, integers
 from common.system.errors import UserError
 
 CHANNELS_REMOVED, EPOCHS = 0.25, 1
@@ -60,8 +64,26 @@ def main(arch: str, folder: Path, images: Path) -> dict:
             metrics = checkpoint.load(result["int8"])["metrics"]
             result |= {key: metrics.get(key) for key in ("macs", "ram_bytes", "int8_fraction")}
     return result | {
-        "bytes": {name: Path(result[name]).stat().st_size for name, *_ in steps if name in result}
+        "equal": bit_equal(result),
+        "bytes": {name: Path(result[name]).stat().st_size for name, *_ in steps if name in result},
     }
+
+
+def bit_equal(result: dict) -> dict[str, str]:
+    """Of each exported file, the operator of the first layer whose integers differ from the reference."""
+    content = checkpoint.load(result["int8"])
+    if (graph := integers.read(content)) is None:
+        return {}
+    images = torch.rand(4, 3, content["image_size"], content["image_size"]) * 2 - 1
+    expected, kinds = layers.of_graph(graph, images), layers.in_graph(graph)
+    actual = {"onnx": layers.of_onnx(onnx.load(result["onnx"]), images)}
+    if "litert" in result:
+        actual["litert"] = layers.of_litert(Path(result["litert"]).read_bytes(), images)
+    first = {
+        name: next((each.layer for each in layers.differences(expected, values) if each.count), None)
+        for name, values in actual.items()
+    }
+    return {name: kinds[layer][1].operator if layer else "all" for name, layer in first.items()}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from common.deployment.layers import Layer
 from common.deployment.litert_model import LiteRtModel
 from common.deployment.onnx_model import OnnxModel
 from common.deployment.onnx_writer import INPUT, OUTPUT
-from common.models import checkpoint
+from common.models import checkpoint, integers
 from common.system.errors import UserError
 
 Values = dict[str, np.ndarray]  # int8 [N, C, H, W] or [N, C] by the name of the layer
@@ -57,8 +57,8 @@ def open_source(reference: str, output_dir: str) -> Source:
     path = Path(reference)
     if path.is_dir():
         return _open_folder(path)
-    if path.suffix in (".onnx", ".tflite"):
-        return _open_onnx(path) if path.suffix == ".onnx" else _open_litert(path)
+    if path.suffix.lower() in (".onnx", ".tflite"):
+        return _open_onnx(path) if path.suffix.lower() == ".onnx" else _open_litert(path)
     try:
         path = checkpoint.find(reference, output_dir)
     except UserError as error:
@@ -68,7 +68,7 @@ def open_source(reference: str, output_dir: str) -> Source:
 
 def _open_checkpoint(path: Path) -> Source:
     content = checkpoint.load(path)
-    graph = checkpoint.integer_graph(content)
+    graph = integers.read(content)
     if graph is None:
         raise _no_integers(path, content["int8"])
     known = {name: layer for name, (_, layer) in layers.in_graph(graph).items()}

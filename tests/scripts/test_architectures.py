@@ -64,6 +64,9 @@ pixels; some networks need larger ones: {larger}.
 - layers: how many layers were fitted to their former outputs by least squares
 - size: of the int8 file, as a fraction of the pruned float file
 - ONNX, LiteRT: size of the exported file, as a fraction of the int8 file, or what LiteRT has no form for
+- equal: "all" where ONNX Runtime and LiteRT (XNNPACK) compute the integers of the reference in every layer, bit
+  for bit, on four random images; else the operator of the first layer that differs. "AveragePool": a mean of
+  an even number of values, of which LiteRT rounds halves away from 0. "Table": the hard swish of LiteRT
 
 The networks are trained for only a moment, and saved even if int8 changes their predictions. The table shows
 that they run, not how accurate they become.
@@ -102,8 +105,8 @@ the option, the test takes {part} of the networks and compares their results wit
 """
 
 
-HEADER = """| architecture | parameters | MACs | RAM | int8 | layers | size | ONNX | LiteRT | result |
-| :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | :--- | :--- |"""
+HEADER = """| architecture | parameters | MACs | RAM | int8 | layers | size | ONNX | equal | LiteRT | equal | result |
+| :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | :--- | :--- | :--- | :--- |"""
 
 
 def chain(arch, folder, images):
@@ -128,7 +131,7 @@ def verdict(result):
 
 
 def row(result):
-    cells = [result["arch"], *["-"] * 8, verdict(result)]
+    cells = [result["arch"], *["-"] * 10, verdict(result)]
     if "bytes" in result:
         size, ram = result["bytes"], result["ram_bytes"]
         cells[1] = " => ".join(f"{count / 1e6:.2f}" for count in result["parameters"])
@@ -137,7 +140,9 @@ def row(result):
         int8 = result["int8_fraction"]
         cells[4:6] = f"{int8 if int8 == 1 else min(int8, 0.99):.0%}", str(result["reconstructed"])
         cells[6:8] = f"{size['int8'] / size['pruned']:.2f}", f"{size['onnx'] / size['int8']:.2f}"
-        cells[8] = f"{size['litert'] / size['int8']:.2f}" if "litert" in size else result["no_litert"]
+        cells[8] = result["equal"].get("onnx", "-")
+        cells[9] = f"{size['litert'] / size['int8']:.2f}" if "litert" in size else result["no_litert"]
+        cells[10] = result["equal"].get("litert", "-")
     return f"| {' | '.join(cells)} |"
 
 
@@ -170,7 +175,7 @@ def test_int8_and_exported_files_are_as_small_as_promised(results):
 
 def text_of(rows):
     works = sum(line.endswith("| works |") for line in rows)
-    litert = sum(line.split("|")[9].strip().replace(".", "").isdigit() for line in rows)
+    litert = sum(line.split("|")[10].strip().replace(".", "").isdigit() for line in rows)
     pinned = (REPOSITORY / "tests" / "requirements.txt").read_text().partition("timm==")[2].split()[0]
     table = "\n".join([HEADER, *rows])
     return TEXT.format(
@@ -184,7 +189,7 @@ def test_the_document_contains_the_results(results, request):
         DOCUMENT.write_text(text_of([row(result) for result in results]), encoding="utf-8")
     lines = DOCUMENT.read_text(encoding="utf-8").splitlines()
     documented = {
-        cells[1].strip(): cells[10].strip() for line in lines if len(cells := line.split("|")) == 12
+        cells[1].strip(): cells[12].strip() for line in lines if len(cells := line.split("|")) == 14
     }
     assert {result["arch"]: verdict(result) for result in results}.items() <= documented.items()
     assert set(ARCHITECTURES) <= documented.keys()
