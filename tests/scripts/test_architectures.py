@@ -64,9 +64,9 @@ pixels; some networks need larger ones: {larger}.
 - layers: how many layers were fitted to their former outputs by least squares
 - size: of the int8 file, as a fraction of the pruned float file
 - ONNX, LiteRT: size of the exported file, as a fraction of the int8 file, or what LiteRT has no form for
-- equal: "all" where ONNX Runtime and LiteRT (XNNPACK) compute the integers of the reference in every layer, bit
-  for bit, on four random images; else the operator of the first layer that differs. "AveragePool": a mean of
-  an even number of values, of which LiteRT rounds halves away from 0. "Table": the hard swish of LiteRT
+- equal: "all" where ONNX Runtime and LiteRT (XNNPACK) compute the integers of the reference in every layer,
+  bit for bit, on four random images; else the operator of the first layer that differs. "AveragePool": a
+  mean of an even number of values, of which LiteRT rounds halves away from 0. "Table": LiteRT's hard swish
 
 The networks are trained for only a moment, and saved even if int8 changes their predictions. The table shows
 that they run, not how accurate they become.
@@ -105,8 +105,11 @@ the option, the test takes {part} of the networks and compares their results wit
 """
 
 
-HEADER = """| architecture | parameters | MACs | RAM | int8 | layers | size | ONNX | equal | LiteRT | equal | result |
-| :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | :--- | :--- | :--- | :--- |"""
+COLUMNS = (
+    "architecture", "parameters", "MACs", "RAM", "int8", "layers", "size", "ONNX", "equal", "LiteRT", "equal",
+    "result",
+)  # fmt: skip
+HEADER = f"| {' | '.join(COLUMNS)} |\n|{' :--- |'}{' ---: |' * 7}{' :--- |' * 4}"
 
 
 def chain(arch, folder, images):
