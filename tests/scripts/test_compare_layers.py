@@ -83,7 +83,7 @@ def break_onnx(path):
 
 def break_litert(path):
     content = checkpoint.load(checkpoint.find("quantized_squeezenet1_1", "w"))
-    graph = with_broken_bias(checkpoint.integer_graph(content), LAYER, 10**6)
+    graph = with_broken_bias(integers.read(content), LAYER, 10**6)
     with litert_model.export(content, graph, path):
         pass
 
