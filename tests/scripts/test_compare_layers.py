@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from common.compression import int8_engines, quantization
 from common.compression.target_devices import TARGET_DEVICES
 from common.deployment import integer_model, litert_model
-from common.models import architectures, checkpoint, lineage
+from common.models import architectures, checkpoint, integers, lineage
 from tests.conftest import write_images
 from tests.deployment.graphs import with_broken_bias
 
