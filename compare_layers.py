@@ -91,8 +91,9 @@ def conclusion(found, first, known):
         return f"{text}it is the input: the images were prepared differently"
     if not first:
         return f"{text}no layer before it was compared"
+    text += f"before it, {first} layer{'s are' if first > 1 else ' is'} equal"
     skipped = before - 1 - known.index(found[first - 1].layer)
-    return f"{text}the {first} before it are equal" + f", {skipped} between were not compared" * (skipped > 0)
+    return f"{text}, and {skipped} between them and it not compared" if skipped else text
 
 
 def parse_args(argv=None):
