@@ -68,7 +68,8 @@ def _moved(reader: Reader, node: fx.Node) -> Value | tuple[Value, ...]:
     if not alike or (before and before != after):
         raise reader.refuse(node, ", which changes values")
     parts = [replace(value, index=part) for part in moved]
-    single = len(image_shape(value.shape)) in (1, 3) and selection(value) is not None
+    has_operator = value.is_whole or selection(value) is not None
+    single = has_operator and len(image_shape(value.shape)) in (1, 3)
     if single and any(selection(part) is None for part in parts):
         # two moves that no operator has in one: the first becomes an operator of its own
         source = reader.tensor(node, replace(value, functions=(), is_float=False))

@@ -233,7 +233,7 @@ class Reader(fx.Interpreter):
         if value.functions or value.is_float:
             raise self.refuse(node, " of float32 values")
         source, shape = value.source, image_shape(value.shape)
-        if not torch.equal(value.index.flatten(), whole(source, source.shape).index.flatten()):
+        if not value.is_whole:
             indices = selection(value)
             if indices is None:
                 raise self.refuse(node, " of values in this order")

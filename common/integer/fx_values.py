@@ -32,6 +32,11 @@ class Value:
         """Its shape in torch, [1, ...]."""
         return self.index.shape
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has all values of its source, in their order."""
+        return np.array_equal(self.index.flatten(), np.arange(np.prod(self.source.shape)))
+
 
 def whole(tensor: Tensor, shape) -> Value:
     """All values of a tensor, in their order.

@@ -26,9 +26,9 @@ def test_an_image_is_divided_by_the_scale_and_rounded_half_to_even():
     # / 0.5: 0.5, 1.5, 2.5, -0.5, 200, -200; half to even 0, 2, 2, 0; + 10, from -128 to 127
     images = torch.tensor([0.25, 0.75, 1.25, -0.25, 100, -100]).view(1, 3, 1, 2)
     assert reference.quantize(images, source).flatten().tolist() == [10, 12, 12, 10, 127, -128]
-    # a division, as in QuantizeLinear: 0.14999999 / 0.1 is 1.4999999, times 10 it would be 1.5 and become 2
-    images = torch.full((1, 3, 1, 2), 0.14999999)
-    assert reference.quantize(images, values((3, 1, 2), 0.1)).unique().tolist() == [1]
+    # a division, as in QuantizeLinear: in float32 0.045 / 0.01 is 4.5000005; times 100 it is 4.5, and becomes 4
+    images = torch.full((1, 3, 1, 2), 0.045)
+    assert reference.quantize(images, values((3, 1, 2), 0.01)).unique().tolist() == [5]
 
 
 def test_integers_stand_for_scale_times_their_distance_from_the_zero_point():
@@ -141,10 +141,10 @@ def test_a_convolution_of_groups_reads_its_own_channels(rounding):
 
 @BOTH
 def test_sums_beyond_the_integers_of_float32_are_exact(rounding):
-    # 127 * 255 * 700 = 22,669,500, above 2^24; minus a bias of one less: 1
-    source = values(700, 1, -128)
-    step = ops.Linear((source,), values(1, 1, 0, "y"), **weighted(np.full((1, 700), 127), bias=-22_669_499))
-    assert computed([127] * 700, step, rounding=rounding) == [1]
+    # 127 * 255 * 701 = 22,701,885, odd and above 2^24; with a bias of one less: 1
+    source = values(701, 1, -128)
+    step = ops.Linear((source,), values(1, 1, 0, "y"), **weighted(np.full((1, 701), 127), bias=-22_701_884))
+    assert computed([127] * 701, step, rounding=rounding) == [1]
 
 
 @BOTH
