@@ -238,6 +238,7 @@ FUNCTIONS = {
     torch.ops.quantized.add: _binary("ADD"),
     torch.ops.quantized.add_relu: _binary("ADD", RELU),
     torch.ops.quantized.mul: _binary("MUL"),
+    torch.ops.quantized.mul_relu: _binary("MUL", RELU),
     torch.ops.quantized.cat: _concatenate,
     torch.cat: _concatenate,
     operator.mul: _binary("MUL"),

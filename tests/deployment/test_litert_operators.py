@@ -34,7 +34,7 @@ class Network(nn.Module):
 
 
 def difference_in_litert(model, folder) -> float:
-    """How far the logits are from those of the int8 model, as a fraction of what the image changes in them."""
+    """How far the logits are from those of the int8 model, relative to what the image changes in them."""
     _, int8_model = quantized(model.eval(), EMBEDDED)
     content, images = content_of("x", model, int8_model, EMBEDDED), torch.randn(32, 3, SIDE, SIDE)
     with litert_model.export(content, int8_model, folder / "m.tflite") as exported:
