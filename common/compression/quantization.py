@@ -66,7 +66,7 @@ def prepare(
     try:
         prepared = trace(copy.deepcopy(model).cpu(), target, image_size)
     # what the tracer cannot follow: control flow, unsupported calls, assertions of the network's own
-    except (TypeError, RuntimeError, AttributeError, AssertionError, ValueError) as error:
+    except (TypeError, RuntimeError, AttributeError, AssertionError, ValueError, LookupError) as error:
         raise UserError(f"{name} cannot be traced for quantization: {first_line(error)}") from None
     try:
         trial = copy.deepcopy(prepared)
@@ -76,7 +76,7 @@ def prepare(
             int8_model = convert(trial).int8
             in_batch, again, alone = (int8_model(some)[:1] for some in (images, images, images[:1]))
         state = int8_model.state_dict()  # some engines have layers that they run and cannot store
-    except (TypeError, RuntimeError, AttributeError, AssertionError, ValueError) as error:
+    except (TypeError, RuntimeError, AttributeError, AssertionError, ValueError, LookupError) as error:
         raise UserError(f"{name} cannot run in int8 with {target.backend}: {first_line(error)}") from None
     close = torch.allclose(in_batch, alone, rtol=0.05, atol=0.05 * float(in_batch.abs().max()))
     if not (close and torch.equal(in_batch, again)):
@@ -84,6 +84,8 @@ def prepare(
         raise UserError(f"{name} cannot be quantized: once traced, its prediction for an image {cause}")
     if any(isinstance(value, torch.ScriptObject) for value in state.values()):
         raise UserError(f"{name} cannot be quantized: it calls functions such as linear in place of layers")
+    if any(isinstance(value, torch.qscheme) for value in state.values()):  # of a layer that stayed in float
+        raise UserError(f"{name} cannot be quantized: it gives a function its input by name, as in input=x")
     if target.symmetric:
         _check_symmetric(int8_model, name, image_size)
     if check:

@@ -58,8 +58,9 @@ def _raise_lowest(summands: list[fx.Node], layers: dict[str, nn.Module], scale: 
     Nothing is lost: with a lower scale, the largest value of 8 bits is less than half a step of the sum.
     """
     for summand in summands:
-        if len(summand.users) == 1:  # a value that other layers take keeps its precision
-            layers[summand.target].raise_scale(scale * SUMMAND_MIN)
+        observer = layers.get(summand.target)  # that of a sigmoid has a fixed scale
+        if len(summand.users) == 1 and hasattr(observer, "raise_scale"):  # else others need its precision
+            observer.raise_scale(scale * SUMMAND_MIN)
 
 
 def _is_free(layer: nn.Module, fixed: set[int]) -> bool:

@@ -183,6 +183,16 @@ def test_a_layer_that_is_called_as_a_function_in_int8_is_refused():
         quantization.prepare(Calling(function), SERVER, SIDE)
 
 
+def test_an_input_that_is_given_by_name_is_refused():
+    with pytest.raises(UserError, match="Calling cannot be quantized: it gives a function its input by name"):
+        quantization.prepare(Calling(lambda _, x: torch.cat(tensors=[x, x], dim=0)[: len(x)]), EMBEDDED, SIDE)
+
+
+def test_a_summand_with_a_fixed_scale_is_added():
+    _, int8_model = quantized(Calling(lambda _, x: x + x.sigmoid()), EMBEDDED)
+    assert int8_model(torch.randn(2, 3, SIDE, SIDE)).isfinite().all()
+
+
 def test_the_given_model_is_not_changed():
     model = architectures.build("mobilenet_v2", 5)
     before = copy.deepcopy(model)
