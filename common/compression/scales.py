@@ -39,7 +39,7 @@ def adjust(prepared: fx.GraphModule) -> fx.GraphModule:
         inputs = [each for each in (*node.args, *node.kwargs.values()) if isinstance(each, fx.Node)]
         if node.target in SUMS:
             _raise_lowest(inputs, layers, layers[output.target].scale)
-        modules = [layers[each.target] for each in inputs]
+        modules = [layers.get(each.target) for each in inputs]
         if len(modules) == 2 and all(hasattr(each, "scale") for each in modules):
             modules.sort(key=lambda each: _is_free(each, fixed))
             if node.target in SUMS:
