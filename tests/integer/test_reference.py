@@ -26,7 +26,7 @@ def test_an_image_is_divided_by_the_scale_and_rounded_half_to_even():
     # / 0.5: 0.5, 1.5, 2.5, -0.5, 200, -200; half to even 0, 2, 2, 0; + 10, from -128 to 127
     images = torch.tensor([0.25, 0.75, 1.25, -0.25, 100, -100]).view(1, 3, 1, 2)
     assert reference.quantize(images, source).flatten().tolist() == [10, 12, 12, 10, 127, -128]
-    # a division, as in QuantizeLinear: in float32 0.045 / 0.01 is 4.5000005; times 100 it is 4.5, which is 4
+    # a division, as in QuantizeLinear: 0.045 / 0.01 is 4.5000005; 0.045 * 100 is 4.5, which gives 4
     images = torch.full((1, 3, 1, 2), 0.045)
     assert reference.quantize(images, values((3, 1, 2), 0.01)).unique().tolist() == [5]
 
