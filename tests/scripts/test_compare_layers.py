@@ -98,8 +98,8 @@ def test_the_layer_with_a_broken_bias_is_named(place, run, tmp_path, file, break
         [cell.strip() for cell in line.split("|")[1:-1]] for line in result.out.splitlines() if "|" in line
     ]
     assert rows[0] == ["layer", "operator", "shape", "values", "differ", "steps"]
-    assert rows[2][:4] == [LAYER, "Convolution", "64x13x13", f"{3 * 64 * 169:,}"]
-    assert rows[-1][0] == "logits" and rows[2][4] == str(3 * 169)  # one channel of each image
+    assert rows[2][:4] == [LAYER, "Convolution", "64x14x14", f"{3 * 64 * 196:,}"]
+    assert rows[-1][0] == "logits" and rows[2][4] == str(3 * 196)  # one channel of each image
     before = [
         row["name"] for row in json.loads((tmp_path / "golden" / "manifest.json").read_text())["layers"]
     ]
