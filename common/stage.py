@@ -130,7 +130,7 @@ class Stage:
         self.test_images = {"images": images, "image_size": self.image_size}
         self.loaders = make_loaders(
             self.splits, self.parent, args.batch_size, args.seed,
-            cache=args.cache, workers=args.workers, device=self.device,
+            cache=args.cache, workers=args.workers, device=self.device, test=args.score == "test",
         )  # fmt: skip
         self.test_loader = self.loaders.of(args.score)
         machine = hardware.summary(self.device, self.precision)

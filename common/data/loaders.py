@@ -133,11 +133,11 @@ class DeviceLoader:
 
 @dataclass(frozen=True)
 class Loaders:
-    """The batches of the three splits; `val` is None without a validation split."""
+    """The batches of the splits; `val` is None without a validation split, and `test` where it is unused."""
 
     train: DeviceLoader
     val: DeviceLoader | None
-    test: DeviceLoader
+    test: DeviceLoader | None
 
     def of(self, split: str) -> DeviceLoader:
         """The batches of a split.
@@ -166,6 +166,7 @@ def make_loaders(
     cache: str | Path | None = None,
     workers: int | None = None,
     device: torch.device = CPU,
+    test: bool = True,
 ) -> Loaders:
     """Builds the loaders of the three splits: `train` is augmented and shuffled, the others are in order.
 
@@ -177,6 +178,7 @@ def make_loaders(
         cache: Folder of the decoded images; None decodes them in every epoch; see `cache.open_images`.
         workers: Processes that decode and crop; None for a number that fits the machine.
         device: Where the batches are put.
+        test: Whether the test images are used; else they are not read.
 
     Returns:
         The loaders.
@@ -191,20 +193,18 @@ def make_loaders(
             f"batches of {largest} training images are too small: "
             f"batch norm needs {needed}, two for each process"
         )
-    image_size, evaluated = checkpoint["image_size"], [each for each in (splits.test, splits.val) if each]
+    image_size, evaluated = checkpoint["image_size"], {"val": splits.val, "test": splits.test if test else []}
+    evaluated = {name: samples for name, samples in evaluated.items() if samples}
     decoders = [Decoder([path for path, _ in splits.train], transforms.resize_shorter_side, image_size)]
-    decoders += [_eval_decoder(samples, checkpoint) for samples in evaluated]
+    decoders += [_eval_decoder(samples, checkpoint) for samples in evaluated.values()]
     train, *others = open_images(decoders, cache, _automatic() if workers is None else workers)
     sampler, crop = EpochBatchSampler(len(splits.train), batch_size, seed), transforms.random_crop(image_size)
-    test, *val = (
-        _eval_loader(samples, images, checkpoint, batch_size, workers, device)
-        for samples, images in zip(evaluated, others, strict=True)
-    )
-    return Loaders(
-        train=_loader(splits.train, train, checkpoint, sampler, crop, workers, device),
-        val=val[0] if val else None,
-        test=test,
-    )
+    loaders = {
+        name: _eval_loader(samples, images, checkpoint, batch_size, workers, device)
+        for (name, samples), images in zip(evaluated.items(), others, strict=True)
+    }
+    loaders["train"] = _loader(splits.train, train, checkpoint, sampler, crop, workers, device)
+    return Loaders(loaders["train"], loaders.get("val"), loaders.get("test"))
 
 
 def eval_loader(

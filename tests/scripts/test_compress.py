@@ -142,9 +142,11 @@ def test_macs_are_met_by_pruning_alone(script, teacher, place):
 def test_test_images_are_not_read_when_validation_is_evaluated(script, teacher, place):
     for path in (place / "data" / "test").rglob("*.jpg"):
         path.write_bytes(b"no image")
-    options = ("--weights", "squeezenet1_1", "--pruning-ratio", 0.5, "--epochs", 0, "--cache", "off")
-    assert "val: top-1" in script("train_pruning", *options, "--score", "val")
-    assert "cannot read the image" in script("train_pruning", *options, code=2)
+    options = ("--weights", "squeezenet1_1", "--pruning-ratio", 0.5, "--epochs", 0)
+    for cache in ("off", place / "cache"):
+        options_with = (*options, "--cache", cache)
+        assert "val: top-1" in script("train_pruning", *options_with, "--score", "val")
+        assert "cannot read 12 images" in script("train_pruning", *options_with, code=2)
 
 
 def test_a_finished_run_is_found_by_its_options_and_parents(script, teacher, place):
