@@ -72,8 +72,8 @@ def prepare(
         trial = copy.deepcopy(prepared)
         images = torch.rand(4, 3, image_size, image_size)
         calibrate(trial, [(images, None)], torch.device("cpu"), 1)
+        int8_model = convert(trial).int8  # its tensors are exported: not in inference mode
         with torch.inference_mode():
-            int8_model = convert(trial).int8
             in_batch, again, alone = (int8_model(some)[:1] for some in (images, images, images[:1]))
         state = int8_model.state_dict()  # some engines have layers that they run and cannot store
     except (TypeError, RuntimeError, AttributeError, AssertionError, ValueError, LookupError) as error:

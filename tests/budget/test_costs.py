@@ -5,7 +5,7 @@ from common.budget import costs
 from common.budget.costs import RESERVE
 from common.budget.widths import widths_for_budget
 from common.compression import int8_engines, int8_state, pruning, quantization
-from common.deployment import metadata, onnx_latency, onnx_model, qdq
+from common.deployment import metadata, onnx_latency, onnx_model, onnx_writer
 from common.evaluation import latency, memory, metrics
 from common.evaluation.latency import Latency
 from common.evaluation.metrics import Score, count_parameters
@@ -253,10 +253,10 @@ def test_in_onnx_runtime_each_network_is_exported_once_with_what_a_file_needs(pa
 
 @pytest.mark.parametrize("kind", ["macs", "latency"])
 def test_an_int8_model_without_a_form_in_onnx_is_an_error_before_pruning(parent, monkeypatch, kind):
-    def to_qdq(*_):
+    def build(*_):
         raise UserError("the operation x cannot be written as ONNX")
 
-    monkeypatch.setattr(qdq, "to_qdq", to_qdq)
+    monkeypatch.setattr(onnx_writer, "build", build)
     model, content, path = parent("squeezenet1_1")
     more = {"precision": "int8", "target": EMBEDDED}
     with pytest.raises(UserError, match="the operation x cannot be written as ONNX"):

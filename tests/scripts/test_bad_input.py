@@ -13,6 +13,7 @@ from common import stage
 from common.compression import int8_engines, int8_state, quantization
 from common.compression.target_devices import TARGET_DEVICES
 from common.deployment import qdq
+from common.integer import from_fx
 from common.models import architectures, checkpoint, lineage
 from common.training import loop
 from tests.conftest import write_images
@@ -196,7 +197,8 @@ def test_a_network_that_cannot_be_traced_is_refused_before_the_images_are_read(r
 
 
 def test_a_network_that_cannot_be_exported_is_refused_before_training(refused, monkeypatch):
-    monkeypatch.delitem(qdq.LAYERS, intrinsic.quantized.ConvReLU2d)
+    for layers in (from_fx.LAYERS, qdq.LAYERS):
+        monkeypatch.delitem(layers, intrinsic.quantized.ConvReLU2d)
     monkeypatch.setattr(loop, "fit", lambda *_, **__: pytest.fail("trained"))
     error = refused("train_quantization", "--weights", "squeezenet1_1")
     assert "a quantized ConvReLU2d, cannot be written as ONNX" in error

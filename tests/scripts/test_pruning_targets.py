@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from common.compression.target_devices import ENGINES
-from common.deployment import qdq
+from common.deployment import onnx_writer
 from common.evaluation import latency, memory
 from common.models import architectures, checkpoint
 from common.system.errors import UserError
@@ -78,10 +78,10 @@ def test_a_target_of_latency_is_measured_where_the_network_runs(prune, options, 
 
 
 def test_an_int8_network_without_a_form_in_onnx_is_refused_before_training(prune, monkeypatch):
-    def to_qdq(*_):
+    def build(*_):
         raise UserError("the operation x cannot be written as ONNX")
 
-    monkeypatch.setattr(qdq, "to_qdq", to_qdq)
+    monkeypatch.setattr(onnx_writer, "build", build)
     monkeypatch.setattr(loop, "fit", lambda *_, **__: pytest.fail("trained"))
     result, content = prune("--target-latency", "0.5", "--target-precision", "int8")
     assert (result.code, content, result.err.count("\n")) == (2, None, 1)
