@@ -108,7 +108,7 @@ def test_the_chain_from_teacher_to_int8(stage, run, options, tmp_path, statistic
         stored = content["metrics"]
         assert f"test, int8: top-1 {stored['top1']:.2%}" in out and stored["integers"]
         for other in ("fp32", "fake_quant"):
-            agreement = f"the int8 model agrees on {stored[other]['agreement']:.2%}"
+            agreement = f"int8 agrees on {stored[other]['agreement']:.2%}"
             assert f"test, {other}: top-1 {stored[other]['top1']:.2%}" in out and agreement in out
         assert [row["stage"] for row in content["lineage"]] == ["teacher", "kd", "pruned", "quantized"]
         parents = [row["parent"] for row in content["lineage"]]
