@@ -194,7 +194,7 @@ def test_a_summand_with_a_fixed_scale_is_added():
 
 
 def test_the_given_model_is_not_changed():
-    model = architectures.build("mobilenet_v2", 5)
+    model = random_network("mobilenet_v2")
     before = copy.deepcopy(model)
     quantization.prepare(model, EMBEDDED, SIDE)
     assert [type(m) for m in model.modules()] == [type(m) for m in before.modules()]
