@@ -90,9 +90,9 @@ def _row(operator: Operator, layers: dict[str, tuple]) -> dict:
             row[each.name] = torch.from_numpy(value) if isinstance(value, np.ndarray) else _lists(value)
     if "weight" in row:
         for name, layer in layers.items():
-            if name.replace(".", "_") == operator.output.name and _equal(
-                operator, _integers(layer, operator)
-            ):
+            # by content: names of nodes are in small letters, and a layer may be called several times
+            same_size = layer[0].numel() == operator.weight.size and len(layer[1]) == len(operator.bias)
+            if same_size and _equal(operator, _integers(layer, operator)):
                 row = {key: value for key, value in row.items() if key not in ARRAYS} | {"layer": name}
     return row
 

@@ -80,6 +80,14 @@ def test_a_sequence_is_the_same_after_it_was_stored():
     assert torch.equal(logits(plain.from_plain(content, state), images), logits(graph, images))
 
 
+def test_weights_are_found_whatever_the_name_of_their_layer_is(stored):
+    graph, _, state, _ = stored
+    renamed = {key.replace("stem", "Block_1A.Stem"): value for key, value in state.items()}
+    content = plain.to_plain(graph, renamed)
+    assert content["operators"][0]["layer"] == "Block_1A.Stem"
+    assert np.array_equal(plain.from_plain(content, renamed).operators[0].weight, graph.operators[0].weight)
+
+
 def test_weights_are_not_stored_twice(stored):
     graph, content, state, _ = stored
     named = [row["layer"] for row in content["operators"] if "layer" in row]
