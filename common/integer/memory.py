@@ -2,15 +2,16 @@
 
 import math
 
-from common.integer.graph import Graph
-from common.integer.operators import Constant, Reshape
+from common.integer.graph import Graph, Operator
+from common.integer.operators import Constant, Reshape, Table
 
 
 def peak_bytes(graph: Graph) -> int:
     """Counts the most bytes that are kept at once, if the operators run in their order.
 
     A tensor is kept from the operator that writes it to the last one that reads it. A reshape stays in its
-    input's memory. Constants are not counted, since they can stay in flash memory.
+    input's memory, and a ReLU whose input no other operator reads: runtimes compute it in the layer before.
+    Constants are not counted, since they can stay in flash memory.
 
     Args:
         graph: The network.
@@ -25,7 +26,7 @@ def peak_bytes(graph: Graph) -> int:
         for tensor in operator.inputs:
             last[memory[tensor.name]] = time
         output = operator.output
-        if isinstance(operator, Reshape):
+        if isinstance(operator, Reshape) or _is_fused(operator, graph):
             memory[output.name] = memory[operator.inputs[0].name]
             continue
         memory[output.name] = output.name
@@ -35,3 +36,10 @@ def peak_bytes(graph: Graph) -> int:
         sum(size for name, size in sizes.items() if first[name] <= time <= last[name])
         for time in range(len(graph.operators))
     )
+
+
+def _is_fused(operator: Operator, graph: Graph) -> bool:
+    if not isinstance(operator, Table) or operator.function != "relu":
+        return False
+    (source,) = operator.inputs
+    return sum(source in each.inputs for each in graph.operators) == 1

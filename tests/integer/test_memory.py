@@ -11,9 +11,9 @@ def tensor(name, *shape):
     return Tensor(name, shape, 0.5, 0)
 
 
-def table(source, name):
+def table(source, name, function="sigmoid"):
     output = tensor(name, *source.shape)
-    return Table((source,), output, function="relu", values=np.zeros(256, np.int8))
+    return Table((source,), output, function=function, values=np.zeros(256, np.int8))
 
 
 def test_a_tensor_is_kept_until_it_is_read_for_the_last_time():
@@ -42,3 +42,13 @@ def test_the_memory_of_a_reshape_is_kept_for_those_who_read_it():
     total = Add((flat.output, other.output), tensor("sum", 4))
     # the image, as "flat" until the sum, and a, and what is pooled or the sum
     assert peak_bytes(Graph(images, (flat, other, pooled, total))) == 3 * 4
+
+
+def test_a_relu_needs_no_memory_unless_its_input_is_read_again():
+    images = tensor("input", 4, 1, 1)
+    first = table(images, "a")
+    relu = table(first.output, "b", "relu")
+    last = table(relu.output, "c")
+    assert peak_bytes(Graph(images, (first, relu, last))) == 2 * 4
+    total = Add((first.output, relu.output), tensor("sum", 4, 1, 1))
+    assert peak_bytes(Graph(images, (first, relu, total))) == 3 * 4
