@@ -262,8 +262,8 @@ def _add_exactly(layer: nn.Module, values: Tensor) -> Tensor:
     """round(sum * m), with m = input scale * weight scale / output scale: see `integer.reference`."""
     input_scale, output_scale = layer.scales
     inputs, shape = torch.round(values / input_scale), (-1, *[1] * (values.ndim - 2))
-    if isinstance(layer, nn.Linear):
-        sums = F.linear(inputs, layer.integers)
+    if isinstance(layer, nn.Linear):  # its channels are the last dimension
+        sums, shape = F.linear(inputs, layer.integers), (-1,)
     else:
         sums = layer._conv_forward(inputs, layer.integers, None)
     sums = sums.round() + layer.bias_integers.view(shape)

@@ -241,3 +241,23 @@ def test_fake_quantization_computes_the_integers_of_every_layer(arch):
             assert (fake_quant.values[layers[name]] - expected).abs().max() < 0.01 * operator.output.scale
             compared += 1
     assert compared > 20
+
+
+def test_a_linear_layer_over_the_last_of_four_dimensions_adds_exactly():
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.linear, self.last = (
+                nn.Conv2d(3, 8, 8, 8),
+                nn.Linear(8, 12),
+                nn.Linear(12, CLASSES),
+            )
+
+        def forward(self, images):
+            return self.last(self.linear(self.stem(images).permute(0, 2, 3, 1)).mean((1, 2)))
+
+    converted = quantization.convert(prepared_for(EMBEDDED, Network()))
+    images = torch.randn(8, 3, SIDE, SIDE)
+    with torch.inference_mode():
+        expected, actual = converted.int8(images), converted.fake_quant(images)
+    assert (actual - expected).norm() < 0.05 * expected.norm()
