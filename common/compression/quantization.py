@@ -1,8 +1,8 @@
 """Quantization-aware training in FX graph mode: prepare, calibrate, freeze, convert.
 
 Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
-Inference", CVPR 2018. Other modules that import torch.ao: `fake_quantization`, `deployment.qdq` and
-`deployment.litert_operators`.
+Inference", CVPR 2018. Other modules that import torch.ao: `fake_quantization`,
+`observers`, `integer.from_fx` and `deployment.qdq`.
 """
 
 import contextlib
