@@ -5,7 +5,7 @@ import torch
 
 from common.integer import operators as ops
 from common.integer import reference
-from common.integer.graph import HIGH, LOW, Operator, Tensor
+from common.integer.graph import LOW, Operator, Tensor
 from common.integer.rows import height, is_view, row_bytes, window
 from common.system.errors import UserError
 
@@ -69,54 +69,54 @@ class Layers:
 
     def _moved(self, operator: Operator) -> str:
         """Operators that compute nothing."""
-        output = operator.output
         match operator:
-            case ops.Reshape() if is_view(operator):
-                return ""
             case ops.Reshape():
-                self.kernels.add("reshape")
-                depth, _, wide = _image(operator.source)
-                new_depth, rows, columns = _image(output)
-                return (
-                    f"reshape({self._row(operator.source, '0')}, {depth}, {height(operator.source)}, {wide}, y, "
-                    f"{new_depth}, {rows}, {columns}, {self._row(output)});"
-                )
+                return "" if is_view(operator) else self._reshape(operator)
             case ops.Concatenate():
-                self.kernels.add("join")
-                calls, before = [], 0
-                for tensor in operator.inputs:
-                    channels, _, columns = _image(tensor)
-                    source = self._input(tensor)
-                    calls.append(
-                        f"join({source}, {channels}, {columns}, {_image(output)[0]}, {self._row(output)} + {before});"
-                    )
-                    before += channels
-                return " ".join(calls)
+                return self._concatenate(operator)
             case ops.Pad():
-                self.kernels.add("pad")
-                channels, _, columns = _image(operator.source)
-                above, _, left, _ = operator.padding
-                number = self._numbers[operator.source.name]
-                return (
-                    f"find(rows, {number}, y - {above}, 1, 1); pad(rows[0], {row_bytes(operator.source)}, "
-                    f"{left * channels}, {output.zero_point}, {row_bytes(output)}, {self._row(output)});"
-                )
+                return self._pad(operator)
             case ops.Select():
-                self.kernels.add("select")
-                chosen = operator.indices if len(operator.indices) == 3 else (operator.indices[0], (0,), (0,))
-                channels, rows, columns = chosen
-                row = (
-                    "y"
-                    if rows == tuple(range(height(operator.source)))
-                    else f"{self._array('uint16_t', 'rows', rows)}[y]"
-                )
-                across = self._array("uint16_t", "columns", columns), len(columns)
-                deep = self._array("uint16_t", "channels", channels), len(channels)
-                return (
-                    f"choose({self._row(operator.source, row)}, {_image(operator.source)[0]}, {across[0]}, {across[1]}, "
-                    f"{deep[0]}, {deep[1]}, {self._row(output)});"
-                )
-        raise UserError(f"{output.name}: {type(operator).__name__} has no form in C")
+                return self._select(operator)
+        raise UserError(f"{operator.output.name}: {type(operator).__name__} has no form in C")
+
+    def _reshape(self, operator: ops.Reshape) -> str:
+        self.kernels.add("reshape")
+        channels, rows, columns = _image(operator.source)
+        shape = ", ".join(map(str, _image(operator.output)))
+        source = f"{self._row(operator.source, '0')}, {channels}, {rows * columns}"
+        return f"reshape({source}, y, {shape}, {self._row(operator.output)});"
+
+    def _concatenate(self, operator: ops.Concatenate) -> str:
+        self.kernels.add("join")
+        calls, before, total = [], 0, operator.output.shape[0]
+        for tensor in operator.inputs:
+            channels, _, columns = _image(tensor)
+            place = f"{self._row(operator.output)} + {before}"
+            calls.append(f"join({self._input(tensor)}, {channels}, {columns}, {total}, {place});")
+            before += channels
+        return " ".join(calls)
+
+    def _pad(self, operator: ops.Pad) -> str:
+        self.kernels.add("pad")
+        source, output = operator.source, operator.output
+        above, _, left, _ = operator.padding
+        sizes = f"{row_bytes(source)}, {left * source.shape[0]}, {output.zero_point}, {row_bytes(output)}"
+        find = f"find(rows, {self._numbers[source.name]}, y - {above}, 1, 1);"
+        return f"{find} pad(rows[0], {sizes}, {self._row(output)});"
+
+    def _select(self, operator: ops.Select) -> str:
+        self.kernels.add("select")
+        source, output = operator.source, operator.output
+        channels, rows, columns = (*operator.indices, (0,), (0,))[:3]
+        same = rows == tuple(range(height(source)))
+        row = "y" if same else f"{self._array('uint16_t', 'rows', rows)}[y]"
+        chosen = [
+            f"{self._array('uint16_t', name, indices)}, {len(indices)}"
+            for name, indices in (("columns", columns), ("channels", channels))
+        ]
+        given = f"{self._row(source, row)}, {source.shape[0]}"
+        return f"choose({given}, {', '.join(chosen)}, {self._row(output)});"
 
     def _weighted(self, operator: ops.Convolution | ops.Linear) -> str:
         source, output = operator.source, operator.output

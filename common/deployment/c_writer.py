@@ -4,8 +4,8 @@ It calls no function but memcpy, memmove and memset, and computes one row of a l
 order and in the memory of a plan (`common.integer.planner`).
 """
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +13,6 @@ import torch
 from common.data.transforms import Normalize
 from common.deployment.c_layers import Layers, array
 from common.integer import planner, reference
-from common.integer.arena import Block
 from common.integer.graph import Graph
 from common.integer.planner import Plan
 from common.integer.rows import IMAGE, Network, height, row_bytes
@@ -21,15 +20,30 @@ from common.integer.rows import IMAGE, Network, height, row_bytes
 KERNELS = Path(__file__).with_name("c")
 FILES = [  # in the order in which they are written
     "types", "clamp", "twice", "once", "pointwise", "convolution", "depthwise", "add_twice", "add_once",
-    "multiply_twice", "multiply_once", "pooling", "average_twice", "average_once", "average", "maximum", "table",
-    "broadcast", "join", "select", "pad", "reshape",
+    "multiply_twice", "multiply_once", "pooling", "average_twice", "average_once", "average", "maximum",
+    "table", "broadcast", "join", "select", "pad", "reshape",
 ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Written:
+    """A network in C.
+
+    Attributes:
+        source: The content of NAME.c.
+        header: The content of NAME.h.
+        ram: Bytes of its static array: the activations, and what the largest layer needs besides.
+    """
+
+    source: str
+    header: str
+    ram: int
 
 
 def write(
     graph: Graph, name: str, schedule: str, rounding: str, classes: Sequence[str], mean: Sequence[float],
-    std: Sequence[float], comment: str,
-) -> tuple[str, str]:  # fmt: skip
+    std: Sequence[float],
+) -> Written:  # fmt: skip
     """Writes a network.
 
     Args:
@@ -40,45 +54,44 @@ def write(
         classes: Their names.
         mean: Of each channel, for pixels from 0 to 1.
         std: Of each channel, for pixels from 0 to 1.
-        comment: A line that describes the network.
 
     Returns:
-        The source, and its header.
+        The source and its header.
 
     Raises:
         UserError: An operator has no form in C; the message names it.
     """
     network = Network(graph)
-    plan = planner.plan(graph, schedule)
     numbers = {tensor: index for index, tensor in enumerate(network.tensors)}
     layers = Layers(rounding)
     for operator in graph.operators:
         layers.add(operator, numbers)
-    scratch = -plan.arena % 4 + plan.arena  # where words may begin
-    header = _header(name, graph, schedule, rounding, scratch + layers.scratch, comment)
+    plan = planner.plan(graph, schedule)
+    scratch = plan.arena + -plan.arena % 4  # where words may begin
+    ram = scratch + layers.scratch
+    options = ["ROUND_ONCE"] * (rounding == "once") + ["LEFT_SHIFTS"] * ("left_shifts" in layers.kernels)
+    kernels = [each for each in FILES if each in layers.kernels | {"types"}]
     parts = [
-        f'/* {comment} */\n#include <string.h>\n\n#include "{name}.h"\n\n',
-        f"#define SCRATCH {scratch}\n",
-        "#define ROUND_ONCE\n" * (rounding == "once"),
-        "#define LEFT_SHIFTS\n" * ("left_shifts" in layers.kernels),
+        f'#include <string.h>\n\n#include "{name}.h"\n\n#define SCRATCH {scratch}\n',
+        *(f"#define {option}\n" for option in options),
+        *(f"\n{(KERNELS / f'{each}.c').read_text(encoding='utf-8')}" for each in kernels),
         "\n",
-        *((KERNELS / f"{each}.c").read_text() + "\n" for each in FILES if each in layers.kernels | {"types"}),
         *layers.constants,
         _memory(name, network, plan, numbers),
         _compute(layers),
-        _run(name, graph, plan, schedule, numbers),
+        _run(name, graph, plan, numbers),
         _tables(name, graph, classes, mean, std),
     ]
-    return "".join(parts), header
+    return Written("".join(parts), _header(name, graph, schedule, rounding, ram), ram)
 
 
-def _header(name: str, graph: Graph, schedule: str, rounding: str, arena: int, comment: str) -> str:
+def _header(name: str, graph: Graph, schedule: str, rounding: str, ram: int) -> str:
     upper, (_, side, _) = name.upper(), graph.input.shape
     classes = graph.output.shape[0]
-    return f"""/* {comment}
+    return f"""/* An int8 image classifier.
  *
- * Schedule "{schedule}"; sums are rounded {rounding}. The functions return 0, or what the source of rows returned.
- * They use one static array: one image at a time.
+ * Schedule "{schedule}"; sums are rounded {rounding}. The functions return 0, or what the source of rows
+ * returned. They use one static array: one image at a time.
  */
 #ifndef {upper}_H
 #define {upper}_H
@@ -88,7 +101,7 @@ def _header(name: str, graph: Graph, schedule: str, rounding: str, arena: int, c
 #define {upper}_SIDE {side} /* pixels */
 #define {upper}_CLASSES {classes}
 #define {upper}_ROW_BYTES {row_bytes(graph.input)}
-#define {upper}_RAM {arena} /* bytes of the static array */
+#define {upper}_RAM {ram} /* bytes of the static array */
 #define {upper}_INPUT_SCALE {float(graph.input.scale).hex()} /* value = scale * (integer - zero point) */
 #define {upper}_INPUT_ZERO_POINT {graph.input.zero_point}
 #define {upper}_LOGIT_SCALE {float(graph.output.scale).hex()}
@@ -105,8 +118,8 @@ void {name}_quantize(const uint8_t *rgb, int pixels, int8_t *inputs);
 /* Computes the logits of an image, [rows][columns][3]. */
 int {name}_run(const int8_t *image, int8_t *logits);
 
-/* The same, with the rows of the image from a function, from the first to the last: it writes {upper}_ROW_BYTES
- * inputs and returns 0. Another value ends the run and is returned. */
+/* The same, with the rows of the image from a function, from the first to the last: it writes
+ * {upper}_ROW_BYTES inputs and returns 0. Another value ends the run and is returned. */
 typedef int {name}_source(void *context, int row, int8_t *inputs);
 int {name}_run_rows({name}_source *source, void *context, int8_t *logits);
 
@@ -168,14 +181,14 @@ static void compute(int operator, int y)
 """
 
 
-def _run(name: str, graph: Graph, plan: Plan, schedule: str, numbers: dict[str, int]) -> str:
+def _run(name: str, graph: Graph, plan: Plan, numbers: dict[str, int]) -> str:
     count = len(graph.operators)
     order = [count if index == IMAGE else index for index, _ in plan.events]
     kind = "uint8_t" if count < 256 else "uint16_t"
     upper = name.upper()
     result = f"  memcpy(logits, row({numbers[graph.output.name]}, 0), {upper}_CLASSES);\n  return 0;\n"
     return (
-        f"\n/* The operators in the order in which their rows are computed; {count}: a row of the image arrives. */\n"
+        f"\n/* The operators whose next rows are computed; {count}: a row of the image arrives. */\n"
         + array(kind, "order", order)
         + f"""
 int {name}_run_rows({name}_source *source, void *context, int8_t *logits)

@@ -87,7 +87,7 @@ def find_blocks(
 
 
 def _shared(network: Network, events: list[Event], in_place: bool, last: int) -> dict[str, list[str]]:
-    """For each tensor those that share its rows: an operator may write over an input that nobody else reads."""
+    """For each tensor those that share its rows: an operator may write over what nobody reads after it."""
     candidates = {
         (index, name): True
         for index, operator in enumerate(network.graph.operators)
@@ -142,7 +142,7 @@ def _overlay_depthwise(
         ):
             del blocks[groups[output.name][0]]
             outer.stride += slack
-            outer.tensors = {name: (1, 0, slack) for name in outer.tensors}
+            outer.tensors = dict.fromkeys(outer.tensors, (1, 0, slack))
             outer.tensors |= dict.fromkeys(inner.tensors, (step, first, 0))
             outer.death = max(outer.death, inner.death)
 
