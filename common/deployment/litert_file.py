@@ -203,16 +203,15 @@ def activation_bytes(content: bytes) -> int:
         Bytes for one image, the image included; constants are not counted.
     """
     graph = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0)).subgraphs[0]
-    given, wanted = (set(map(int, ends)) for ends in (graph.inputs, graph.outputs))
-    steps = [(given, set())]
-    steps += [(set(map(int, each.outputs)), set(map(int, each.inputs))) for each in graph.operators]
-    first = {index: time for time, (outputs, _) in enumerate(steps) for index in outputs}
-    last = first | {index: time for time, (_, inputs) in enumerate(steps) for index in inputs}
-    last |= dict.fromkeys(wanted, len(steps))
+    first = dict.fromkeys(map(int, graph.inputs), -1)
+    last = dict(first)
+    for time, operator in enumerate(graph.operators):
+        first |= dict.fromkeys(map(int, operator.outputs), time)
+        last |= dict.fromkeys(map(int, (*operator.inputs, *operator.outputs)), time)
     sizes = {index: _bytes(graph.tensors[index]) for index in first}
     return max(
         sum(size for index, size in sizes.items() if first[index] <= time <= last[index])
-        for time in range(len(steps))
+        for time in range(len(graph.operators))
     )
 
 
