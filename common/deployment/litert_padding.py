@@ -6,12 +6,13 @@ that computes operator by operator (TensorFlow Lite for Microcontrollers) keeps 
 at once. Zeros around the kernel can make SAME exact instead, and cost multiplications.
 """
 
+import itertools
 import math
 from dataclasses import replace
 
 import numpy as np
 
-from common.integer.graph import Graph
+from common.integer.graph import Graph, Operator
 from common.integer.memory import peak_bytes
 from common.integer.operators import AveragePool, Convolution, MaxPool, Pad, Padding
 
@@ -21,8 +22,8 @@ SAME, VALID = 0, 1  # of the schema's Padding
 def rewrite(graph: Graph) -> Graph:
     """Writes the padding of each convolution in a form of LiteRT; the integers stay the same.
 
-    Where that is neither VALID nor SAME, the image is padded by an operator of its own. If its output would
-    raise the peak of the activations, zeros around the kernel make the padding SAME, where that is possible.
+    Where that is neither VALID nor SAME, the image is padded by an operator of its own. If that raises the
+    peak of the activations, zeros around the kernel make the padding SAME instead, where that is possible.
 
     Args:
         graph: The network.
@@ -30,18 +31,20 @@ def rewrite(graph: Graph) -> Graph:
     Returns:
         A graph whose convolutions are padded by VALID or SAME.
     """
-    peak, steps = peak_bytes(graph), []
-    for index, step in enumerate(graph.operators):
-        if not isinstance(step, Convolution) or form(step) is not None:
-            steps.append(step)
-            continue
-        apart, zeros = _apart(step), _zeros(step)
-        others = graph.operators[:index], graph.operators[index + 1 :]
-        if zeros and peak_bytes(Graph(graph.input, (*others[0], *apart, *others[1]))) > peak:
-            steps.append(_grown(step, zeros))
-        else:
-            steps.extend(apart)
-    return Graph(graph.input, tuple(steps))
+    kinds = Convolution, MaxPool
+    padded = [step for step in graph.operators if isinstance(step, kinds) and form(step) is None]
+    peaks = {step: peak_bytes(_replaced(graph, {step: _apart(step)})) for step in padded}
+    convolutions = [step for step in padded if isinstance(step, Convolution)]
+    can_grow = [step for step in convolutions if _zeros(step)]
+    least = max([peak_bytes(graph), *(peaks[step] for step in padded if step not in can_grow)])
+    grown = {step: (_grown(step),) for step in can_grow if peaks[step] > least}
+    return _replaced(graph, {step: _apart(step) for step in convolutions} | grown)
+
+
+def _replaced(graph: Graph, others: dict[Operator, tuple[Operator, ...]]) -> Graph:
+    """The graph with other operators in the place of some."""
+    steps = (others.get(step, (step,)) for step in graph.operators)
+    return Graph(graph.input, tuple(itertools.chain.from_iterable(steps)))
 
 
 def form(operator: Convolution | AveragePool | MaxPool) -> int | None:
@@ -59,8 +62,8 @@ def form(operator: Convolution | AveragePool | MaxPool) -> int | None:
     return SAME if zeros is not None and not any(zeros) else None
 
 
-def _apart(step: Convolution) -> tuple[Pad, Convolution]:
-    """The padding as an operator, and the convolution without it."""
+def _apart(step: Convolution | MaxPool) -> tuple[Operator, Operator]:
+    """The padding as an operator, and the layer without it; of a maximum, only the sizes are correct."""
     above, below, left, right = step.padding
     channels, height, width = step.source.shape
     shape = (channels, height + above + below, width + left + right)
@@ -69,8 +72,9 @@ def _apart(step: Convolution) -> tuple[Pad, Convolution]:
     return pad, replace(step, inputs=(padded,), padding=(0, 0, 0, 0))
 
 
-def _grown(step: Convolution, zeros: Padding) -> Convolution:
+def _grown(step: Convolution) -> Convolution:
     """The convolution with zeros around its kernel, and as much more padding."""
+    zeros = _zeros(step)
     weight = np.pad(step.weight, ((0, 0), (0, 0), zeros[:2], zeros[2:]))
     padding = tuple(
         pad + count * step.dilation[side // 2]

@@ -98,6 +98,19 @@ def test_only_the_layer_that_would_raise_the_peak_gets_zeros():
     assert names == {"images", "y", "z_padded", "logits"}
 
 
+def test_no_zeros_below_a_peak_that_remains():
+    source, output = values((3, 32, 32)), values((24, 16, 16), 4.0, 1, "y")
+    weights = weighted(np.ones((24, 3, 3, 3)), 0.01)
+    stem = ops.Convolution((source,), output, **weights, stride=(2, 2), padding=(1, 1, 1, 1))
+    graph = Graph(source, (stem,))  # 3072 + 6144; padded 3267 + 6144
+    assert len(litert_padding.rewrite(graph).operators) == 1
+    pooled = values((24, 8, 8), *output.grid, "z")
+    maximum = ops.MaxPool((output,), pooled, (3, 3), (2, 2), (1, 1, 1, 1))  # padded: 6144 + 7776
+    graph = Graph(source, (stem, maximum))
+    assert len(litert_padding.rewrite(graph).operators) == 3
+    assert litert_file.activation_bytes(litert.convert(graph, {})) == 6144 + 7776
+
+
 def test_the_bytes_of_a_file_are_those_that_its_operators_keep():
     source = values((8, 8, 8))
     pooled = ops.MaxPool((source,), values((8, 4, 4), name="y"), (3, 3), (2, 2), (1, 1, 1, 1))
