@@ -19,9 +19,9 @@ class Layers:
         rounding: See `reference`.
         constants: Definitions in C.
         calls: For each operator the statements that compute row y; "" where nothing is to be done.
-        kernels: Names of the source files that are needed.
         scratch: Bytes that a call needs besides its inputs and its output.
         rows: The most rows of an input that a call reads.
+        left_shifts: Whether a sum is scaled up.
     """
 
     def __init__(self, rounding: str):
@@ -31,7 +31,7 @@ class Layers:
             rounding: See `reference`.
         """
         self.rounding, self.constants, self.calls = rounding, [], []
-        self.kernels, self.scratch, self.rows = {"clamp"}, 0, 1
+        self.scratch, self.rows, self.left_shifts = 0, 1, False
         self._fixed: dict[str, str] = {}  # the arrays of constant tensors
 
     def add(self, operator: Operator, numbers: dict[str, int]) -> None:
@@ -81,14 +81,12 @@ class Layers:
         raise UserError(f"{operator.output.name}: {type(operator).__name__} has no form in C")
 
     def _reshape(self, operator: ops.Reshape) -> str:
-        self.kernels.add("reshape")
         channels, rows, columns = _image(operator.source)
         shape = ", ".join(map(str, _image(operator.output)))
         source = f"{self._row(operator.source, '0')}, {channels}, {rows * columns}"
         return f"reshape({source}, y, {shape}, {self._row(operator.output)});"
 
     def _concatenate(self, operator: ops.Concatenate) -> str:
-        self.kernels.add("join")
         calls, before, total = [], 0, operator.output.shape[0]
         for tensor in operator.inputs:
             channels, _, columns = _image(tensor)
@@ -98,7 +96,6 @@ class Layers:
         return " ".join(calls)
 
     def _pad(self, operator: ops.Pad) -> str:
-        self.kernels.add("pad")
         source, output = operator.source, operator.output
         above, _, left, _ = operator.padding
         sizes = f"{row_bytes(source)}, {left * source.shape[0]}, {output.zero_point}, {row_bytes(output)}"
@@ -106,7 +103,6 @@ class Layers:
         return f"{find} pad(rows[0], {sizes}, {self._row(output)});"
 
     def _select(self, operator: ops.Select) -> str:
-        self.kernels.add("select")
         source, output = operator.source, operator.output
         channels, rows, columns = (*operator.indices, (0,), (0,))[:3]
         same = rows == tuple(range(height(source)))
@@ -142,13 +138,10 @@ class Layers:
             "zero_in": source.zero_point, "zero_out": output.zero_point, "low": _low(operator),
         }  # fmt: skip
         layer = self._struct("weighted", fields)
-        self.kernels.add(self.rounding)
         padded = convolution and any(operator.padding)
         if not padded and (kernel_rows, kernel_columns, stride, groups) == (1, 1, 1, 1):
-            self.kernels.add("pointwise")
             return f"pointwise(&{layer}, {self._row(source, self._top(operator))}, {self._row(output)});"
         kind = "depthwise" if depthwise else "convolution"
-        self.kernels.add(kind)
         self.scratch = max(self.scratch, packed[0].size * 4 if kind == "convolution" else 0)
         return f"{self._find(operator)} {kind}(&{layer}, rows, arena + SCRATCH, {self._row(output)});"
 
@@ -160,7 +153,7 @@ class Layers:
             return {"multipliers": self._array("float", "multipliers", multipliers)}
         multipliers, shifts = reference.fixed_point(scale, scales, divisor)
         if shifts.min() < 0:
-            self.kernels.add("left_shifts")
+            self.left_shifts = True
         return {
             "multipliers": self._array("int32_t", "multipliers", multipliers),
             "shifts": self._array("int8_t", "shifts", shifts),
@@ -190,7 +183,7 @@ class Layers:
             )
             factors = [[int(each) for each in reference.fixed_point(*triple)] for triple in triples]
             if min(shift for _, shift in factors) < 0:
-                self.kernels.add("left_shifts")
+                self.left_shifts = True
             multipliers, shifts = zip(*factors, strict=True)
             fields |= (
                 {"multipliers": _braces(multipliers), "shifts": _braces(shifts)}
@@ -198,7 +191,6 @@ class Layers:
                 else {"multiplier": multipliers[0], "shift": shifts[0]}
             )
         layer = self._struct("sum" if is_sum else "product", fields)
-        self.kernels |= {self.rounding, f"{kind}_{self.rounding}"}
         inputs = [
             self._broadcast(tensor, output, position) for position, tensor in enumerate(operator.inputs)
         ]
@@ -211,7 +203,6 @@ class Layers:
         own_channels, _, own_columns = _image(tensor)
         if (own_channels, own_columns) == (channels, columns):
             return row
-        self.kernels.add("broadcast")
         self.scratch = max(self.scratch, 2 * row_bytes(output))
         wide, deep = int(own_columns > 1), int(own_channels > 1)
         offset = position * row_bytes(output)
@@ -227,18 +218,14 @@ class Layers:
             "kernel_rows": kernel_rows, "kernel_columns": kernel_columns, "stride": operator.stride[1],
             "left": operator.padding[2], "zero": output.zero_point,
         }  # fmt: skip
-        self.kernels |= {"pooling", kind}
-        if kind == "average":
-            self.kernels |= {self.rounding, f"average_{self.rounding}"}
-            if self.rounding == "once":
-                counts = torch.arange(1, kernel_rows * kernel_columns + 1, dtype=torch.float32)
-                multipliers = reference.mean_multiplier(output.scale, counts)
-                fields["multipliers"] = self._array("float", "multipliers", multipliers)
+        if kind == "average" and self.rounding == "once":
+            counts = torch.arange(1, kernel_rows * kernel_columns + 1, dtype=torch.float32)
+            multipliers = reference.mean_multiplier(output.scale, counts)
+            fields["multipliers"] = self._array("float", "multipliers", multipliers)
         layer = self._struct("pooling", fields)
         return f"{self._find(operator)} {kind}(&{layer}, rows, {self._row(output)});"
 
     def _table(self, operator: ops.Table | ops.Requantize, values: np.ndarray) -> str:
-        self.kernels.add("table")
         table = self._array("int8_t", "table", values)
         source = self._row(operator.source)
         return f"look_up({table}, {source}, {row_bytes(operator.output)}, {self._row(operator.output)});"

@@ -33,10 +33,16 @@ class _Liveness:
             readers = self.network.readers[name]
             self.low[name] = min(first[self.done[each]] for each, first in readers if each <= self.last)
 
-    def rows(self, names) -> tuple[int, int]:
-        """The first row and the one after the last that are kept of tensors that share a block."""
+    def rows(self, names: list[str], row: int) -> tuple[int, int]:
+        """The first row and the one after the last that are kept of tensors that share a block.
+
+        A row that has just been written needs its place, even if nobody reads it.
+        """
         kept = [name for name in names if self.low[name] < self.made[name]]
-        return min(self.low[name] for name in kept), max(self.made[name] for name in kept)
+        return (
+            min([row, *(self.low[name] for name in kept)]),
+            max([row + 1, *(self.made[name] for name in kept)]),
+        )
 
 
 def find_blocks(
@@ -62,7 +68,7 @@ def find_blocks(
     alive = _Liveness(network, last)
     for time, event in enumerate(events):
         name = alive.write(event)
-        low, high = alive.rows(groups[name])
+        low, high = alive.rows(groups[name], event[1])
         root = groups[name][0]
         rows[root] = max(rows.get(root, 0), high - low)
         birth.setdefault(root, time)
@@ -156,12 +162,12 @@ def _is_free(network, events, inner, outer: list[str], rows: int, last: int) -> 
         if name == names[0]:
             alive.release(event)  # the kernel reads what it writes over
         if name in names or name in outer:
-            taken = {
-                (row * step + first) % rows
-                for each in names
-                for row in range(alive.low[each], alive.made[each])
-            }
-            kept = {row % rows for each in outer for row in range(alive.low[each], alive.made[each])}
+            taken, kept = (
+                {row for each in group for row in range(alive.low[each], alive.made[each])}
+                | ({event[1]} if name in group else set())
+                for group in (names, outer)
+            )
+            taken, kept = {(row * step + first) % rows for row in taken}, {row % rows for row in kept}
             if taken & kept:
                 return False
         alive.release(event)

@@ -63,7 +63,7 @@ def is_view(operator: Operator) -> bool:
     if not isinstance(operator, ops.Reshape):
         return False
     source, output = operator.source, operator.output
-    return source.shape == output.shape or all(row_bytes(t) == t.shape[0] for t in (source, output))
+    return source.shape == output.shape or all(math.prod(t.shape) == t.shape[0] for t in (source, output))
 
 
 class Network:

@@ -16,14 +16,3 @@ static int32_t nearest(float value)
   }
   return bits >> 31 ? -magnitude : magnitude;
 }
-
-/* A sum times a scale, in float32. */
-static int32_t rescaled(int32_t sum, float multiplier)
-{
-  return nearest((float)sum * multiplier);
-}
-
-static int32_t scaled(const struct weighted *layer, int output, int32_t sum)
-{
-  return rescaled(sum, layer->multipliers[output]);
-}
