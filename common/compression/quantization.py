@@ -24,9 +24,10 @@ from common.compression.fake_quantization import (
     use_exact_sums,
     use_fast_layers,
 )
-from common.compression.recorder import ZERO_POINT, grids
+from common.compression.recorder import grids
 from common.compression.replacements import replace_layers
 from common.compression.target_devices import TargetDevice
+from common.integer.fx_grids import ZERO_POINT
 from common.system.errors import UserError, first_line
 from common.system.terminal import progress_bar
 

@@ -17,7 +17,7 @@ from common.integer.fx_grids import QUANTIZED, PlainLayer
 from common.integer.fx_pooling import POOLINGS, padding_of, pair
 from common.integer.fx_reader import Reader
 from common.integer.fx_values import Value, image_shape, selection, whole
-from common.integer.graph import Graph
+from common.integer.graph import Graph, Tensor
 from common.integer.plain import round_bias
 
 NORM_WEIGHT = 127  # of a batch norm's channel
@@ -175,12 +175,20 @@ def _elementwise(kind: type, relu: bool = False):
         if numbers:
             return _with_number(reader, node, kind, numbers[0], relu)
         inputs = [
-            reader.tensor(node, each) if isinstance(each, Value) else reader.constant(node, source)
+            reader.tensor(node, each) if isinstance(each, Value) else _constant(reader, node, source)
             for each, source in zip((first, second), node.args, strict=False)
         ]
         return reader.result(kind, node, inputs, relu=relu)
 
     return form
+
+
+def _constant(reader: Reader, node: fx.Node, source: fx.Node) -> Tensor:
+    """A quantized parameter that a node reads, with as many dimensions as its result."""
+    numbers, (scale, zero_point) = reader.results[source], reader.grids[source]
+    shape = image_shape((1,) * (reader.results[node].ndim - numbers.ndim) + numbers.shape)
+    integers = (torch.round(numbers / scale) + zero_point).to(torch.int8).numpy().reshape(shape)
+    return reader.emit(ops.Constant, node, (), shape, (scale, zero_point), "_input", values=integers)
 
 
 def _with_number(reader: Reader, node: fx.Node, kind: type, number: float, relu: bool) -> Value:

@@ -4,6 +4,9 @@ Beside each value stand the scale and the zero point that torch would store in i
 image only have the correct shape; parameters have their quantized values.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import torch
 from torch import fx, nn
@@ -12,9 +15,10 @@ from torch.nn import functional as F
 ZERO_POINT = 128  # of torch's uint8 values, where that of int8 is 0
 HIGHEST = 255  # of uint8
 QUANTIZED = torch.ops.quantized
-IN_FLOAT = {  # torch's quantized functions; those that are missing have no integer form, or keep the shape
+IN_FLOAT = {  # torch's quantized functions; the others keep the shape
     **dict.fromkeys((QUANTIZED.add, QUANTIZED.add_relu), lambda a, b, *_grid: a + b),
     **dict.fromkeys((QUANTIZED.mul, QUANTIZED.mul_relu), lambda a, b, *_grid: a * b),
+    QUANTIZED.matmul: lambda a, b, *_grid: a @ b,
 }
 FIXED = {  # the grids that torch gives the results of functions with a known range
     **dict.fromkeys((nn.Sigmoid, torch.sigmoid, F.sigmoid, "sigmoid", "sigmoid_"), (1 / 256, -128)),
@@ -76,40 +80,27 @@ class GridRunner(fx.Interpreter):
         Returns:
             What the node returns.
         """
-        result = self.results[node] = super().run_node(node)
+        function = self._in_float(node)
+        if function is None:
+            result = super().run_node(node)
+        else:
+            args, kwargs = self.fetch_args_kwargs_from_env(node)
+            result = function(*args, **kwargs)
+        self.results[node] = result
         if grid := self._grid(node):
             self.grids[node] = grid
         return result
 
-    def call_function(self, target, args: tuple, kwargs: dict):
-        """Runs a function; called by `run_node`."""
-        if target is torch.quantize_per_tensor:
-            values, scale, zero_point, *_ = args
-            return torch.fake_quantize_per_tensor_affine(values, float(scale), int(zero_point), 0, HIGHEST)
-        if target is torch.dequantize:
-            return args[0]
-        if str(target).startswith("quantized."):
-            return IN_FLOAT.get(target, lambda first, *_, **__: first)(*args, **kwargs)
-        return super().call_function(target, args, kwargs)
-
-    def call_method(self, target, args: tuple, kwargs: dict):
-        """Runs a method; called by `run_node`."""
-        return args[0] if target == "dequantize" else super().call_method(target, args, kwargs)
-
-    def call_module(self, target, args: tuple, kwargs: dict):
-        """Runs a layer; called by `run_node`."""
-        layer = self.fetch_attr(target)
-        if not is_quantized(layer):
-            return super().call_module(target, args, kwargs)
-        values = args[0]
-        if getattr(layer, "kernel_size", None):
-            weight = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
-            convolve = (F.conv1d, F.conv2d, F.conv3d)[len(layer.kernel_size) - 1]
-            how = layer.stride, layer.padding, layer.dilation, layer.groups
-            shape = convolve(values.to("meta"), torch.empty(weight, device="meta"), None, *how).shape
-            return values.new_zeros(shape)
-        features = getattr(layer, "out_features", None)
-        return values.new_zeros(*values.shape[:-1], features) if features else values
+    def _in_float(self, node: fx.Node) -> Callable | None:
+        """What takes the place of a quantized kernel; None for what runs in float32 as it is."""
+        if node.target is torch.quantize_per_tensor:
+            return _fake_quantize
+        if node.target in (torch.dequantize, "dequantize"):
+            return _first
+        if str(node.target).startswith("quantized."):
+            return IN_FLOAT.get(node.target, _first)
+        layer = self.fetch_attr(node.target) if node.op == "call_module" else None
+        return partial(_of_the_shape, layer) if _is_quantized(layer) else None
 
     def _grid(self, node: fx.Node) -> Grid | None:
         """Scale and zero point of what a node returns; None where it is in float32."""
@@ -119,9 +110,9 @@ class GridRunner(fx.Interpreter):
             before = before or self.grids.get(each)
         if kind is torch.quantize_per_tensor:
             return _of_int8(*(self.results[each] for each in node.args[1:3]))
-        if is_quantized(layer) and hasattr(layer, "scale"):
+        if _is_quantized(layer) and hasattr(layer, "scale"):
             return _of_int8(layer.scale, layer.zero_point)
-        if str(kind).startswith("quantized."):
+        if str(kind).startswith("quantized.") and kind is not QUANTIZED.dropout:  # which keeps the grid
             given = node.args[2:] or [node.kwargs.get(f"output_{name}") for name in ("scale", "zero_point")]
             if len(given) == 2 and all(isinstance(each, fx.Node) for each in given):
                 return _of_int8(*(self.results[each] for each in given))
@@ -132,16 +123,28 @@ class GridRunner(fx.Interpreter):
         return FIXED.get(kind, before)
 
 
-def is_quantized(layer: nn.Module | None) -> bool:
-    """Whether a layer of a converted model computes with integers.
-
-    Args:
-        layer: The layer.
-
-    Returns:
-        Whether it is one of torch's quantized layers, or a `PlainLayer`.
-    """
+def _is_quantized(layer: nn.Module | None) -> bool:
     return isinstance(layer, PlainLayer) or type(layer).__module__.startswith("torch.ao.")
+
+
+def _fake_quantize(values: torch.Tensor, scale, zero_point, _dtype) -> torch.Tensor:
+    return torch.fake_quantize_per_tensor_affine(values, float(scale), int(zero_point), 0, HIGHEST)
+
+
+def _first(values, *_args, **_kwargs):
+    return values
+
+
+def _of_the_shape(layer: nn.Module, values: torch.Tensor) -> torch.Tensor:
+    """Zeros of the shape that a quantized layer returns."""
+    if getattr(layer, "kernel_size", None):
+        weight = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[len(layer.kernel_size) - 1]
+        how = layer.stride, layer.padding, layer.dilation, layer.groups
+        shape = convolve(values.to("meta"), torch.empty(weight, device="meta"), None, *how).shape
+        return values.new_zeros(shape)
+    features = getattr(layer, "out_features", None)
+    return values.new_zeros(*values.shape[:-1], features) if features else values
 
 
 def _of_int8(scale, zero_point) -> Grid:

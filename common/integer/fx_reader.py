@@ -211,22 +211,6 @@ class Reader(GridRunner):
         output = self.emit(kind, node, inputs, image_shape(shape), self.grids[node], **attributes)
         return whole(output, shape)
 
-    def constant(self, node: fx.Node, source: fx.Node) -> Tensor:
-        """Adds a quantized parameter.
-
-        Args:
-            node: The node that reads it; the constant gets as many dimensions as its result.
-            source: The node that quantizes it.
-
-        Returns:
-            The tensor.
-        """
-        numbers, (scale, zero_point) = self.results[source], self.grids[source]
-        ndim = self.results[node].ndim
-        shape = image_shape((1,) * (ndim - numbers.ndim) + numbers.shape)
-        integers = (torch.round(numbers / scale) + zero_point).to(torch.int8).numpy().reshape(shape)
-        return self.emit(ops.Constant, node, (), shape, (scale, zero_point), "_input", values=integers)
-
     def tensor(self, node: fx.Node, value: Value, suffix: str = "_input") -> Tensor:
         """The tensor of the graph that has a value, moved if its values are elsewhere in their source.
 
