@@ -8,8 +8,8 @@ import math
 import numpy as np
 
 from common.deployment.litert_file import LiteRtFile
+from common.integer import hard_swish, reference
 from common.integer import operators as ops
-from common.integer import reference
 from common.integer.graph import LOW, Graph, Operator, Tensor
 from common.system.errors import UserError
 
@@ -17,8 +17,6 @@ NONE, RELU = 0, 1  # of the schema's ActivationFunctionType
 SAME, VALID = 0, 1  # of the schema's Padding
 TO_CHANNELS_FIRST, TO_CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 AXES = (3, 1, 2)  # of channels, rows and columns
-# operators of one value that give the integers of our tables; HARD_SWISH nearly all
-FUNCTIONS = {"relu": "RELU", "sigmoid": "LOGISTIC", "hardswish": "HARD_SWISH"}
 
 
 def convert(graph: Graph, metadata: dict[str, bytes]) -> bytes:
@@ -176,8 +174,11 @@ class _Writer:
 
     def _table(self, operator: ops.Table, source: int) -> None:
         """A built-in operator, or else a lookup: position = integer + 128."""
-        if operator.function in FUNCTIONS and _is_native(operator):
-            self._add(FUNCTIONS[operator.function], operator, [source])
+        name, compute = FUNCTIONS.get(operator.function, ("", None))
+        if name and (
+            not compute or np.array_equal(compute(operator.source, operator.output), operator.values)
+        ):
+            self._add(name, operator, [source])
             return
         label, shape = operator.output.name, _shape(operator.output)
         wide, position = (
@@ -254,12 +255,9 @@ def _activation(operator: Operator) -> dict[str, int]:
     return {"fusedActivationFunction": RELU if getattr(operator, "relu", False) else NONE}
 
 
-def _is_native(operator: ops.Table) -> bool:
-    """Whether the built-in operator gives a table: RELU requantizes in between, and rounds twice."""
-    if operator.function != "relu":
-        return True
-    values = reference.requantize_table(operator.source, operator.output, "twice")
-    return np.array_equal(values.clip(min=operator.output.zero_point), operator.values)
+def _relu_table(before: Tensor, after: Tensor) -> np.ndarray:
+    """RELU requantizes first, and rounds twice."""
+    return reference.requantize_table(before, after, "twice").clip(min=after.zero_point)
 
 
 def _padding(operator, kernel) -> int | None:
@@ -278,3 +276,10 @@ def _padding(operator, kernel) -> int | None:
         if out != math.ceil(size / s) or pad[0] != total // 2:
             return None
     return SAME
+
+
+FUNCTIONS = {  # operators of one value, and what they compute where that can differ from a table
+    "relu": ("RELU", _relu_table),
+    "sigmoid": ("LOGISTIC", None),
+    "hardswish": ("HARD_SWISH", hard_swish.table),
+}

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import fx
 
+from common.integer import hard_swish, reference
 from common.integer import operators as ops
-from common.integer import reference
 from common.integer.fx_grids import ZERO_POINT, GridRunner
 from common.integer.fx_values import Value, image_shape, selection, whole
 from common.integer.graph import HIGH, LOW, Graph, Tensor
@@ -252,15 +252,15 @@ class Reader(GridRunner):
         """
         source = value.source
         if value.functions:
-            numbers = reference.dequantize(torch.arange(LOW, HIGH + 1), source)
-            for _, function in value.functions:
-                numbers = function(numbers)
-            attributes = {
-                "function": ", ".join(name for name, _ in value.functions),
-                "values": reference.quantize(
-                    numbers, replace(source, scale=grid[0], zero_point=grid[1])
-                ).numpy(),
-            }
+            output = replace(source, scale=grid[0], zero_point=grid[1])
+            function = ", ".join(name for name, _ in value.functions)
+            entries = hard_swish.table(source, output) if function == "hardswish" else None
+            if entries is None:
+                numbers = reference.dequantize(torch.arange(LOW, HIGH + 1), source)
+                for _, compute in value.functions:
+                    numbers = compute(numbers)
+                entries = reference.quantize(numbers, output).numpy()
+            attributes = {"function": function, "values": entries}
             source = self.emit(ops.Table, node, [source], source.shape, grid, suffix, **attributes)
         elif source.grid != grid:
             source = self.emit(ops.Requantize, node, [source], source.shape, grid, suffix)

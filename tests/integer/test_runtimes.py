@@ -3,6 +3,8 @@
 ONNX Runtime and LiteRT's XNNPACK round once, LiteRT's reference kernels twice. The exceptions are tested too.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,8 @@ from torch.nn import functional as F
 
 from common.deployment import litert, onnx_writer
 from common.deployment.onnx_session import open_session
+from common.integer import hard_swish, reference
 from common.integer import operators as ops
-from common.integer import reference
 from common.integer.graph import Graph
 from tests.integer.graphs import constant, values, weighted
 
@@ -319,19 +321,32 @@ def test_means_that_do_not_count_the_padding_are_the_same_in_onnx_runtime():
         assert torch.equal(onnx_runtime(graph, integers), reference.run(graph, integers))
 
 
-def test_hard_swish_differs_by_one_step_in_litert():
-    rng, differing = np.random.default_rng(4), 0
-    for _ in range(2 * DRAWS):
-        step = function("hardswish", F.hardswish)(rng, values((1, 16, 16)))
+def test_hard_swish_is_that_of_litert_everywhere():
+    rng, differing, draws = np.random.default_rng(4), 0, 4 * DRAWS
+    for _ in range(draws):
+        step = function("hardswish", F.hardswish)(rng, values((1, 16, 16), power(rng, -3, 1)))
+        in_float = step.values
+        step = replace(step, values=hard_swish.table(step.source, step.output))
         graph = Graph(step.source, (step,))
         integers = torch.arange(-128, 128).to(torch.int8).view(1, 1, 16, 16)
-        expected = reference.run(graph, integers)
-        assert torch.equal(onnx_runtime(graph, integers), expected)
-        actual = xnnpack(graph, integers)
-        assert torch.equal(reference_kernels(graph, integers), actual)
-        assert (actual.int() - expected).abs().max() <= 1
-        differing += int((actual != expected).sum())
-    assert 0 < differing < 0.02 * 2 * DRAWS * 256
+        for runtime in (reference.run, onnx_runtime, xnnpack, reference_kernels):
+            assert np.array_equal(runtime(graph, integers).flatten(), step.values)
+        assert np.abs(step.values.astype(int) - in_float).max() <= 1
+        differing += int((step.values != in_float).sum())
+    assert 0 < differing < 0.02 * draws * 256
+    assert names_of(step) == ["HARD_SWISH"]
+    assert "GATHER" in names_of(replace(step, values=np.roll(step.values, 1)))
+
+
+def test_hard_swish_has_no_form_in_16_bits_where_its_output_has_a_tiny_scale():
+    assert hard_swish.table(values(1, 1.0), values(1, 0.001)) is None
+
+
+def names_of(step):
+    """The operators of a LiteRT file of one step."""
+    content = litert.convert(Graph(step.source, (step,)), {})
+    interpreter = Interpreter(model_content=content, experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
+    return [each["op_name"] for each in interpreter._get_ops_details()]
 
 
 def test_a_relu_of_other_scales_is_a_table_where_litert_s_would_round_otherwise():
@@ -340,10 +355,7 @@ def test_a_relu_of_other_scales_is_a_table_where_litert_s_would_round_otherwise(
 
     for scale, native in ((relu(1.0).source.scale, True), (relu(1.0).source.scale * 4, False)):
         step = relu(scale)
-        content = litert.convert(Graph(step.source, (step,)), {})
-        names = [each["op_name"] for each in Interpreter(
-            model_content=content, experimental_op_resolver_type=OpResolverType.BUILTIN_REF
-        )._get_ops_details()]  # fmt: skip
+        names = names_of(step)
         assert (names == ["RELU"]) is native and ("GATHER" in names) is not native
 
 
