@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, fx
 
 from common.integer.fx_grids import ZERO_POINT, GridRunner
+from common.system.errors import first_line
 
 
 class Recorder(fx.Interpreter):
@@ -16,6 +17,7 @@ class Recorder(fx.Interpreter):
             model: Float, with fake quantization, or int8.
         """
         super().__init__(model)
+        self.extra_traceback = False  # it would lengthen the messages of errors
         self.values: dict[str, Tensor] = {}
 
     def run_node(self, node: fx.Node):
@@ -26,8 +28,16 @@ class Recorder(fx.Interpreter):
 
         Returns:
             What the node returns.
+
+        Raises:
+            RuntimeError: The node cannot run; the message names it and what it reads.
         """
-        value = super().run_node(node)
+        try:
+            value = super().run_node(node)
+        except (TypeError, RuntimeError, AttributeError, AssertionError, ValueError, LookupError) as error:
+            read = ", ".join(each.name for each in node.all_input_nodes)
+            operator = getattr(node.target, "__name__", node.target)
+            raise RuntimeError(f"{node.name}, {operator} of {read}: {first_line(error)}") from error
         if torch.is_tensor(value):
             self.values[node.name] = value
         return value

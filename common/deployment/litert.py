@@ -141,10 +141,8 @@ class _Writer:
         name = "MAX_POOL_2D" if isinstance(operator, ops.MaxPool) else "AVERAGE_POOL_2D"
         padding = _padding(operator, operator.kernel)
         if padding is None and isinstance(operator, ops.AveragePool):
-            raise UserError(
-                f"{operator.output.name}, average pooling that is padded by {operator.padding}, "
-                "has no form in LiteRT"
-            )
+            text = f"average pooling that is padded by {operator.padding}, has no form in LiteRT"
+            raise UserError(f"{operator.output.name}, {text}")
         if padding is None:
             source, padding = self._padded(operator, source, "PADV2"), VALID
         self._add(
@@ -160,11 +158,8 @@ class _Writer:
         shape = [1, height + above + below, width + left + right, channels]
         inputs = [source, self._pads(label, operator.padding)]
         if name == "PADV2":
-            lowest = np.array([LOW], np.int8)
-            constant = self.file.constant(
-                f"{label}_lowest", lowest, [tensor.scale], zero_point=tensor.zero_point
-            )
-            inputs.append(constant)
+            key, lowest = f"{label}_lowest", np.array([LOW], np.int8)
+            inputs.append(self.file.constant(key, lowest, [tensor.scale], zero_point=tensor.zero_point))
         output = self.between(f"{label}_padded", shape, tensor)
         self.file.operator(name, inputs, [output])
         return output
@@ -175,9 +170,8 @@ class _Writer:
     def _table(self, operator: ops.Table, source: int) -> None:
         """A built-in operator, or else a lookup: position = integer + 128."""
         name, compute = FUNCTIONS.get(operator.function, ("", None))
-        if name and (
-            not compute or np.array_equal(compute(operator.source, operator.output), operator.values)
-        ):
+        native = compute(operator.source, operator.output) if compute else operator.values
+        if name and np.array_equal(native, operator.values):
             self._add(name, operator, [source])
             return
         label, shape = operator.output.name, _shape(operator.output)
