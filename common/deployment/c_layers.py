@@ -216,12 +216,8 @@ class Layers:
         fields = {
             "columns": _image(source)[2], "channels": _image(source)[0], "output_columns": _image(output)[2],
             "kernel_rows": kernel_rows, "kernel_columns": kernel_columns, "stride": operator.stride[1],
-            "left": operator.padding[2], "zero": output.zero_point,
+            "left": operator.padding[2],
         }  # fmt: skip
-        if kind == "average" and self.rounding == "once":
-            counts = torch.arange(1, kernel_rows * kernel_columns + 1, dtype=torch.float32)
-            multipliers = reference.mean_multiplier(output.scale, counts)
-            fields["multipliers"] = self._array("float", "multipliers", multipliers)
         layer = self._struct("pooling", fields)
         return f"{self._find(operator)} {kind}(&{layer}, rows, {self._row(output)});"
 

@@ -9,16 +9,14 @@ import numpy as np
 
 from common.deployment import litert_padding
 from common.deployment.litert_file import LiteRtFile
+from common.integer import hard_swish, reference
 from common.integer import operators as ops
-from common.integer import reference
 from common.integer.graph import LOW, Graph, Operator, Tensor
 from common.system.errors import UserError
 
 NONE, RELU = 0, 1  # of the schema's ActivationFunctionType
 TO_CHANNELS_FIRST, TO_CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 AXES = (3, 1, 2)  # of channels, rows and columns
-# operators of one value that give the integers of our tables; HARD_SWISH nearly all
-FUNCTIONS = {"relu": "RELU", "sigmoid": "LOGISTIC", "hardswish": "HARD_SWISH"}
 
 
 def convert(graph: Graph, metadata: dict[str, bytes]) -> bytes:
@@ -139,10 +137,8 @@ class _Writer:
         name = "MAX_POOL_2D" if isinstance(operator, ops.MaxPool) else "AVERAGE_POOL_2D"
         padding = litert_padding.form(operator)
         if padding is None and isinstance(operator, ops.AveragePool):
-            raise UserError(
-                f"{operator.output.name}, average pooling that is padded by {operator.padding}, "
-                "has no form in LiteRT"
-            )
+            text = f"average pooling that is padded by {operator.padding}, has no form in LiteRT"
+            raise UserError(f"{operator.output.name}, {text}")
         if padding is None:
             source, padding = self._padded(operator, source), litert_padding.VALID
         self._add(
@@ -168,8 +164,10 @@ class _Writer:
 
     def _table(self, operator: ops.Table, source: int) -> None:
         """A built-in operator, or else a lookup: position = integer + 128."""
-        if operator.function in FUNCTIONS and _is_native(operator):
-            self._add(FUNCTIONS[operator.function], operator, [source])
+        name, compute = FUNCTIONS.get(operator.function, ("", None))
+        native = compute(operator.source, operator.output) if compute else operator.values
+        if name and np.array_equal(native, operator.values):
+            self._add(name, operator, [source])
             return
         label, shape = operator.output.name, _shape(operator.output)
         wide, position = (
@@ -246,9 +244,13 @@ def _activation(operator: Operator) -> dict[str, int]:
     return {"fusedActivationFunction": RELU if getattr(operator, "relu", False) else NONE}
 
 
-def _is_native(operator: ops.Table) -> bool:
-    """Whether the built-in operator gives a table: RELU requantizes in between, and rounds twice."""
-    if operator.function != "relu":
-        return True
-    values = reference.requantize_table(operator.source, operator.output, "twice")
-    return np.array_equal(values.clip(min=operator.output.zero_point), operator.values)
+def _relu_table(before: Tensor, after: Tensor) -> np.ndarray:
+    """RELU requantizes first, and rounds twice."""
+    return reference.requantize_table(before, after, "twice").clip(min=after.zero_point)
+
+
+FUNCTIONS = {  # operators of one value, and what they compute where that can differ from a table
+    "relu": ("RELU", _relu_table),
+    "sigmoid": ("LOGISTIC", None),
+    "hardswish": ("HARD_SWISH", hard_swish.table),
+}

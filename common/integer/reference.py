@@ -92,10 +92,7 @@ def steps(graph: Graph, integers: Tensor, rounding: str = "once") -> Iterator[tu
     Yields:
         (operator, its output: int8 [N, C, H, W] or [N, C]).
     """
-    scaled, add, mean = {
-        "once": (scaled_once, _add_once, _mean_to_even),
-        "twice": (scaled_twice, _add_twice, _mean_away_from_zero),
-    }[rounding]
+    scaled, add = {"once": (scaled_once, _add_once), "twice": (scaled_twice, _add_twice)}[rounding]
     last = {tensor.name: operator for operator in graph.operators for tensor in operator.inputs}
     known = {graph.input.name: integers}
     for operator in graph.operators:
@@ -119,7 +116,7 @@ def steps(graph: Graph, integers: Tensor, rounding: str = "once") -> Iterator[tu
             case ops.Requantize():
                 output = scaled(centred[0], operator.inputs[0].scale, 1.0, operator.output.scale) + zero
             case ops.AveragePool():
-                output = mean(operator, inputs[0])
+                output = _mean(operator, inputs[0])
             case _:
                 output = _moved(operator, inputs, len(integers))
         if getattr(operator, "relu", False):
@@ -274,40 +271,10 @@ def _windows(pool: ops.AveragePool | ops.MaxPool, values: Tensor, outside: float
     return columns.view(len(values), pool.output.shape[0], -1, *pool.output.shape[1:])
 
 
-def _sums_and_counts(pool: ops.AveragePool, values: Tensor) -> tuple[Tensor, Tensor]:
-    sums = _windows(pool, values.float(), 0).sum(2)
-    counts = _windows(pool, torch.ones_like(values[:1], dtype=torch.float32), 0).sum(2)
-    return sums, counts
-
-
-def _mean_to_even(pool: ops.AveragePool, values: Tensor) -> Tensor:
-    """round(sum of (q - zero point) * m) + zero point, half to even; m = scale / (scale * count) in float32.
-
-    Source: `MlasQLinearGlobalAveragePool` of ONNX Runtime.
-    """
-    sums, counts = _sums_and_counts(pool, values)
-    zero = pool.output.zero_point
-    return torch.round((sums - zero * counts) * mean_multiplier(pool.output.scale, counts)) + zero
-
-
-def mean_multiplier(scale: float, counts: Tensor) -> Tensor:
-    """What a sum of so many values is multiplied by, to become their mean: about 1 / count.
-
-    Args:
-        scale: Of the values and the mean.
-        counts: float32.
-
-    Returns:
-        float32, of the shape of `counts`.
-    """
-    scale = torch.tensor(scale, dtype=torch.float32)
-    return scale / (scale * counts)
-
-
-def _mean_away_from_zero(pool: ops.AveragePool, values: Tensor) -> Tensor:
-    """round(sum of q / count), half away from 0: `AveragePool` of TensorFlow Lite's reference kernels."""
-    sums, counts = _sums_and_counts(pool, values)
-    means = sums.double() / counts
+def _mean(pool: ops.AveragePool, values: Tensor) -> Tensor:
+    """round(sum of q / count), half away from 0: `AveragePool` of TensorFlow Lite, in all its kernels."""
+    sums = _windows(pool, values.double(), 0).sum(2)
+    means = sums / _windows(pool, torch.ones_like(values[:1], dtype=torch.float64), 0).sum(2)
     return torch.sign(means) * torch.floor(means.abs() + 0.5)
 
 
