@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from common.integer import operators as ops
-from common.integer import reference
+from common.integer import reference, rescaling
 from common.integer.graph import LOW, Operator, Tensor
 from common.integer.rows import height, is_view, row_bytes, window
 from common.system.errors import UserError
@@ -149,9 +149,9 @@ class Layers:
         scale, divisor = operator.source.scale, operator.output.scale
         scales = torch.from_numpy(operator.weight_scales)
         if self.rounding == "once":
-            multipliers = reference.multiplier(scale, scales, divisor)
+            multipliers = rescaling.multiplier(scale, scales, divisor)
             return {"multipliers": self._array("float", "multipliers", multipliers)}
-        multipliers, shifts = reference.fixed_point(scale, scales, divisor)
+        multipliers, shifts = rescaling.fixed_point(scale, scales, divisor)
         if shifts.min() < 0:
             self.left_shifts = True
         return {
@@ -169,7 +169,7 @@ class Layers:
         if is_sum and self.rounding == "once":
             fields["scales"] = "{" + ", ".join(map(float.hex, scales)) + "}"
         elif self.rounding == "once":
-            fields["multiplier"] = _c_float(reference.multiplier(*scales))
+            fields["multiplier"] = _c_float(rescaling.multiplier(*scales))
         else:
             common = 2 * max(first.scale, second.scale)
             triples = (
@@ -181,7 +181,7 @@ class Layers:
                 if is_sum
                 else [scales]
             )
-            factors = [[int(each) for each in reference.fixed_point(*triple)] for triple in triples]
+            factors = [[int(each) for each in rescaling.fixed_point(*triple)] for triple in triples]
             if min(shift for _, shift in factors) < 0:
                 self.left_shifts = True
             multipliers, shifts = zip(*factors, strict=True)

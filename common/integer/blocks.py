@@ -30,8 +30,8 @@ class _Liveness:
             return
         self.done[index] = row + 1
         for name, _, _ in self.network.inputs[index]:
-            readers = self.network.readers[name]
-            self.low[name] = min(first[self.done[each]] for each, first in readers if each <= self.last)
+            lows = [first[self.done[each]] for each, first in self.network.readers[name] if each <= self.last]
+            self.low[name] = min(lows)
 
     def rows(self, names: list[str], row: int) -> tuple[int, int]:
         """The first row and the one after the last that are kept of tensors that share a block.
@@ -157,7 +157,9 @@ def _is_free(network, events, inner, outer: list[str], rows: int, last: int) -> 
     """Whether no row of the ring that is still read has the place of a row of the convolution."""
     names, step, first = inner
     alive = _Liveness(network, last)
-    for event in events:
+    near = {network.writers[each] for each in (*names, *outer)}
+    near |= {index for each in (*names, *outer) for index, _ in network.readers[each]}
+    for event in (each for each in events if each[0] in near):
         name = alive.write(event)
         if name == names[0]:
             alive.release(event)  # the kernel reads what it writes over
