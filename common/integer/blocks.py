@@ -26,7 +26,7 @@ class _Liveness:
     def release(self, event: Event) -> None:
         """The row is there, and its inputs are read."""
         index, row = event
-        if index == IMAGE or (self.done[index] == 0 and row > 0):
+        if index == IMAGE:
             return
         self.done[index] = row + 1
         for name, _, _ in self.network.inputs[index]:
