@@ -1,11 +1,14 @@
-"""Write a checkpoint as an ONNX or LiteRT file, which runs without PyTorch, and check its predictions.
+"""Write a checkpoint as an ONNX, LiteRT or C file, which runs without PyTorch, and check its predictions.
 
     python export.py quantized_pruned_kd_resnet18 --output resnet18.onnx
     python export.py quantized_pruned_kd_resnet18 --output resnet18.tflite --golden golden --rounding twice
+    python export.py quantized_pruned_kd_resnet18 --output resnet18.c --schedule camera
 
 reads    a checkpoint, and the test images of --dataset to check with
 writes   FILE.onnx: float, or of an int8 checkpoint int8 weights behind DequantizeLinear;
-         or FILE.tflite: of an int8 checkpoint; and with --golden a new folder: what a device should compute
+         or FILE.tflite: of an int8 checkpoint;
+         or FILE.c and FILE.h: of an int8 checkpoint, C99 without a library;
+         and with --golden a new folder: what a device should compute
 """
 
 from pathlib import Path
@@ -19,10 +22,7 @@ MIN_AGREEMENT = 0.99  # fraction of the images for which the predictions must be
 
 def main(args):
     # imported here, so that --help does not load torch
-    import torch
-
     from common.data import datasets, loaders
-    from common.deployment import litert_model, onnx_model
     from common.deployment.integer_model import ReferenceModel
     from common.models import checkpoint, integers, lineage
     from common.system.errors import UserError
@@ -31,34 +31,59 @@ def main(args):
     path, output = checkpoint.find(args.checkpoint, args.output_dir), Path(args.output)
     content = checkpoint.load(path)
     graph = integers.read(content)
-    model = ReferenceModel(graph) if graph else checkpoint.rebuild(content).eval()
     splits = datasets.load_test_split(args.dataset, args.data_dir)
     lineage.check_classes(content, splits.classes)
     samples = datasets.spread(splits.test, args.images)
     batches = loaders.eval_loader(samples, content, workers=args.workers)
-    if args.golden and graph is None:
-        raise UserError(f"--golden needs an int8 checkpoint without float layers, which {path} is not")
+    if graph is None and (args.golden or args.schedule):
+        what = "--golden" if args.golden else output
+        raise UserError(f"{what} needs an int8 checkpoint without float layers, which {path} is not")
+    rounding = args.rounding if args.schedule else "once"
+    model = ReferenceModel(graph, rounding) if graph else checkpoint.rebuild(content).eval()
 
     # write, check, and only then put in place
-    formats = {".onnx": ("ONNX Runtime", onnx_model), ".tflite": ("LiteRT", litert_model)}
-    runtime, form = formats[output.suffix.lower()]
-    with form.export(content, graph or model, output) as exported, torch.inference_mode():
-        actual, expected = (torch.cat([m(images) for images, _ in batches]) for m in (exported, model))
-        agreement = float((actual.argmax(1) == expected.argmax(1)).double().mean())
-        difference = float((actual - expected).abs().max())
-        equal = int((actual == expected).all(1).sum())
-        print(
-            f"{len(actual)} test images: {runtime} and the checkpoint agree on {agreement:.2%}, with equal "
-            f"logits for {equal}; largest difference of a logit {difference:.4f}, largest logit "
-            f"{float(expected.abs().max()):.2f}"
-        )
-        if not agreement >= MIN_AGREEMENT:
-            raise UserError(f"{output} is not written: they must agree on at least {MIN_AGREEMENT:.0%}")
+    with write(args, content, graph or model, output) as exported:
+        if exported:
+            check(output, exported, model, batches)
         if args.golden:
             write_golden(args, content, graph, splits.test)
     before, after = path.stat().st_size, output.stat().st_size
     print(f"saved {output}: {after:,} bytes, {after / before:.2f} times the checkpoint")
     print(f"next: python evaluate.py {path} {output}{options.data_arguments(args)}")
+
+
+def write(args, content, model, output):
+    """A context that writes the file and gives it, ready to run; None for C without a check."""
+    from common.deployment import c_model, litert_model, onnx_model
+
+    if args.schedule:
+        return c_model.export(content, model, output, args.schedule, args.rounding, check=args.check)
+    form = onnx_model if output.suffix.lower() == ".onnx" else litert_model
+    return form.export(content, model, output)
+
+
+def check(output, exported, model, batches):
+    """Compares the predictions of the file with those of the checkpoint."""
+    import torch
+
+    from common.deployment.predictor import EXPORTED
+    from common.system.errors import UserError
+
+    with torch.inference_mode():
+        actual, expected = (torch.cat([m(images) for images, _ in batches]) for m in (exported, model))
+    agreement = float((actual.argmax(1) == expected.argmax(1)).double().mean())
+    difference = float((actual - expected).abs().max())
+    equal = int((actual == expected).all(1).sum())
+    runtime, _ = EXPORTED[output.suffix.lower()]
+    print(
+        f"{len(actual)} test images: {runtime} and the checkpoint agree on {agreement:.2%}, with equal "
+        f"logits for {equal}; largest difference of a logit {difference:.4f}, largest logit "
+        f"{float(expected.abs().max()):.2f}"
+    )
+    if runtime == "C" and equal < len(actual):
+        raise UserError(f"{output} is not written: in C all logits must be equal")
+    if not agreement >= MIN_AGREEMENT:
+        raise UserError(f"{output} is not written: they must agree on at least {MIN_AGREEMENT:.0%}")
 
 
 def write_golden(args, content, graph, samples):
@@ -81,7 +106,7 @@ def parse_args(argv=None):
     group = parser.add_argument_group("export")
     group.add_argument("checkpoint", metavar="CHECKPOINT", help=options.CHECKPOINT)
     group.add_argument(
-        "--output", required=True, type=new_file(".onnx", ".tflite"), metavar="FILE.onnx|FILE.tflite",
+        "--output", required=True, type=new_file(".onnx", ".tflite", ".c"), metavar="FILE.onnx|.tflite|.c",
         help="replaced once the check has passed",
     )  # fmt: skip
     group.add_argument(
@@ -100,12 +125,26 @@ def parse_args(argv=None):
         "compared with those of a device by compare_layers.py",
     )
     group.add_argument(
-        "--rounding", choices=options.ROUNDINGS, default="once",
-        help=f"of --golden; {options.ROUNDING}; default: once",
+        "--rounding", choices=options.ROUNDINGS,
+        help=f"of FILE.c and of --golden; {options.ROUNDING}; default: twice for FILE.c, else once",
+    )  # fmt: skip
+    group.add_argument(
+        "--schedule", choices=options.RAM_SCHEDULES,
+        help=f"of FILE.c; {options.RAM_SCHEDULE}; default: rows",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-check", dest="check", action="store_false",
+        help="write FILE.c without compiling and running it",
     )  # fmt: skip
     options.add_dataset_options(parser)
     options.add_output_dir_option(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    in_c = Path(args.output).suffix.lower() == ".c"
+    if not in_c and (args.schedule or not args.check):
+        parser.error("--schedule and --no-check need --output FILE.c")
+    args.schedule = args.schedule or "rows" if in_c else None
+    args.rounding = args.rounding or ("twice" if in_c else "once")
+    return args
 
 
 if __name__ == "__main__":

@@ -99,7 +99,9 @@ def measure(name, path, samples, args):
     labels = np.concatenate(labels)
     row = {"file": name, "images": str(len(labels))}
     for rounding in reference.ROUNDINGS:
-        row[f"top-1, {rounding}"] = f"{100 * np.mean(np.concatenate(logits[rounding]).argmax(1) == labels):.2f}"
+        row[f"top-1, {rounding}"] = (
+            f"{100 * np.mean(np.concatenate(logits[rounding]).argmax(1) == labels):.2f}"
+        )
     row |= {f"{runtime} differs": str(len(differing[runtime])) for runtime in runtimes}
     print(row, flush=True)
     for runtime, images in differing.items():

@@ -17,6 +17,11 @@ ROUNDING = (
     "once: as ONNX Runtime, and LiteRT on CPUs (XNNPACK); twice: as TensorFlow Lite for Microcontrollers, "
     "CMSIS-NN and LiteRT's reference kernels"
 )
+RAM_SCHEDULES = ("layers", "rows", "camera")  # those of common.integer.planner, which loads torch
+RAM_SCHEDULE = (
+    "layers: every tensor is kept whole; rows: rows are computed when they are needed; camera: the image "
+    "arrives row by row too"
+)
 SCHEDULES = ("cosine", "step")
 SPLITS = ("test", "val")
 

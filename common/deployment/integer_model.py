@@ -73,14 +73,15 @@ class IntegerModel(nn.Module):
 class ReferenceModel(nn.Module):
     """Computes a graph with the reference."""
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, rounding: str = "once"):
         """Stores the graph.
 
         Args:
             graph: The network.
+            rounding: Of `reference.ROUNDINGS`.
         """
         super().__init__()
-        self.graph = graph
+        self.graph, self.rounding = graph, rounding
 
     def forward(self, images: Tensor) -> Tensor:
         """Runs the network.
@@ -91,7 +92,7 @@ class ReferenceModel(nn.Module):
         Returns:
             Logits, float32 [N, C].
         """
-        integers = reference.run(self.graph, reference.quantize(images, self.graph.input))
+        integers = reference.run(self.graph, reference.quantize(images, self.graph.input), self.rounding)
         return reference.dequantize(integers, self.graph.output)
 
 

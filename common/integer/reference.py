@@ -185,9 +185,22 @@ def scaled_once(sums: Tensor, first: float, second: float | Tensor, divisor: flo
     Returns:
         float32 [N, ...], integers.
     """
+    return torch.round(sums.float() * multiplier(first, second, divisor))
+
+
+def multiplier(first: float, second: float | Tensor, divisor: float) -> Tensor:
+    """What `scaled_once` multiplies a sum by.
+
+    Args:
+        first: See `scaled_once`, also for the others.
+        second: See there.
+        divisor: See there.
+
+    Returns:
+        float32, of the shape of `second`.
+    """
     second = torch.as_tensor(second, dtype=torch.float32)
-    multiplier = torch.tensor(first, dtype=torch.float32) * second / np.float32(divisor)
-    return torch.round(sums.float() * multiplier)
+    return torch.tensor(first, dtype=torch.float32) * second / np.float32(divisor)
 
 
 def scaled_twice(sums: Tensor, first: float, second: float | Tensor, divisor: float) -> Tensor:
@@ -205,16 +218,32 @@ def scaled_twice(sums: Tensor, first: float, second: float | Tensor, divisor: fl
     Returns:
         int64 [N, ...].
     """
-    real = first * torch.as_tensor(second, dtype=torch.float64) / divisor
-    mantissa, exponent = torch.frexp(real)
-    q = torch.floor(mantissa * 2**31 + 0.5).long()
-    q, exponent = torch.where(q == 2**31, q // 2, q), torch.where(q == 2**31, exponent + 1, exponent)
-    q = torch.where(exponent < -31, 0, q)
-    left, right = exponent.clamp(0, 30).long(), (-exponent).clamp(0, 31).long()
+    q, shift = fixed_point(first, second, divisor)
+    left, right = (-shift).clamp(0, 30), shift.clamp(0)
     limit = 2**31 >> left  # a larger sum gives at least 2^30, more than any output
     high = ((sums.long().clamp(-limit, limit) << left) * q + 2**30) >> 31
     rest, mask = high & ((1 << right) - 1), (1 << right) - 1
     return (high >> right) + (rest > (mask >> 1) + (high < 0).long())
+
+
+def fixed_point(first: float, second: float | Tensor, divisor: float) -> tuple[Tensor, Tensor]:
+    """What `scaled_twice` multiplies a sum by: q * 2^-31 * 2^-shift.
+
+    Source: `QuantizeMultiplier` of TensorFlow Lite.
+
+    Args:
+        first: See `scaled_once`, also for the others.
+        second: See there.
+        divisor: See there.
+
+    Returns:
+        int64 q, from 2^30 to 2^31 - 1, or 0 for a factor below 2^-32; int64 shift, up to 31.
+    """
+    real = first * torch.as_tensor(second, dtype=torch.float64) / divisor
+    mantissa, exponent = torch.frexp(real)
+    q = torch.floor(mantissa * 2**31 + 0.5).long()
+    q, exponent = torch.where(q == 2**31, q // 2, q), torch.where(q == 2**31, exponent + 1, exponent)
+    return torch.where(exponent < -31, 0, q), (-exponent).clamp(max=31).long()
 
 
 def _add_once(operator: ops.Add, first: Tensor, second: Tensor) -> Tensor:
@@ -257,8 +286,22 @@ def _mean_to_even(pool: ops.AveragePool, values: Tensor) -> Tensor:
     Source: `MlasQLinearGlobalAveragePool` of ONNX Runtime.
     """
     sums, counts = _sums_and_counts(pool, values)
-    zero, scale = pool.output.zero_point, torch.tensor(pool.output.scale, dtype=torch.float32)
-    return torch.round((sums - zero * counts) * (scale / (scale * counts))) + zero
+    zero = pool.output.zero_point
+    return torch.round((sums - zero * counts) * mean_multiplier(pool.output.scale, counts)) + zero
+
+
+def mean_multiplier(scale: float, counts: Tensor) -> Tensor:
+    """What a sum of so many values is multiplied by, to become their mean: about 1 / count.
+
+    Args:
+        scale: Of the values and the mean.
+        counts: float32.
+
+    Returns:
+        float32, of the shape of `counts`.
+    """
+    scale = torch.tensor(scale, dtype=torch.float32)
+    return scale / (scale * counts)
 
 
 def _mean_away_from_zero(pool: ops.AveragePool, values: Tensor) -> Tensor:

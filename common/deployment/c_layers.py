@@ -1,0 +1,316 @@
+"""The constants of each operator in C, and the call that computes one row of its output."""
+
+import numpy as np
+import torch
+
+from common.integer import operators as ops
+from common.integer import reference
+from common.integer.graph import LOW, Operator, Tensor
+from common.integer.rows import height, is_view, row_bytes, window
+from common.system.errors import UserError
+
+INT32_MAX = 2**31 - 1
+
+
+class Layers:
+    """Collects constants, calls, and what the calls need.
+
+    Attributes:
+        rounding: See `reference`.
+        constants: Definitions in C.
+        calls: For each operator the statements that compute row y; "" where nothing is to be done.
+        kernels: Names of the source files that are needed.
+        scratch: Bytes that a call needs besides its inputs and its output.
+        rows: The most rows of an input that a call reads.
+    """
+
+    def __init__(self, rounding: str):
+        """Begins with nothing.
+
+        Args:
+            rounding: See `reference`.
+        """
+        self.rounding, self.constants, self.calls = rounding, [], []
+        self.kernels, self.scratch, self.rows = {"clamp"}, 0, 1
+        self._fixed: dict[str, str] = {}  # the arrays of constant tensors
+
+    def add(self, operator: Operator, numbers: dict[str, int]) -> None:
+        """Adds the next operator.
+
+        Args:
+            operator: One of a graph.
+            numbers: The tensors in RAM by their names.
+
+        Raises:
+            UserError: It has no form in C.
+        """
+        self._numbers, self._index = numbers, len(self.calls)
+        self.calls.append(self._call(operator))
+
+    def _call(self, operator: Operator) -> str:
+        match operator:
+            case ops.Constant():
+                values = _rows_last(operator.values)
+                self._fixed[operator.output.name] = self._array("int8_t", "values", values)
+                return ""
+            case ops.Convolution() | ops.Linear():
+                return self._weighted(operator)
+            case ops.Add() | ops.Multiply():
+                return self._elementwise(operator)
+            case ops.AveragePool() | ops.MaxPool():
+                return self._pooling(operator)
+            case ops.Table():
+                return self._table(operator, operator.values)
+            case ops.Requantize():
+                table = reference.requantize_table(operator.source, operator.output, self.rounding)
+                return self._table(operator, table)
+            case _:
+                return self._moved(operator)
+
+    def _moved(self, operator: Operator) -> str:
+        """Operators that compute nothing."""
+        match operator:
+            case ops.Reshape():
+                return "" if is_view(operator) else self._reshape(operator)
+            case ops.Concatenate():
+                return self._concatenate(operator)
+            case ops.Pad():
+                return self._pad(operator)
+            case ops.Select():
+                return self._select(operator)
+        raise UserError(f"{operator.output.name}: {type(operator).__name__} has no form in C")
+
+    def _reshape(self, operator: ops.Reshape) -> str:
+        self.kernels.add("reshape")
+        channels, rows, columns = _image(operator.source)
+        shape = ", ".join(map(str, _image(operator.output)))
+        source = f"{self._row(operator.source, '0')}, {channels}, {rows * columns}"
+        return f"reshape({source}, y, {shape}, {self._row(operator.output)});"
+
+    def _concatenate(self, operator: ops.Concatenate) -> str:
+        self.kernels.add("join")
+        calls, before, total = [], 0, operator.output.shape[0]
+        for tensor in operator.inputs:
+            channels, _, columns = _image(tensor)
+            place = f"{self._row(operator.output)} + {before}"
+            calls.append(f"join({self._input(tensor)}, {channels}, {columns}, {total}, {place});")
+            before += channels
+        return " ".join(calls)
+
+    def _pad(self, operator: ops.Pad) -> str:
+        self.kernels.add("pad")
+        source, output = operator.source, operator.output
+        above, _, left, _ = operator.padding
+        sizes = f"{row_bytes(source)}, {left * source.shape[0]}, {output.zero_point}, {row_bytes(output)}"
+        find = f"find(rows, {self._numbers[source.name]}, y - {above}, 1, 1);"
+        return f"{find} pad(rows[0], {sizes}, {self._row(output)});"
+
+    def _select(self, operator: ops.Select) -> str:
+        self.kernels.add("select")
+        source, output = operator.source, operator.output
+        channels, rows, columns = (*operator.indices, (0,), (0,))[:3]
+        same = rows == tuple(range(height(source)))
+        row = "y" if same else f"{self._array('uint16_t', 'rows', rows)}[y]"
+        chosen = [
+            f"{self._array('uint16_t', name, indices)}, {len(indices)}"
+            for name, indices in (("columns", columns), ("channels", channels))
+        ]
+        given = f"{self._row(source, row)}, {source.shape[0]}"
+        return f"choose({given}, {', '.join(chosen)}, {self._row(output)});"
+
+    def _weighted(self, operator: ops.Convolution | ops.Linear) -> str:
+        source, output = operator.source, operator.output
+        weight = operator.weight if operator.weight.ndim == 4 else operator.weight[..., None, None]
+        outputs, _, kernel_rows, kernel_columns = weight.shape
+        convolution = isinstance(operator, ops.Convolution)
+        depthwise = convolution and operator.is_depthwise and outputs == operator.groups
+        packed = weight.transpose(1, 2, 3, 0) if depthwise else weight.transpose(0, 2, 3, 1)
+        stride, dilation = (operator.stride[1], operator.dilation[1]) if convolution else (1, 1)
+        left, groups = (operator.padding[2], operator.groups) if convolution else (0, 1)
+        sums = weight.reshape(outputs, -1).astype(np.int64)
+        bias = operator.bias - source.zero_point * sums.sum(1)
+        if (np.abs(bias) + -LOW * np.abs(sums).sum(1)).max() > INT32_MAX:
+            raise UserError(f"{output.name} has sums that do not fit into int32")
+        fields = {
+            "weights": self._array("int8_t", "weights", packed),
+            "bias": self._array("int32_t", "bias", bias),
+            **self._factors(operator),
+            "columns": _image(source)[2], "channels": _image(source)[0],
+            "output_columns": _image(output)[2], "outputs": outputs, "groups": groups,
+            "kernel_rows": kernel_rows, "kernel_columns": kernel_columns,
+            "stride": stride, "dilation": dilation, "left": left,
+            "zero_in": source.zero_point, "zero_out": output.zero_point, "low": _low(operator),
+        }  # fmt: skip
+        layer = self._struct("weighted", fields)
+        self.kernels.add(self.rounding)
+        padded = convolution and any(operator.padding)
+        if not padded and (kernel_rows, kernel_columns, stride, groups) == (1, 1, 1, 1):
+            self.kernels.add("pointwise")
+            return f"pointwise(&{layer}, {self._row(source, self._top(operator))}, {self._row(output)});"
+        kind = "depthwise" if depthwise else "convolution"
+        self.kernels.add(kind)
+        self.scratch = max(self.scratch, packed[0].size * 4 if kind == "convolution" else 0)
+        return f"{self._find(operator)} {kind}(&{layer}, rows, arena + SCRATCH, {self._row(output)});"
+
+    def _factors(self, operator: ops.Convolution | ops.Linear) -> dict[str, str]:
+        scale, divisor = operator.source.scale, operator.output.scale
+        scales = torch.from_numpy(operator.weight_scales)
+        if self.rounding == "once":
+            multipliers = reference.multiplier(scale, scales, divisor)
+            return {"multipliers": self._array("float", "multipliers", multipliers)}
+        multipliers, shifts = reference.fixed_point(scale, scales, divisor)
+        if shifts.min() < 0:
+            self.kernels.add("left_shifts")
+        return {
+            "multipliers": self._array("int32_t", "multipliers", multipliers),
+            "shifts": self._array("int8_t", "shifts", shifts),
+        }
+
+    def _elementwise(self, operator: ops.Add | ops.Multiply) -> str:
+        output, (first, second) = operator.output, operator.inputs
+        is_sum = isinstance(operator, ops.Add)
+        kind = "add" if is_sum else "multiply"
+        zeros = f"{{{first.zero_point}, {second.zero_point}, {output.zero_point}}}"
+        fields = {"zeros": zeros, "low": _low(operator)}
+        scales = first.scale, second.scale, output.scale
+        if is_sum and self.rounding == "once":
+            fields["scales"] = "{" + ", ".join(map(float.hex, scales)) + "}"
+        elif self.rounding == "once":
+            fields["multiplier"] = _c_float(reference.multiplier(*scales))
+        else:
+            common = 2 * max(first.scale, second.scale)
+            triples = (
+                [
+                    (first.scale, 1.0, common),
+                    (second.scale, 1.0, common),
+                    (common, 2.0**-reference.ADD_SHIFT, output.scale),
+                ]
+                if is_sum
+                else [scales]
+            )
+            factors = [[int(each) for each in reference.fixed_point(*triple)] for triple in triples]
+            if min(shift for _, shift in factors) < 0:
+                self.kernels.add("left_shifts")
+            multipliers, shifts = zip(*factors, strict=True)
+            fields |= (
+                {"multipliers": _braces(multipliers), "shifts": _braces(shifts)}
+                if is_sum
+                else {"multiplier": multipliers[0], "shift": shifts[0]}
+            )
+        layer = self._struct("sum" if is_sum else "product", fields)
+        self.kernels |= {self.rounding, f"{kind}_{self.rounding}"}
+        inputs = [
+            self._broadcast(tensor, output, position) for position, tensor in enumerate(operator.inputs)
+        ]
+        return f"{kind}(&{layer}, {', '.join(inputs)}, {row_bytes(output)}, {self._row(output)});"
+
+    def _broadcast(self, tensor: Tensor, output: Tensor, position: int) -> str:
+        """A row of an input in the shape of the output."""
+        row = self._input(tensor)
+        channels, _, columns = _image(output)
+        own_channels, _, own_columns = _image(tensor)
+        if (own_channels, own_columns) == (channels, columns):
+            return row
+        self.kernels.add("broadcast")
+        self.scratch = max(self.scratch, 2 * row_bytes(output))
+        wide, deep = int(own_columns > 1), int(own_channels > 1)
+        offset = position * row_bytes(output)
+        # with one column and all channels, or with one channel and all columns, or with a single value
+        return f"broadcast({row}, {wide}, {deep}, {columns}, {channels}, arena + SCRATCH + {offset})"
+
+    def _pooling(self, operator: ops.AveragePool | ops.MaxPool) -> str:
+        source, output = operator.source, operator.output
+        kind = "average" if isinstance(operator, ops.AveragePool) else "maximum"
+        kernel_rows, kernel_columns = operator.kernel
+        fields = {
+            "columns": _image(source)[2], "channels": _image(source)[0], "output_columns": _image(output)[2],
+            "kernel_rows": kernel_rows, "kernel_columns": kernel_columns, "stride": operator.stride[1],
+            "left": operator.padding[2], "zero": output.zero_point,
+        }  # fmt: skip
+        self.kernels |= {"pooling", kind}
+        if kind == "average":
+            self.kernels |= {self.rounding, f"average_{self.rounding}"}
+            if self.rounding == "once":
+                counts = torch.arange(1, kernel_rows * kernel_columns + 1, dtype=torch.float32)
+                multipliers = reference.mean_multiplier(output.scale, counts)
+                fields["multipliers"] = self._array("float", "multipliers", multipliers)
+        layer = self._struct("pooling", fields)
+        return f"{self._find(operator)} {kind}(&{layer}, rows, {self._row(output)});"
+
+    def _table(self, operator: ops.Table | ops.Requantize, values: np.ndarray) -> str:
+        self.kernels.add("table")
+        table = self._array("int8_t", "table", values)
+        source = self._row(operator.source)
+        return f"look_up({table}, {source}, {row_bytes(operator.output)}, {self._row(operator.output)});"
+
+    def _find(self, operator: ops.Convolution | ops.AveragePool | ops.MaxPool) -> str:
+        kernel, dilation = window(operator)
+        self.rows = max(self.rows, kernel)
+        number = self._numbers[operator.source.name]
+        return f"find(rows, {number}, {self._top(operator)}, {kernel}, {dilation});"
+
+    def _top(self, operator: Operator) -> str:
+        if isinstance(operator, ops.Linear):
+            return "y"
+        step, above = operator.stride[0], operator.padding[0]
+        return ("y" if step == 1 else f"{step} * y") + (f" - {above}" if above else "")
+
+    def _input(self, tensor: Tensor) -> str:
+        """A row of a tensor in RAM or of a constant; where it has one row, it is that one."""
+        row = "y" if height(tensor) > 1 else "0"
+        if tensor.name in self._fixed:
+            return f"{self._fixed[tensor.name]} + {row} * {row_bytes(tensor)}"
+        return self._row(tensor, row)
+
+    def _row(self, tensor: Tensor, row: str = "y") -> str:
+        return f"row({self._numbers[tensor.name]}, {row})"
+
+    def _array(self, kind: str, name: str, values) -> str:
+        name = f"{name}_{self._index}"
+        self.constants.append(array(kind, name, values))
+        return name
+
+    def _struct(self, kind: str, fields: dict) -> str:
+        name = f"layer_{self._index}"
+        body = ", ".join(f".{field} = {value}" for field, value in fields.items())
+        self.constants.append(f"static const struct {kind} {name} = {{{body}}};\n")
+        return name
+
+
+def array(kind: str, name: str, values) -> str:
+    """A constant array.
+
+    Args:
+        kind: The type of its values.
+        name: Its name.
+        values: Numbers, in any shape.
+
+    Returns:
+        Its definition.
+    """
+    flat = [
+        _c_float(value) if kind == "float" else str(value) for value in np.asarray(values).ravel().tolist()
+    ]
+    lines = [",".join(flat[start : start + 24]) for start in range(0, len(flat), 24)]
+    return f"static const {kind} {name}[{len(flat)}] = {{\n" + ",\n".join(lines) + "};\n"
+
+
+def _c_float(value: float) -> str:
+    return f"{float(value).hex()}f"
+
+
+def _braces(values) -> str:
+    return "{" + ", ".join(map(str, values)) + "}"
+
+
+def _image(tensor: Tensor) -> tuple[int, int, int]:
+    """Channels, rows and columns; a vector is one pixel."""
+    return tensor.shape if len(tensor.shape) == 3 else (tensor.shape[0], 1, 1)
+
+
+def _rows_last(values: np.ndarray) -> np.ndarray:
+    return values.transpose(1, 2, 0) if values.ndim == 3 else values
+
+
+def _low(operator: Operator) -> int:
+    return max(LOW, operator.output.zero_point) if operator.relu else LOW

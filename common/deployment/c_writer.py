@@ -1,0 +1,253 @@
+"""An int8 network as one C99 file with its header: constant weights, a static array for the activations.
+
+It calls no function but memcpy, memmove and memset, and computes one row of a layer after the other, in the
+order and in the memory of a plan (`common.integer.planner`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from common.data.transforms import Normalize
+from common.deployment.c_layers import Layers, array
+from common.integer import planner, reference
+from common.integer.graph import Graph
+from common.integer.planner import Plan
+from common.integer.rows import IMAGE, Network, height, row_bytes
+
+KERNELS = Path(__file__).with_name("c")
+FILES = [  # in the order in which they are written
+    "types", "clamp", "twice", "once", "pointwise", "convolution", "depthwise", "add_twice", "add_once",
+    "multiply_twice", "multiply_once", "pooling", "average_twice", "average_once", "average", "maximum",
+    "table", "broadcast", "join", "select", "pad", "reshape",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Written:
+    """A network in C.
+
+    Attributes:
+        source: The content of NAME.c.
+        header: The content of NAME.h.
+        ram: Bytes of its static array: the activations, and what the largest layer needs besides.
+    """
+
+    source: str
+    header: str
+    ram: int
+
+
+def write(
+    graph: Graph, name: str, schedule: str, rounding: str, classes: Sequence[str], mean: Sequence[float],
+    std: Sequence[float],
+) -> Written:  # fmt: skip
+    """Writes a network.
+
+    Args:
+        graph: The network.
+        name: An identifier, with which the names in the header begin.
+        schedule: Of `planner.SCHEDULES`.
+        rounding: Of `reference.ROUNDINGS`.
+        classes: Their names.
+        mean: Of each channel, for pixels from 0 to 1.
+        std: Of each channel, for pixels from 0 to 1.
+
+    Returns:
+        The source and its header.
+
+    Raises:
+        UserError: An operator has no form in C; the message names it.
+    """
+    network = Network(graph)
+    numbers = {tensor: index for index, tensor in enumerate(network.tensors)}
+    layers = Layers(rounding)
+    for operator in graph.operators:
+        layers.add(operator, numbers)
+    plan = planner.plan(graph, schedule)
+    scratch = plan.arena + -plan.arena % 4  # where words may begin
+    ram = scratch + layers.scratch
+    options = ["ROUND_ONCE"] * (rounding == "once") + ["LEFT_SHIFTS"] * ("left_shifts" in layers.kernels)
+    kernels = [each for each in FILES if each in layers.kernels | {"types"}]
+    parts = [
+        f'#include <string.h>\n\n#include "{name}.h"\n\n#define SCRATCH {scratch}\n',
+        *(f"#define {option}\n" for option in options),
+        *(f"\n{(KERNELS / f'{each}.c').read_text(encoding='utf-8')}" for each in kernels),
+        "\n",
+        *layers.constants,
+        _memory(name, network, plan, numbers),
+        _compute(layers),
+        _run(name, graph, plan, numbers),
+        _tables(name, graph, classes, mean, std),
+    ]
+    return Written("".join(parts), _header(name, graph, schedule, rounding, ram), ram)
+
+
+def _header(name: str, graph: Graph, schedule: str, rounding: str, ram: int) -> str:
+    upper, (_, side, _) = name.upper(), graph.input.shape
+    classes = graph.output.shape[0]
+    return f"""/* An int8 image classifier.
+ *
+ * Schedule "{schedule}"; sums are rounded {rounding}. The functions return 0, or what the source of rows
+ * returned. They use one static array: one image at a time.
+ */
+#ifndef {upper}_H
+#define {upper}_H
+
+#include <stdint.h>
+
+#define {upper}_SIDE {side} /* pixels */
+#define {upper}_CLASSES {classes}
+#define {upper}_ROW_BYTES {row_bytes(graph.input)}
+#define {upper}_RAM {ram} /* bytes of the static array */
+#define {upper}_INPUT_SCALE {float(graph.input.scale).hex()} /* value = scale * (integer - zero point) */
+#define {upper}_INPUT_ZERO_POINT {graph.input.zero_point}
+#define {upper}_LOGIT_SCALE {float(graph.output.scale).hex()}
+#define {upper}_LOGIT_ZERO_POINT {graph.output.zero_point}
+
+extern const char *const {name}_class_names[{upper}_CLASSES];
+
+/* The input for each byte of red, green and blue: scaled, normalized and quantized. */
+extern const int8_t {name}_input_of_rgb[3][256];
+
+/* Turns pixels of 3 bytes, red, green and blue, into inputs; both may be the same memory. */
+void {name}_quantize(const uint8_t *rgb, int pixels, int8_t *inputs);
+
+/* Computes the logits of an image, [rows][columns][3]. */
+int {name}_run(const int8_t *image, int8_t *logits);
+
+/* The same, with the rows of the image from a function, from the first to the last: it writes
+ * {upper}_ROW_BYTES inputs and returns 0. Another value ends the run and is returned. */
+typedef int {name}_source(void *context, int row, int8_t *inputs);
+int {name}_run_rows({name}_source *source, void *context, int8_t *logits);
+
+#endif
+"""
+
+
+def _memory(name: str, network: Network, plan: Plan, numbers: dict[str, int]) -> str:
+    """The static array, and where in it the rows of each tensor are."""
+    places = {}
+    for block, offset in zip(plan.blocks, plan.offsets, strict=True):
+        for tensor, (step, first, start) in block.tensors.items():
+            rows = height(network.tensors[tensor])
+            places[numbers[tensor]] = offset + start, block.stride, block.rows, step, first % block.rows, rows
+    lines = ",\n".join(f"  {{{', '.join(map(str, places[number]))}}}" for number in sorted(places))
+    return f"""
+/* Activations; the union aligns them. */
+static union {{
+  int8_t bytes[{name.upper()}_RAM];
+  int64_t alignment;
+}} memory;
+#define arena memory.bytes
+
+/* Where the rows of each tensor are: row y is in place (y * step + first) % places. */
+static const struct {{
+  uint32_t offset, stride;
+  uint16_t places, step, first, rows;
+}} tensors[] = {{
+{lines}
+}};
+
+static int8_t *row(int tensor, int y)
+{{
+  const int place = (y * tensors[tensor].step + tensors[tensor].first) % tensors[tensor].places;
+  return arena + tensors[tensor].offset + (uint32_t)place * tensors[tensor].stride;
+}}
+"""
+
+
+def _compute(layers: Layers) -> str:
+    cases = "".join(f"  case {index}: {call} break;\n" for index, call in enumerate(layers.calls) if call)
+    find = """
+/* Rows of a tensor, from `top` on; NULL outside of the image. */
+static void find(const int8_t **rows, int tensor, int top, int count, int dilation)
+{
+  for (int k = 0, y = top; k < count; k++, y += dilation)
+    rows[k] = y < 0 || y >= tensors[tensor].rows ? NULL : row(tensor, y);
+}
+"""
+    uses_rows = "find(" in cases
+    return f"""{find if uses_rows else ""}
+/* Computes row y of the output of an operator. */
+static void compute(int operator, int y)
+{{
+{f"  const int8_t *rows[{layers.rows}];" if uses_rows else ""}
+  switch (operator) {{
+{cases}  }}
+}}
+"""
+
+
+def _run(name: str, graph: Graph, plan: Plan, numbers: dict[str, int]) -> str:
+    count = len(graph.operators)
+    order = [count if index == IMAGE else index for index, _ in plan.events]
+    kind = "uint8_t" if count < 256 else "uint16_t"
+    upper = name.upper()
+    result = f"  memcpy(logits, row({numbers[graph.output.name]}, 0), {upper}_CLASSES);\n  return 0;\n"
+    return (
+        f"\n/* The operators whose next rows are computed; {count}: a row of the image arrives. */\n"
+        + array(kind, "order", order)
+        + f"""
+int {name}_run_rows({name}_source *source, void *context, int8_t *logits)
+{{
+  uint16_t next[{count + 1}] = {{0}}; /* row of each operator */
+  for (unsigned i = 0; i < sizeof order / sizeof order[0]; i++) {{
+    const int operator = order[i], y = next[operator]++;
+    if (operator == {count}) {{
+      const int stopped = source(context, y, row(0, y));
+      if (stopped) return stopped;
+    }} else {{
+      compute(operator, y);
+    }}
+  }}
+{result}}}
+
+static int copy_row(void *image, int y, int8_t *inputs)
+{{
+  memcpy(inputs, (const int8_t *)image + y * {upper}_ROW_BYTES, {upper}_ROW_BYTES);
+  return 0;
+}}
+
+int {name}_run(const int8_t *image, int8_t *logits)
+{{
+  return {name}_run_rows(copy_row, (void *)image, logits);
+}}
+"""
+    )
+
+
+def _tables(
+    name: str, graph: Graph, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]
+) -> str:
+    """The names of the classes, and the preprocessing of each of the 256 values of a byte."""
+    values = torch.arange(256, dtype=torch.uint8).view(1, 1, 256, 1).expand(1, 3, 256, 1)
+    inputs = reference.quantize(Normalize(mean, std)(values.contiguous()), graph.input)[0, :, :, 0].tolist()
+    names = ",\n".join(f"  {_c_string(each)}" for each in classes)
+    rows = ",\n".join("  {" + ",".join(map(str, each)) + "}" for each in inputs)
+    upper = name.upper()
+    return f"""
+const char *const {name}_class_names[{upper}_CLASSES] = {{
+{names}
+}};
+
+const int8_t {name}_input_of_rgb[3][256] = {{
+{rows}
+}};
+
+void {name}_quantize(const uint8_t *rgb, int pixels, int8_t *inputs)
+{{
+  for (int i = 0; i < 3 * pixels; i++) inputs[i] = {name}_input_of_rgb[i % 3][rgb[i]];
+}}
+"""
+
+
+def _c_string(text: str) -> str:
+    """A string literal of the bytes in UTF-8."""
+    escaped = "".join(
+        chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\?' else f"\\{byte:03o}"
+        for byte in text.encode(errors="surrogateescape")
+    )
+    return f'"{escaped}"'
