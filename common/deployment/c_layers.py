@@ -9,7 +9,9 @@ from common.integer.graph import LOW, Operator, Tensor
 from common.integer.rows import height, is_view, row_bytes, window
 from common.system.errors import UserError
 
-INT32_MAX = 2**31 - 1
+SUM_LIMIT = 2**30  # of a sum of products: the kernels double it
+LEFT_MAX = 20  # bits: with more, any sum but 0 exceeds any output all the same
+OVERREAD = 48  # bytes that a kernel may read, and does not use, after the weights
 
 
 class Layers:
@@ -22,6 +24,7 @@ class Layers:
         kernels: Names of the source files that are needed.
         scratch: Bytes that a call needs besides its inputs and its output.
         rows: The most rows of an input that a call reads.
+        taps: The most values of the kernel of a depthwise convolution.
     """
 
     def __init__(self, rounding: str):
@@ -31,7 +34,7 @@ class Layers:
             rounding: See `reference`.
         """
         self.rounding, self.constants, self.calls = rounding, [], []
-        self.kernels, self.scratch, self.rows = {"clamp"}, 0, 1
+        self.kernels, self.scratch, self.rows, self.taps = {"clamp"}, 0, 1, 1
         self._fixed: dict[str, str] = {}  # the arrays of constant tensors
 
     def add(self, operator: Operator, numbers: dict[str, int]) -> None:
@@ -124,33 +127,40 @@ class Layers:
         outputs, _, kernel_rows, kernel_columns = weight.shape
         convolution = isinstance(operator, ops.Convolution)
         depthwise = convolution and operator.is_depthwise and outputs == operator.groups
-        packed = weight.transpose(1, 2, 3, 0) if depthwise else weight.transpose(0, 2, 3, 1)
         stride, dilation = (operator.stride[1], operator.dilation[1]) if convolution else (1, 1)
         left, groups = (operator.padding[2], operator.groups) if convolution else (0, 1)
         sums = weight.reshape(outputs, -1).astype(np.int64)
         bias = operator.bias - source.zero_point * sums.sum(1)
-        if (np.abs(bias) + -LOW * np.abs(sums).sum(1)).max() > INT32_MAX:
-            raise UserError(f"{output.name} has sums that do not fit into int32")
+        if (np.abs(bias) + -LOW * np.abs(sums).sum(1)).max() >= SUM_LIMIT:
+            raise UserError(f"{output.name} has sums that do not fit into 31 bits")
+        packed = weight.transpose(1, 2, 3, 0) if depthwise else blocks_of(weight, groups)
         fields = {
-            "weights": self._array("int8_t", "weights", packed),
+            "weights": self._array("ALIGNED int8_t", "weights", packed),
             "bias": self._array("int32_t", "bias", bias),
             **self._factors(operator),
             "columns": _image(source)[2], "channels": _image(source)[0],
             "output_columns": _image(output)[2], "outputs": outputs, "groups": groups,
             "kernel_rows": kernel_rows, "kernel_columns": kernel_columns,
             "stride": stride, "dilation": dilation, "left": left,
-            "zero_in": source.zero_point, "zero_out": output.zero_point, "low": _low(operator),
+            "zero_in": source.zero_point, "zero_out": output.zero_point, "low": self._low(operator),
         }  # fmt: skip
         layer = self._struct("weighted", fields)
-        self.kernels.add(self.rounding)
-        padded = convolution and any(operator.padding)
-        if not padded and (kernel_rows, kernel_columns, stride, groups) == (1, 1, 1, 1):
-            self.kernels.add("pointwise")
-            return f"pointwise(&{layer}, {self._row(source, self._top(operator))}, {self._row(output)});"
-        kind = "depthwise" if depthwise else "convolution"
-        self.kernels.add(kind)
-        self.scratch = max(self.scratch, packed[0].size * 4 if kind == "convolution" else 0)
-        return f"{self._find(operator)} {kind}(&{layer}, rows, arena + SCRATCH, {self._row(output)});"
+        self.kernels |= {self.rounding, "requantize", "wide"}
+        if depthwise:
+            self.kernels.add("depthwise")
+            self.taps = max(self.taps, kernel_rows * kernel_columns)
+            self.scratch = max(self.scratch, outputs)
+            return f"{self._find(operator)} depthwise(&{layer}, rows, arena + SCRATCH, {self._row(output)});"
+        values = padded(weight[0].size)
+        padding = convolution and any(operator.padding)
+        if not padding and (kernel_rows, kernel_columns, stride, groups) == (1, 1, 1, 1):
+            self.kernels |= {"products", "pointwise"}
+            self.scratch = max(self.scratch, 2 * min(2, _image(output)[2]) * values)
+            row = self._row(source, self._top(operator))
+            return f"pointwise(&{layer}, {row}, arena + SCRATCH, {self._row(output)});"
+        self.kernels |= {"products", "convolution"}
+        self.scratch = max(self.scratch, 4 * values + weight.shape[1])
+        return f"{self._find(operator)} convolution(&{layer}, rows, arena + SCRATCH, {self._row(output)});"
 
     def _factors(self, operator: ops.Convolution | ops.Linear) -> dict[str, str]:
         scale, divisor = operator.source.scale, operator.output.scale
@@ -161,6 +171,7 @@ class Layers:
         multipliers, shifts = reference.fixed_point(scale, scales, divisor)
         if shifts.min() < 0:
             self.kernels.add("left_shifts")
+        shifts = shifts.clamp(min=-LEFT_MAX)
         return {
             "multipliers": self._array("int32_t", "multipliers", multipliers),
             "shifts": self._array("int8_t", "shifts", shifts),
@@ -171,7 +182,7 @@ class Layers:
         is_sum = isinstance(operator, ops.Add)
         kind = "add" if is_sum else "multiply"
         zeros = f"{{{first.zero_point}, {second.zero_point}, {output.zero_point}}}"
-        fields = {"zeros": zeros, "low": _low(operator)}
+        fields = {"zeros": zeros, "low": self._low(operator)}
         scales = first.scale, second.scale, output.scale
         if is_sum and self.rounding == "once":
             fields["scales"] = "{" + ", ".join(map(float.hex, scales)) + "}"
@@ -188,7 +199,8 @@ class Layers:
                 if is_sum
                 else [scales]
             )
-            factors = [[int(each) for each in reference.fixed_point(*triple)] for triple in triples]
+            pairs = (reference.fixed_point(*triple) for triple in triples)
+            factors = [(int(q), max(int(shift), -LEFT_MAX)) for q, shift in pairs]
             if min(shift for _, shift in factors) < 0:
                 self.kernels.add("left_shifts")
             multipliers, shifts = zip(*factors, strict=True)
@@ -265,6 +277,12 @@ class Layers:
     def _row(self, tensor: Tensor, row: str = "y") -> str:
         return f"row({self._numbers[tensor.name]}, {row})"
 
+    def _low(self, operator: Operator) -> int:
+        low = operator.output.zero_point if operator.relu else LOW
+        if low > LOW:
+            self.kernels.add("lows")
+        return low
+
     def _array(self, kind: str, name: str, values) -> str:
         name = f"{name}_{self._index}"
         self.constants.append(array(kind, name, values))
@@ -275,6 +293,29 @@ class Layers:
         body = ", ".join(f".{field} = {value}" for field, value in fields.items())
         self.constants.append(f"static const struct {kind} {name} = {{{body}}};\n")
         return name
+
+
+def padded(count: int) -> int:
+    """The next multiple of 4."""
+    return -(-count // 4) * 4
+
+
+def blocks_of(weight: np.ndarray, groups: int) -> np.ndarray:
+    """The weights of a convolution in the order in which `products.c` reads them.
+
+    Args:
+        weight: int8 [O, C / groups, kernel height, kernel width].
+        groups: Of channels.
+
+    Returns:
+        int8: [groups][outputs / 4][values / 4][4 outputs][4 values] with zeros in what is not there, and 48
+        zeros; a value is one of a row, a column and a channel.
+    """
+    outputs = len(weight) // groups
+    rows = weight.transpose(0, 2, 3, 1).reshape(groups, outputs, -1)
+    rows = np.pad(rows, ((0, 0), (0, -outputs % 4), (0, -rows.shape[2] % 4)))
+    blocks = rows.reshape(groups, rows.shape[1] // 4, 4, -1, 4).transpose(0, 1, 3, 2, 4)
+    return np.pad(blocks.ravel(), (0, OVERREAD))
 
 
 def array(kind: str, name: str, values) -> str:
@@ -311,6 +352,3 @@ def _image(tensor: Tensor) -> tuple[int, int, int]:
 def _rows_last(values: np.ndarray) -> np.ndarray:
     return values.transpose(1, 2, 0) if values.ndim == 3 else values
 
-
-def _low(operator: Operator) -> int:
-    return max(LOW, operator.output.zero_point) if operator.relu else LOW

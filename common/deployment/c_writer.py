@@ -19,9 +19,9 @@ from common.integer.rows import IMAGE, Network, height, row_bytes
 
 KERNELS = Path(__file__).with_name("c")
 FILES = [  # in the order in which they are written
-    "types", "clamp", "twice", "once", "pointwise", "convolution", "depthwise", "add_twice", "add_once",
-    "multiply_twice", "multiply_once", "pooling", "average_twice", "average_once", "average", "maximum",
-    "table", "broadcast", "join", "select", "pad", "reshape",
+    "types", "clamp", "twice", "once", "requantize", "wide", "products", "pointwise", "convolution",
+    "depthwise", "add_twice", "add_once", "multiply_twice", "multiply_once", "pooling", "average_twice",
+    "average_once", "average", "maximum", "table", "broadcast", "join", "select", "pad", "reshape",
 ]  # fmt: skip
 
 
@@ -69,10 +69,11 @@ def write(
     plan = planner.plan(graph, schedule)
     scratch = plan.arena + -plan.arena % 4  # where words may begin
     ram = scratch + layers.scratch
-    options = ["ROUND_ONCE"] * (rounding == "once") + ["LEFT_SHIFTS"] * ("left_shifts" in layers.kernels)
+    options = ["ROUND_ONCE"] * (rounding == "once")
+    options += [each.upper() for each in ("left_shifts", "lows") if each in layers.kernels]
     kernels = [each for each in FILES if each in layers.kernels | {"types"}]
     parts = [
-        f'#include <string.h>\n\n#include "{name}.h"\n\n#define SCRATCH {scratch}\n',
+        f'#include <string.h>\n\n#include "{name}.h"\n\n#define SCRATCH {scratch}\n#define TAPS {layers.taps}\n',
         *(f"#define {option}\n" for option in options),
         *(f"\n{(KERNELS / f'{each}.c').read_text(encoding='utf-8')}" for each in kernels),
         "\n",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.deployment.c_layers import blocks_of, padded
 from common.integer import operators as ops
 from common.integer import reference
 from common.integer.graph import HIGH, LOW, Graph, Tensor
@@ -17,17 +18,16 @@ KERNELS = REPOSITORY / "common/deployment/c"
 COMPILER = shutil.which("gcc") or shutil.which("clang")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
 
-FILES = ["types", None, "requantize", "wide", "products", "pointwise", "convolution", "depthwise", "add"]
+FILES = ["types", "clamp", None, "requantize", "wide", "products", "pointwise", "convolution", "depthwise"]
 WRAPPERS = """
 typedef const struct weighted *layer;
 void run_pointwise(layer l, const int8_t *const *rows, int8_t *s, int8_t *o) { pointwise(l, rows[0], s, o); }
 void run_convolution(layer l, const int8_t *const *rows, int8_t *s, int8_t *o) { convolution(l, rows, s, o); }
 void run_depthwise(layer l, const int8_t *const *rows, int8_t *s, int8_t *o) { depthwise(l, rows, s, o); }
-void run_add(const struct sum *s, const int8_t *a, const int8_t *b, int n, int8_t *o) { add(s, a, b, n, o); }
 """
 SCALED = {
-    "once": "int32_t run_scaled(int32_t sum, float multiplier) { return scaled(sum, multiplier); }",
-    "twice": "int32_t run_scaled(int32_t sum, int32_t q, int shift) { return scaled(sum, q, shift); }",
+    "once": "int32_t run_scaled(int32_t sum, float multiplier) { return rescaled(sum, multiplier); }",
+    "twice": "int32_t run_scaled(int32_t sum, int32_t q, int shift) { return rescaled(sum, q, shift); }",
 }
 int8, int32 = ctypes.c_int8, ctypes.c_int32
 
@@ -61,23 +61,6 @@ def weighted_type(rounding):
     return type("Weighted", (ctypes.Structure,), {"_fields_": fields})
 
 
-def fixed_point(real):
-    """(integers of 31 bits, bits to the right)"""
-    mantissas, exponents = np.frexp(np.float64(real))
-    q = np.floor(mantissas * 2**31 + 0.5).astype(np.int64)
-    q, exponents = np.where(q == 2**31, q // 2, q), np.where(q == 2**31, exponents + 1, exponents)
-    return np.where(exponents < -31, 0, q).astype(np.int32), np.clip(-exponents, -20, 31).astype(np.int8)
-
-
-def packed(weight, groups):
-    """[groups][outputs / 4][values / 4][4 outputs][4 values], with zeros in what is not there."""
-    outputs = len(weight) // groups
-    rows = weight.transpose(0, 2, 3, 1).reshape(groups, outputs, -1)
-    rows = np.pad(rows, ((0, 0), (0, -outputs % 4), (0, -rows.shape[2] % 4)))
-    blocks = rows.reshape(groups, rows.shape[1] // 4, 4, -1, 4).transpose(0, 1, 3, 2, 4)
-    return np.pad(blocks.ravel(), (0, 48))
-
-
 def pointer(array, offset=0):
     return array.ctypes.data + offset
 
@@ -90,11 +73,14 @@ class Layer:
         weight = weight.reshape(*weight.shape, *[1] * (4 - weight.ndim))
         groups, self.depthwise = getattr(operator, "groups", 1), getattr(operator, "is_depthwise", False)
         self.depthwise = self.depthwise and len(weight) == source.shape[0]
-        order = weight[:, 0].transpose(1, 2, 0).ravel() if self.depthwise else packed(weight, groups)
+        order = weight[:, 0].transpose(1, 2, 0).ravel() if self.depthwise else blocks_of(weight, groups)
         sums = weight.reshape(len(weight), -1).sum(1, dtype=np.int32)
-        real = np.float64(source.scale) * operator.weight_scales.astype(np.float64) / output.scale
-        once = np.float32(source.scale) * operator.weight_scales / np.float32(output.scale)
-        scales = [once] if rounding == "once" else fixed_point(real)
+        factors = source.scale, torch.from_numpy(operator.weight_scales), output.scale
+        scales = [reference.multiplier(*factors)] if rounding == "once" else reference.fixed_point(*factors)
+        scales = [
+            each.numpy().astype(kind)
+            for each, kind in zip(scales, ["f4"] if rounding == "once" else ["i4", "i1"], strict=True)
+        ]
         self.arrays = [order.copy(), operator.bias - source.zero_point * sums, *scales]
         stride, dilation = getattr(operator, "stride", (1, 1)), getattr(operator, "dilation", (1, 1))
         sizes = (source.shape[-1] if len(source.shape) > 1 else 1, source.shape[0])
@@ -110,7 +96,7 @@ class Layer:
             output.zero_point,
             output.zero_point if operator.relu else LOW,
         )
-        values = -(-weight[0].size // 4) * 4
+        values = padded(weight[0].size)
         self.scratch = np.zeros(source.shape[0] if self.depthwise else 4 * values + source.shape[0], np.int8)
 
 

@@ -1,29 +1,35 @@
-/* The integer that is nearest to a float, half to even; beyond 2^20 any integer beyond int8. */
-static int32_t nearest(float value)
+/* The integer that is nearest to a float, half to even; beyond 512 it is 512, more than any output.
+ * It looks at the bits of the float: no compiler can fuse the product before with a sum. */
+static inline int32_t nearest(float value)
 {
   uint32_t bits;
-  int32_t magnitude;
-  memcpy(&bits, &value, 4);
-  const int exponent = (int)(bits >> 23 & 255) - 127;
-  if (exponent < -1) return 0;
-  if (exponent >= 20) {
-    magnitude = 1 << 20;
-  } else { /* 24 bits, of which 23 - exponent are a fraction */
-    const uint32_t fraction = 23u - (uint32_t)exponent;
-    const uint64_t mantissa = (bits & 0x7fffffu) | 0x800000u;
-    const uint64_t half = (uint64_t)1 << (fraction - 1), odd = mantissa >> fraction & 1;
+  memcpy(&bits, &value, sizeof bits);
+  const uint32_t exponent = bits >> 23 & 255, mantissa = (bits & 0x7fffff) | 0x800000;
+  int32_t magnitude = exponent < 126 ? 0 : 512;
+  if (exponent >= 126 && exponent < 136) { /* from 0.5 to 512: mantissa / 2^fraction */
+    const uint32_t fraction = 150 - exponent, half = 1u << (fraction - 1), odd = mantissa >> fraction & 1;
     magnitude = (int32_t)((mantissa + half - 1 + odd) >> fraction);
   }
   return bits >> 31 ? -magnitude : magnitude;
 }
 
 /* A sum times a scale, in float32. */
-static int32_t rescaled(int32_t sum, float multiplier)
+static inline int32_t rescaled(int32_t sum, float multiplier)
 {
   return nearest((float)sum * multiplier);
 }
 
-static int32_t scaled(const struct weighted *layer, int output, int32_t sum)
+#ifdef __ARM_FEATURE_MVE
+/* The same for four sums */
+static inline int32x4_t rescaled4(int32x4_t sums, const float *multipliers)
 {
-  return rescaled(sum, layer->multipliers[output]);
+#if __ARM_FEATURE_MVE & 2
+  return vcvtnq_s32_f32(vmulq_f32(vcvtq_f32_s32(sums), vld1q_f32(multipliers)));
+#else
+  int32_t each[4];
+  vst1q_s32(each, sums);
+  for (int k = 0; k < 4; k++) each[k] = rescaled(each[k], multipliers[k]);
+  return vld1q_s32(each);
+#endif
 }
+#endif

@@ -1,9 +1,16 @@
 /* What the layers of this file are made of. Images are [rows][columns][channels]. */
+#ifdef __ARM_FEATURE_MVE
+#include <arm_mve.h>
+#endif
+#ifdef __GNUC__
+#define ALIGNED __attribute__((aligned(4))) /* words are loaded from it */
+#else
+#define ALIGNED
+#endif
 
 /* A convolution, or a linear layer: one row of the output from `kernel_rows` rows of the input. */
 struct weighted {
-  const int8_t *weights; /* [outputs][values of a window, and zeros up to a multiple of 4]; a window is
-                            [kernel_rows][kernel_columns][channels / groups]. Depthwise: that of all channels */
+  const int8_t *weights; /* see products.c; of a depthwise convolution see there */
   const int32_t *bias;   /* [outputs], minus zero_in times the sum of the output's weights */
 #ifdef ROUND_ONCE
   const float *multipliers; /* [outputs]: scale of the input * scale of the weights / scale of the output */
@@ -17,17 +24,3 @@ struct weighted {
   int8_t zero_in, zero_out; /* zero points of the input and the output */
   int8_t low;               /* the smallest output: the zero point after a ReLU, else -128 */
 };
-
-/* An output, from `low` to 127 */
-static inline int8_t clamped(int32_t value, int low) {
-#ifdef __ARM_FEATURE_SAT
-  __asm__("ssat %0, #8, %0" : "+r"(value));
-#else
-  value = value > 127 ? 127 : value < -128 ? -128 : value;
-#endif
-#ifdef LOWS
-  value = value < low ? low : value;
-#endif
-  (void)low;
-  return (int8_t)value;
-}
