@@ -185,7 +185,12 @@ class Layers:
         fields = {"zeros": zeros, "low": self._low(operator)}
         scales = first.scale, second.scale, output.scale
         if is_sum and self.rounding == "once":
-            fields["scales"] = "{" + ", ".join(map(float.hex, scales)) + "}"
+            ratios = [min(scale / output.scale, 2**20) for scale in scales[:2]]
+            fields |= {
+                "scales": _braces(map(float.hex, scales)),
+                "ratios": _braces(map(_c_float, ratios)),
+                "sure": _c_float(0.5 - 2**-12 * sum(ratios)),  # 4 times the error of float32
+            }
         elif self.rounding == "once":
             fields["multiplier"] = _c_float(reference.multiplier(*scales))
         else:

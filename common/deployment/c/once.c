@@ -1,7 +1,15 @@
-/* The integer that is nearest to a float, half to even; beyond 512 it is 512, more than any output.
- * It looks at the bits of the float: no compiler can fuse the product before with a sum. */
+/* The integer that is nearest to a float, half to even; beyond 512 one that is more than any output. It reads the bits
+ * of the float, or is one instruction: no compiler can fuse it with the product before. */
 static inline int32_t nearest(float value)
 {
+#if defined(__ARM_FP) && __ARM_FP & 4 && defined(__ARM_FEATURE_SAT)
+  float bits;
+  int32_t integer;
+  __asm__("vcvtr.s32.f32 %0, %1" : "=t"(bits) : "t"(value));
+  memcpy(&integer, &bits, sizeof integer);
+  __asm__("ssat %0, #16, %0" : "+r"(integer));
+  return integer;
+#else
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
   const uint32_t exponent = bits >> 23 & 255, mantissa = (bits & 0x7fffff) | 0x800000;
@@ -11,6 +19,7 @@ static inline int32_t nearest(float value)
     magnitude = (int32_t)((mantissa + half - 1 + odd) >> fraction);
   }
   return bits >> 31 ? -magnitude : magnitude;
+#endif
 }
 
 /* A sum times a scale, in float32. */
