@@ -56,9 +56,10 @@ static void products(const struct weighted *layer, const int8_t *pixels, int siz
     for (int p = 0; p < count; p++) requantize4(&four, four_sums(pixels + p * row, v, row), output + p * all + o);
   }
   for (int p = 0; o < end && p < count; p++) {
+    int8_t *const to = output + p * all;
     int32_t sums[4];
     vst1q_s32(sums, four_sums(pixels + p * row, v, row));
-    for (int k = 0; o + k < end; k++) output[p * all + o + k] = requantized(layer, o + k, sums[k]);
+    for (int k = 0; o + k < end; k++) requantize(layer, o + k, sums[k], sums[k], to, to);
   }
 }
 #elif defined(WIDE)
