@@ -356,4 +356,3 @@ def _image(tensor: Tensor) -> tuple[int, int, int]:
 
 def _rows_last(values: np.ndarray) -> np.ndarray:
     return values.transpose(1, 2, 0) if values.ndim == 3 else values
-

@@ -25,11 +25,10 @@ void run_pointwise(layer l, const int8_t *const *rows, int8_t *s, int8_t *o) { p
 void run_convolution(layer l, const int8_t *const *rows, int8_t *s, int8_t *o) { convolution(l, rows, s, o); }
 void run_depthwise(layer l, const int8_t *const *rows, int8_t *s, int8_t *o) { depthwise(l, rows, s, o); }
 """
-SCALED = {
-    "once": "int32_t run_scaled(int32_t sum, float multiplier) { return rescaled(sum, multiplier); }",
-    "twice": "int32_t run_scaled(int32_t sum, int32_t q, int shift) { return rescaled(sum, q, shift); }",
+RESCALED = {
+    "once": "int run_rescaled(int sum, float multiplier) { return rescaled(sum, multiplier); }",
+    "twice": "int run_rescaled(int sum, int q, int shift) { return rescaled(sum, q, shift); }",
 }
-int8, int32 = ctypes.c_int8, ctypes.c_int32
 
 
 def source(rounding):
@@ -37,7 +36,7 @@ def source(rounding):
     defines = ["TAPS 49", "LEFT_SHIFTS", "LOWS", *["ROUND_ONCE"] * (rounding == "once")]
     kernels = [(KERNELS / f"{name or rounding}.c").read_text() for name in FILES]
     head = ["#include <stdint.h>", "#include <string.h>", *(f"#define {each}" for each in defines)]
-    return "\n".join([*head, *kernels, WRAPPERS, SCALED[rounding]])
+    return "\n".join([*head, *kernels, WRAPPERS, RESCALED[rounding]])
 
 
 @pytest.fixture(scope="module", params=reference.ROUNDINGS)
@@ -57,7 +56,7 @@ def weighted_type(rounding):
     small = ["kernel_rows", "kernel_columns", "stride", "dilation", "left"]
     fields = [(name, ctypes.c_void_p) for name in pointers] + [(name, ctypes.c_uint16) for name in sizes]
     fields += [(name, ctypes.c_uint8) for name in small]
-    fields += [(name, int8) for name in ("zero_in", "zero_out", "low")]
+    fields += [(name, ctypes.c_int8) for name in ("zero_in", "zero_out", "low")]
     return type("Weighted", (ctypes.Structure,), {"_fields_": fields})
 
 
@@ -150,7 +149,12 @@ def computed(operator, values, rounding, kernel):
         pointers = (ctypes.c_void_p * len(rows))(*(None if row is None else pointer(row) for row in rows))
         to = np.full((layer.struct.output_columns + 2, layer.struct.outputs), 99, np.int8)
         inside = to[1:-1]
-        kernel(ctypes.byref(layer.struct), pointers, ctypes.c_void_p(pointer(layer.scratch)), ctypes.c_void_p(pointer(inside)))
+        kernel(
+            ctypes.byref(layer.struct),
+            pointers,
+            ctypes.c_void_p(pointer(layer.scratch)),
+            ctypes.c_void_p(pointer(inside)),
+        )
         assert (to[[0, -1]] == 99).all()
         output.append(inside)
     return np.stack(output)
@@ -213,7 +217,6 @@ def test_depthwise(kernels, channels, kernel, size, how):
     rng = np.random.default_rng(2)
     operator = convolution(rng, channels, channels, kernel, size, relu=True, groups=channels, **how)
     values = image(rng, *size, channels)
-    layer = Layer(operator, rounding)
     result = computed(operator, values, rounding, library.run_depthwise)
     np.testing.assert_array_equal(result, expected(operator, values, rounding))
 
@@ -235,3 +238,32 @@ def test_depthwise_in_place(kernels, channels, kernel, size, how):
         where = (ctypes.c_void_p(pointer(each)) for each in (layer.scratch, buffer))
         library.run_depthwise(ctypes.byref(layer.struct), places, *where)
         np.testing.assert_array_equal(buffer[: row.size], row.ravel())
+
+
+def rescaled(kernels, sums, scale):
+    """What the C function gives for sum * scale."""
+    rounding, library = kernels
+    if rounding == "once":
+        return [library.run_rescaled(each, ctypes.c_float(scale)) for each in sums]
+    q, shift = (int(each) for each in reference.fixed_point(scale, 1.0, 1.0))
+    return [library.run_rescaled(each, q, shift) for each in sums]
+
+
+def test_halves(kernels):
+    """-3.5 to 3.5: half to even; or half up in the product, and away from 0 in the shift."""
+    even = [-4, -2, -2, 0, 0, 2, 2, 4]
+    up, away = [-3, -2, -1, 0, 1, 2, 3, 4], [-4, -3, -2, -1, 1, 2, 3, 4]
+    product, shift = (even, even) if kernels[0] == "once" else (up, away)
+    assert rescaled(kernels, [-7, -5, -3, -1, 1, 3, 5, 7], 1 / 2) == product
+    assert rescaled(kernels, [-14, -10, -6, -2, 2, 6, 10, 14], 1 / 4) == shift
+
+
+def test_scales_above_one(kernels):
+    assert rescaled(kernels, [-42, -1, 0, 1, 41], 3.0) == [-126, -3, 0, 3, 123]
+    low, high = rescaled(kernels, [-(2**29), 2**29], 1000.0)
+    assert low < -256 and high > 256  # saturates, with any zero point
+
+
+def test_tiny_scales(kernels):
+    assert rescaled(kernels, [-(2**29), -1, 1, 2**29], 2.0**-40) == [0, 0, 0, 0]
+    assert rescaled(kernels, [-(2**29), 2**29], 2.0**-29) == [-1, 1]
