@@ -123,12 +123,12 @@ def precision_note(runtimes):
 
 
 def ram_of(opened):
-    """The peak of the activations of one image, in bytes; None where it is unknown: of exported files."""
+    """The RAM of one image, in bytes (see `tables.EXPLANATION`); None where it is unknown."""
     from common.evaluation import memory
     from common.system.errors import UserError
 
     if opened.runtime not in ("torch", "integers"):
-        return None
+        return opened.model.ram if opened.runtime == "C" else None
     try:
         network = opened.model.graph if opened.runtime == "integers" else opened.model
         return memory.checkpoint_bytes(opened.content, network)

@@ -2,7 +2,7 @@
 
 Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
 Inference", CVPR 2018. Other modules that import torch.ao: `fake_quantization`,
-`observers`, `integer.from_fx` and `deployment.qdq`.
+`observers`, `int8_plain`, `integer.from_fx` and `deployment.qdq`.
 """
 
 import contextlib
@@ -24,9 +24,10 @@ from common.compression.fake_quantization import (
     use_exact_sums,
     use_fast_layers,
 )
-from common.compression.recorder import ZERO_POINT, grids
+from common.compression.recorder import Recorder, grids
 from common.compression.replacements import replace_layers
 from common.compression.target_devices import TargetDevice
+from common.integer.fx_grids import ZERO_POINT
 from common.system.errors import UserError, first_line
 from common.system.terminal import progress_bar
 
@@ -74,7 +75,8 @@ def prepare(
         calibrate(trial, [(images, None)], torch.device("cpu"), 1)
         int8_model = convert(trial).int8  # its tensors are exported: not in inference mode
         with torch.inference_mode():
-            in_batch, again, alone = (int8_model(some)[:1] for some in (images, images, images[:1]))
+            runs = (Recorder(int8_model).run(some)[:1] for some in (images, images, images[:1]))
+            in_batch, again, alone = runs
         state = int8_model.state_dict()  # some engines have layers that they run and cannot store
     except (TypeError, RuntimeError, AttributeError, AssertionError, ValueError, LookupError) as error:
         raise UserError(f"{name} cannot run in int8 with {target.backend}: {first_line(error)}") from None

@@ -1,17 +1,19 @@
 """The constants of each operator in C, and the call that computes one row of its output."""
 
+import math
+
 import numpy as np
 import torch
 
+from common.deployment.c_constants import array, blocks_of, braces, c_float, padded
 from common.integer import operators as ops
-from common.integer import reference
+from common.integer import reference, rescaling
 from common.integer.graph import LOW, Operator, Tensor
 from common.integer.rows import height, is_view, row_bytes, window
 from common.system.errors import UserError
 
 SUM_LIMIT = 2**30  # of a sum of products: the kernels double it
 LEFT_MAX = 20  # bits: with more, any sum but 0 exceeds any output all the same
-OVERREAD = 48  # bytes that a kernel may read, and does not use, after the weights
 
 
 class Layers:
@@ -21,10 +23,11 @@ class Layers:
         rounding: See `reference`.
         constants: Definitions in C.
         calls: For each operator the statements that compute row y; "" where nothing is to be done.
-        kernels: Names of the source files that are needed.
         scratch: Bytes that a call needs besides its inputs and its output.
         rows: The most rows of an input that a call reads.
         taps: The most values of the kernel of a depthwise convolution.
+        left_shifts: Whether a sum is scaled up.
+        lows: Whether the smallest output of a layer is not -128.
     """
 
     def __init__(self, rounding: str):
@@ -34,7 +37,8 @@ class Layers:
             rounding: See `reference`.
         """
         self.rounding, self.constants, self.calls = rounding, [], []
-        self.kernels, self.scratch, self.rows, self.taps = {"clamp"}, 0, 1, 1
+        self.scratch, self.rows, self.taps = 0, 1, 1
+        self.left_shifts = self.lows = False
         self._fixed: dict[str, str] = {}  # the arrays of constant tensors
 
     def add(self, operator: Operator, numbers: dict[str, int]) -> None:
@@ -53,7 +57,7 @@ class Layers:
     def _call(self, operator: Operator) -> str:
         match operator:
             case ops.Constant():
-                values = _rows_last(operator.values)
+                values = np.moveaxis(operator.values, 0, -1)
                 self._fixed[operator.output.name] = self._array("int8_t", "values", values)
                 return ""
             case ops.Convolution() | ops.Linear():
@@ -84,14 +88,12 @@ class Layers:
         raise UserError(f"{operator.output.name}: {type(operator).__name__} has no form in C")
 
     def _reshape(self, operator: ops.Reshape) -> str:
-        self.kernels.add("reshape")
         channels, rows, columns = _image(operator.source)
         shape = ", ".join(map(str, _image(operator.output)))
         source = f"{self._row(operator.source, '0')}, {channels}, {rows * columns}"
         return f"reshape({source}, y, {shape}, {self._row(operator.output)});"
 
     def _concatenate(self, operator: ops.Concatenate) -> str:
-        self.kernels.add("join")
         calls, before, total = [], 0, operator.output.shape[0]
         for tensor in operator.inputs:
             channels, _, columns = _image(tensor)
@@ -101,7 +103,6 @@ class Layers:
         return " ".join(calls)
 
     def _pad(self, operator: ops.Pad) -> str:
-        self.kernels.add("pad")
         source, output = operator.source, operator.output
         above, _, left, _ = operator.padding
         sizes = f"{row_bytes(source)}, {left * source.shape[0]}, {output.zero_point}, {row_bytes(output)}"
@@ -109,7 +110,6 @@ class Layers:
         return f"{find} pad(rows[0], {sizes}, {self._row(output)});"
 
     def _select(self, operator: ops.Select) -> str:
-        self.kernels.add("select")
         source, output = operator.source, operator.output
         channels, rows, columns = (*operator.indices, (0,), (0,))[:3]
         same = rows == tuple(range(height(source)))
@@ -145,32 +145,35 @@ class Layers:
             "zero_in": source.zero_point, "zero_out": output.zero_point, "low": self._low(operator),
         }  # fmt: skip
         layer = self._struct("weighted", fields)
-        self.kernels |= {self.rounding, "requantize", "wide"}
         if depthwise:
-            self.kernels.add("depthwise")
-            self.taps = max(self.taps, kernel_rows * kernel_columns)
-            self.scratch = max(self.scratch, outputs)
-            return f"{self._find(operator)} depthwise(&{layer}, rows, arena + SCRATCH, {self._row(output)});"
-        values = padded(weight[0].size)
+            return self._depthwise(operator, layer)
         padding = convolution and any(operator.padding)
         if not padding and (kernel_rows, kernel_columns, stride, groups) == (1, 1, 1, 1):
-            self.kernels |= {"products", "pointwise"}
-            self.scratch = max(self.scratch, 2 * min(2, _image(output)[2]) * values)
-            row = self._row(source, self._top(operator))
-            return f"pointwise(&{layer}, {row}, arena + SCRATCH, {self._row(output)});"
-        self.kernels |= {"products", "convolution"}
-        self.scratch = max(self.scratch, 4 * values + weight.shape[1])
+            return self._pointwise(operator, layer)
+        self.scratch = max(self.scratch, 4 * padded(weight[0].size) + weight.shape[1])
         return f"{self._find(operator)} convolution(&{layer}, rows, arena + SCRATCH, {self._row(output)});"
+
+    def _depthwise(self, operator: ops.Convolution, layer: str) -> str:
+        kernel = operator.weight.shape[2:]
+        self.taps, self.scratch = max(self.taps, math.prod(kernel)), max(self.scratch, operator.groups)
+        row = self._row(operator.output)
+        return f"{self._find(operator)} depthwise(&{layer}, rows, arena + SCRATCH, {row});"
+
+    def _pointwise(self, operator: ops.Convolution | ops.Linear, layer: str) -> str:
+        pixels, values = min(2, _image(operator.output)[2]), padded(operator.source.shape[0])
+        self.scratch = max(self.scratch, 2 * pixels * values)
+        rows = self._row(operator.source, self._top(operator)), self._row(operator.output)
+        return f"pointwise(&{layer}, {rows[0]}, arena + SCRATCH, {rows[1]});"
 
     def _factors(self, operator: ops.Convolution | ops.Linear) -> dict[str, str]:
         scale, divisor = operator.source.scale, operator.output.scale
         scales = torch.from_numpy(operator.weight_scales)
         if self.rounding == "once":
-            multipliers = reference.multiplier(scale, scales, divisor)
+            multipliers = rescaling.multiplier(scale, scales, divisor)
             return {"multipliers": self._array("float", "multipliers", multipliers)}
-        multipliers, shifts = reference.fixed_point(scale, scales, divisor)
+        multipliers, shifts = rescaling.fixed_point(scale, scales, divisor)
         if shifts.min() < 0:
-            self.kernels.add("left_shifts")
+            self.left_shifts = True
         shifts = shifts.clamp(min=-LEFT_MAX)
         return {
             "multipliers": self._array("int32_t", "multipliers", multipliers),
@@ -187,12 +190,12 @@ class Layers:
         if is_sum and self.rounding == "once":
             ratios = [min(scale / output.scale, 2**20) for scale in scales[:2]]
             fields |= {
-                "scales": _braces(map(float.hex, scales)),
-                "ratios": _braces(map(_c_float, ratios)),
-                "sure": _c_float(0.5 - 2**-12 * sum(ratios)),  # 4 times the error of float32
+                "scales": braces(map(float.hex, scales)),
+                "ratios": braces(map(c_float, ratios)),
+                "sure": c_float(0.5 - 2**-12 * sum(ratios)),  # 4 times the error of float32
             }
         elif self.rounding == "once":
-            fields["multiplier"] = _c_float(reference.multiplier(*scales))
+            fields["multiplier"] = c_float(rescaling.multiplier(*scales))
         else:
             common = 2 * max(first.scale, second.scale)
             triples = (
@@ -204,18 +207,17 @@ class Layers:
                 if is_sum
                 else [scales]
             )
-            pairs = (reference.fixed_point(*triple) for triple in triples)
-            factors = [(int(q), max(int(shift), -LEFT_MAX)) for q, shift in pairs]
+            factors = [[int(each) for each in rescaling.fixed_point(*triple)] for triple in triples]
+            factors = [(q, max(shift, -LEFT_MAX)) for q, shift in factors]
             if min(shift for _, shift in factors) < 0:
-                self.kernels.add("left_shifts")
+                self.left_shifts = True
             multipliers, shifts = zip(*factors, strict=True)
             fields |= (
-                {"multipliers": _braces(multipliers), "shifts": _braces(shifts)}
+                {"multipliers": braces(multipliers), "shifts": braces(shifts)}
                 if is_sum
                 else {"multiplier": multipliers[0], "shift": shifts[0]}
             )
         layer = self._struct("sum" if is_sum else "product", fields)
-        self.kernels |= {self.rounding, f"{kind}_{self.rounding}"}
         inputs = [
             self._broadcast(tensor, output, position) for position, tensor in enumerate(operator.inputs)
         ]
@@ -228,7 +230,6 @@ class Layers:
         own_channels, _, own_columns = _image(tensor)
         if (own_channels, own_columns) == (channels, columns):
             return row
-        self.kernels.add("broadcast")
         self.scratch = max(self.scratch, 2 * row_bytes(output))
         wide, deep = int(own_columns > 1), int(own_channels > 1)
         offset = position * row_bytes(output)
@@ -242,20 +243,12 @@ class Layers:
         fields = {
             "columns": _image(source)[2], "channels": _image(source)[0], "output_columns": _image(output)[2],
             "kernel_rows": kernel_rows, "kernel_columns": kernel_columns, "stride": operator.stride[1],
-            "left": operator.padding[2], "zero": output.zero_point,
+            "left": operator.padding[2],
         }  # fmt: skip
-        self.kernels |= {"pooling", kind}
-        if kind == "average":
-            self.kernels |= {self.rounding, f"average_{self.rounding}"}
-            if self.rounding == "once":
-                counts = torch.arange(1, kernel_rows * kernel_columns + 1, dtype=torch.float32)
-                multipliers = reference.mean_multiplier(output.scale, counts)
-                fields["multipliers"] = self._array("float", "multipliers", multipliers)
         layer = self._struct("pooling", fields)
         return f"{self._find(operator)} {kind}(&{layer}, rows, {self._row(output)});"
 
     def _table(self, operator: ops.Table | ops.Requantize, values: np.ndarray) -> str:
-        self.kernels.add("table")
         table = self._array("int8_t", "table", values)
         source = self._row(operator.source)
         return f"look_up({table}, {source}, {row_bytes(operator.output)}, {self._row(operator.output)});"
@@ -285,7 +278,7 @@ class Layers:
     def _low(self, operator: Operator) -> int:
         low = operator.output.zero_point if operator.relu else LOW
         if low > LOW:
-            self.kernels.add("lows")
+            self.lows = True
         return low
 
     def _array(self, kind: str, name: str, values) -> str:
@@ -300,59 +293,6 @@ class Layers:
         return name
 
 
-def padded(count: int) -> int:
-    """The next multiple of 4."""
-    return -(-count // 4) * 4
-
-
-def blocks_of(weight: np.ndarray, groups: int) -> np.ndarray:
-    """The weights of a convolution in the order in which `products.c` reads them.
-
-    Args:
-        weight: int8 [O, C / groups, kernel height, kernel width].
-        groups: Of channels.
-
-    Returns:
-        int8: [groups][outputs / 4][values / 4][4 outputs][4 values] with zeros in what is not there, and 48
-        zeros; a value is one of a row, a column and a channel.
-    """
-    outputs = len(weight) // groups
-    rows = weight.transpose(0, 2, 3, 1).reshape(groups, outputs, -1)
-    rows = np.pad(rows, ((0, 0), (0, -outputs % 4), (0, -rows.shape[2] % 4)))
-    blocks = rows.reshape(groups, rows.shape[1] // 4, 4, -1, 4).transpose(0, 1, 3, 2, 4)
-    return np.pad(blocks.ravel(), (0, OVERREAD))
-
-
-def array(kind: str, name: str, values) -> str:
-    """A constant array.
-
-    Args:
-        kind: The type of its values.
-        name: Its name.
-        values: Numbers, in any shape.
-
-    Returns:
-        Its definition.
-    """
-    flat = [
-        _c_float(value) if kind == "float" else str(value) for value in np.asarray(values).ravel().tolist()
-    ]
-    lines = [",".join(flat[start : start + 24]) for start in range(0, len(flat), 24)]
-    return f"static const {kind} {name}[{len(flat)}] = {{\n" + ",\n".join(lines) + "};\n"
-
-
-def _c_float(value: float) -> str:
-    return f"{float(value).hex()}f"
-
-
-def _braces(values) -> str:
-    return "{" + ", ".join(map(str, values)) + "}"
-
-
 def _image(tensor: Tensor) -> tuple[int, int, int]:
     """Channels, rows and columns; a vector is one pixel."""
     return tensor.shape if len(tensor.shape) == 3 else (tensor.shape[0], 1, 1)
-
-
-def _rows_last(values: np.ndarray) -> np.ndarray:
-    return values.transpose(1, 2, 0) if values.ndim == 3 else values

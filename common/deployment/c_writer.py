@@ -4,6 +4,7 @@ It calls no function but memcpy, memmove and memset, and computes one row of a l
 order and in the memory of a plan (`common.integer.planner`).
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +12,16 @@ from pathlib import Path
 import torch
 
 from common.data.transforms import Normalize
-from common.deployment.c_layers import Layers, array
+from common.deployment.c_constants import array
+from common.deployment.c_layers import Layers
 from common.integer import planner, reference
 from common.integer.graph import Graph
 from common.integer.planner import Plan
 from common.integer.rows import IMAGE, Network, height, row_bytes
 
-KERNELS = Path(__file__).with_name("c")
-FILES = [  # in the order in which they are written
-    "types", "clamp", "twice", "once", "requantize", "wide", "products", "pointwise", "convolution",
-    "depthwise", "add_twice", "add_once", "multiply_twice", "multiply_once", "pooling", "average_twice",
-    "average_once", "average", "maximum", "table", "broadcast", "join", "select", "pad", "reshape",
-]  # fmt: skip
+KERNELS = Path(__file__).with_name("c")  # files of the functions and structs of one subject
+DEFINED = re.compile(r"^(?:static [\w ]+?[ *]|struct )(\w+)(?: \{$|\()", re.MULTILINE)
+USED = re.compile(r"struct (\w+)|(\w+)\(")
 
 
 @dataclass(frozen=True)
@@ -69,13 +68,12 @@ def write(
     plan = planner.plan(graph, schedule)
     scratch = plan.arena + -plan.arena % 4  # where words may begin
     ram = scratch + layers.scratch
-    options = ["ROUND_ONCE"] * (rounding == "once")
-    options += [each.upper() for each in ("left_shifts", "lows") if each in layers.kernels]
-    kernels = [each for each in FILES if each in layers.kernels | {"types"}]
+    defines = [f"SCRATCH {scratch}", f"TAPS {layers.taps}", *["ROUND_ONCE"] * (rounding == "once")]
+    defines += ["LEFT_SHIFTS"] * layers.left_shifts + ["LOWS"] * layers.lows
     parts = [
-        f'#include <string.h>\n\n#include "{name}.h"\n\n#define SCRATCH {scratch}\n#define TAPS {layers.taps}\n',
-        *(f"#define {option}\n" for option in options),
-        *(f"\n{(KERNELS / f'{each}.c').read_text(encoding='utf-8')}" for each in kernels),
+        f'#include <string.h>\n\n#include "{name}.h"\n\n',
+        *(f"#define {each}\n" for each in defines),
+        *(f"\n{text}" for text in _kernels([*layers.calls, *layers.constants], rounding)),
         "\n",
         *layers.constants,
         _memory(name, network, plan, numbers),
@@ -84,6 +82,29 @@ def write(
         _tables(name, graph, classes, mean, std),
     ]
     return Written("".join(parts), _header(name, graph, schedule, rounding, ram), ram)
+
+
+def _kernels(texts: list[str], rounding: str) -> list[str]:
+    """The source files that define what the texts use, each after those that it uses."""
+    others = tuple(each for each in reference.ROUNDINGS if each != rounding)
+    sources = [
+        path.read_text(encoding="utf-8")
+        for path in sorted(KERNELS.glob("*.c"))
+        if not path.stem.endswith(others)
+    ]
+    defined = {name: source for source in sources for name in DEFINED.findall(source)}
+    needed: dict[str, None] = {}
+
+    def add(text: str) -> None:
+        used = [each for pair in USED.findall(text) for each in pair if each in defined]
+        for source in dict.fromkeys(defined[name] for name in used):
+            if source not in needed and source != text:
+                add(source)
+                needed[source] = None
+
+    for text in texts:
+        add(text)
+    return list(needed)
 
 
 def _header(name: str, graph: Graph, schedule: str, rounding: str, ram: int) -> str:

@@ -7,18 +7,16 @@ import math
 
 import numpy as np
 
+from common.deployment import litert_padding
 from common.deployment.litert_file import LiteRtFile
+from common.integer import hard_swish, reference
 from common.integer import operators as ops
-from common.integer import reference
 from common.integer.graph import LOW, Graph, Operator, Tensor
 from common.system.errors import UserError
 
 NONE, RELU = 0, 1  # of the schema's ActivationFunctionType
-SAME, VALID = 0, 1  # of the schema's Padding
 TO_CHANNELS_FIRST, TO_CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 AXES = (3, 1, 2)  # of channels, rows and columns
-# operators of one value that give the integers of our tables; HARD_SWISH nearly all
-FUNCTIONS = {"relu": "RELU", "sigmoid": "LOGISTIC", "hardswish": "HARD_SWISH"}
 
 
 def convert(graph: Graph, metadata: dict[str, bytes]) -> bytes:
@@ -37,7 +35,7 @@ def convert(graph: Graph, metadata: dict[str, bytes]) -> bytes:
     Raises:
         UserError: An operator has no form in LiteRT; the message names it.
     """
-    writer = _Writer()
+    graph, writer = litert_padding.rewrite(graph), _Writer()
     images = writer.result(graph.input)
     for operator in graph.operators:
         writer.write(operator)
@@ -120,12 +118,8 @@ class _Writer:
         ]
 
     def _convolution(self, operator: ops.Convolution, source: int) -> None:
-        kernel = [d * (k - 1) + 1 for k, d in zip(operator.weight.shape[2:], operator.dilation, strict=True)]
-        padding = _padding(operator, kernel)
-        if padding is None:
-            source, padding = self._padded(operator, source, "PAD"), VALID
         options = {
-            "padding": padding,
+            "padding": litert_padding.form(operator),
             "strideH": operator.stride[0],
             "strideW": operator.stride[1],
             "dilationHFactor": operator.dilation[0],
@@ -141,34 +135,28 @@ class _Writer:
 
     def _pool(self, operator: ops.AveragePool | ops.MaxPool, source: int) -> None:
         name = "MAX_POOL_2D" if isinstance(operator, ops.MaxPool) else "AVERAGE_POOL_2D"
-        padding = _padding(operator, operator.kernel)
+        padding = litert_padding.form(operator)
         if padding is None and isinstance(operator, ops.AveragePool):
-            raise UserError(
-                f"{operator.output.name}, average pooling that is padded by {operator.padding}, "
-                "has no form in LiteRT"
-            )
+            text = f"average pooling that is padded by {operator.padding}, has no form in LiteRT"
+            raise UserError(f"{operator.output.name}, {text}")
         if padding is None:
-            source, padding = self._padded(operator, source, "PADV2"), VALID
+            source, padding = self._padded(operator, source), litert_padding.VALID
         self._add(
             name, operator, [source], padding=padding, filterHeight=operator.kernel[0],
             filterWidth=operator.kernel[1], strideH=operator.stride[0], strideW=operator.stride[1],
         )  # fmt: skip
 
-    def _padded(self, operator: ops.Convolution | ops.MaxPool, source: int, name: str) -> int:
-        """Pads the input of an operator by itself: with its zero point, or for a maximum with the lowest."""
+    def _padded(self, operator: ops.MaxPool, source: int) -> int:
+        """Pads the input of an operator by itself, with the lowest integer."""
         (tensor,), label = operator.inputs, operator.output.name
         above, below, left, right = operator.padding
         _, height, width, channels = _shape(tensor)
         shape = [1, height + above + below, width + left + right, channels]
-        inputs = [source, self._pads(label, operator.padding)]
-        if name == "PADV2":
-            lowest = np.array([LOW], np.int8)
-            constant = self.file.constant(
-                f"{label}_lowest", lowest, [tensor.scale], zero_point=tensor.zero_point
-            )
-            inputs.append(constant)
+        lowest = self.file.constant(
+            f"{label}_lowest", np.array([LOW], np.int8), [tensor.scale], zero_point=tensor.zero_point
+        )
         output = self.between(f"{label}_padded", shape, tensor)
-        self.file.operator(name, inputs, [output])
+        self.file.operator("PADV2", [source, self._pads(label, operator.padding), lowest], [output])
         return output
 
     def _pads(self, label: str, padding: ops.Padding) -> int:
@@ -176,8 +164,10 @@ class _Writer:
 
     def _table(self, operator: ops.Table, source: int) -> None:
         """A built-in operator, or else a lookup: position = integer + 128."""
-        if operator.function in FUNCTIONS and _is_native(operator):
-            self._add(FUNCTIONS[operator.function], operator, [source])
+        name, compute = FUNCTIONS.get(operator.function, ("", None))
+        native = compute(operator.source, operator.output) if compute else operator.values
+        if name and np.array_equal(native, operator.values):
+            self._add(name, operator, [source])
             return
         label, shape = operator.output.name, _shape(operator.output)
         wide, position = (
@@ -254,27 +244,13 @@ def _activation(operator: Operator) -> dict[str, int]:
     return {"fusedActivationFunction": RELU if getattr(operator, "relu", False) else NONE}
 
 
-def _is_native(operator: ops.Table) -> bool:
-    """Whether the built-in operator gives a table: RELU requantizes in between, and rounds twice."""
-    if operator.function != "relu":
-        return True
-    values = reference.requantize_table(operator.source, operator.output, "twice")
-    return np.array_equal(values.clip(min=operator.output.zero_point), operator.values)
+def _relu_table(before: Tensor, after: Tensor) -> np.ndarray:
+    """RELU requantizes first, and rounds twice."""
+    return reference.requantize_table(before, after, "twice").clip(min=after.zero_point)
 
 
-def _padding(operator, kernel) -> int | None:
-    """VALID or SAME of the schema; None if neither has the rows and columns of the operator.
-
-    SAME adds what is needed for ceil(size / stride) outputs, the smaller half before the image.
-    """
-    if not any(operator.padding):
-        return VALID
-    (source,) = operator.inputs
-    pads = (operator.padding[:2], operator.padding[2:])
-    for size, out, k, s, pad in zip(
-        source.shape[1:], operator.output.shape[1:], kernel, operator.stride, pads, strict=True
-    ):
-        total = max((out - 1) * s + k - size, 0)
-        if out != math.ceil(size / s) or pad[0] != total // 2:
-            return None
-    return SAME
+FUNCTIONS = {  # operators of one value, and what they compute where that can differ from a table
+    "relu": ("RELU", _relu_table),
+    "sigmoid": ("LOGISTIC", None),
+    "hardswish": ("HARD_SWISH", hard_swish.table),
+}

@@ -3,6 +3,8 @@
 Source: the schema `tensorflow/lite/schema/schema.fbs`, whose Python classes ai-edge-litert contains.
 """
 
+import math
+
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -187,6 +189,35 @@ def read_metadata(content: bytes) -> dict[str, bytes]:
     model = schema.Model.GetRootAs(content, 0)
     entries = [model.Metadata(index) for index in range(model.MetadataLength())]
     return {entry.Name().decode(): model.Buffers(entry.Buffer()).DataAsNumpy().tobytes() for entry in entries}
+
+
+def activation_bytes(content: bytes) -> int:
+    """Counts the most bytes that are kept at once, if the operators of a file run in their order.
+
+    TensorFlow Lite for Microcontrollers computes so, and keeps its own structures besides.
+
+    Args:
+        content: The file.
+
+    Returns:
+        Bytes for one image, the image included; constants are not counted.
+    """
+    graph = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0)).subgraphs[0]
+    first = dict.fromkeys(map(int, graph.inputs), -1)
+    last = dict(first)
+    for time, operator in enumerate(graph.operators):
+        first |= dict.fromkeys(map(int, operator.outputs), time)
+        last |= dict.fromkeys(map(int, (*operator.inputs, *operator.outputs)), time)
+    sizes = {index: _bytes(graph.tensors[index]) for index in first}
+    return max(
+        sum(size for index, size in sizes.items() if first[index] <= time <= last[index])
+        for time in range(len(graph.operators))
+    )
+
+
+def _bytes(tensor: schema.TensorT) -> int:
+    kinds = {number: dtype for dtype, number in TYPES.items()}
+    return math.prod(map(int, tensor.shape)) * kinds[tensor.type].itemsize
 
 
 OPTIONS = {  # of each operator that has any

@@ -14,6 +14,7 @@ from common.deployment import litert, litert_file, metadata
 from common.integer import from_fx, reference
 from common.integer.graph import Graph
 from common.integer.graph import Tensor as GraphTensor
+from common.integer.memory import peak_bytes
 from common.system.errors import UserError
 from common.system.files import CHECKSUM, atomic_write
 
@@ -43,10 +44,21 @@ def export(checkpoint: dict, model: nn.Module | Graph, path: Path):
     texts = metadata.of(checkpoint) | {CHECKSUM: NO_CHECKSUM}
     graph = model if isinstance(model, Graph) else from_fx.read(model, checkpoint["image_size"])
     content = litert.convert(graph, {METADATA: json.dumps(texts).encode()})
+    _compare_memory(content, graph)
     content = _with_checksum(content, NO_CHECKSUM, hashlib.sha256(content).hexdigest())
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
         yield LiteRtModel(temporary)
+
+
+def _compare_memory(content: bytes, graph: Graph) -> None:
+    """Prints a note if the operators of a file keep more than those of its graph: a padding, or a table."""
+    kept, counted = litert_file.activation_bytes(content), peak_bytes(graph)
+    if kept > counted:
+        print(
+            f"note: its activations take {kept:,} bytes in TensorFlow Lite for Microcontrollers, not "
+            f"{counted:,}: some layers consist of several operators in LiteRT"
+        )
 
 
 def _with_checksum(content: bytes, old: str, new: str) -> bytes:

@@ -4,6 +4,7 @@ A runtime fuses each operator with the pairs around it into its int8 kernel (wha
 al., CVPR 2018, equations 3 to 7). The quantized values have the names of the graph's tensors.
 """
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -111,6 +112,11 @@ class _Writer:
         if isinstance(operator, ops.Table) and not self._is_native(operator):
             self._lookup(operator, operator.values)
             return
+        if isinstance(operator, ops.AveragePool) and (
+            math.prod(operator.kernel) % 2 == 0 or any(operator.padding)
+        ):
+            self._mean(operator)
+            return
         result = self.compute(operator, [self.values(tensor) for tensor in operator.inputs])
         if not getattr(operator, "relu", False) or output.zero_point == LOW:
             self.node("QuantizeLinear", [result, *grid], name)  # which clips at the lowest integer
@@ -175,13 +181,30 @@ class _Writer:
 
     def _pool(self, operator: ops.AveragePool | ops.MaxPool, inputs: list[str], name: str) -> str:
         kind = "MaxPool" if isinstance(operator, ops.MaxPool) else "AveragePool"
-        if kind == "AveragePool" and operator.kernel == operator.inputs[0].shape[1:]:
+        whole = operator.kernel == operator.inputs[0].shape[1:] and not any(operator.padding)
+        if kind == "AveragePool" and whole:
             return self.node("GlobalAveragePool", inputs, name)
         above, below, left, right = operator.padding
         return self.node(
             kind, inputs, name, kernel_shape=operator.kernel, strides=operator.stride,
             pads=(above, left, below, right),
         )  # fmt: skip
+
+    def _mean(self, operator: ops.AveragePool) -> None:
+        """Adds a mean that rounds halves away from the integer 0, as all kernels of TensorFlow Lite do.
+
+        Runtimes round half to even, relative to a zero point. Both pairs get that of the integer 0, which
+        does not change the mean, and the second a scale that is smaller by so little that only halves move.
+        """
+        (source,), name = operator.inputs, operator.output.name
+        scales = source.scale, source.scale * (1 - 1 / (256 * math.prod(operator.kernel)))
+        zero = self.constant(f"{name}_zero", self.stored(0))
+        grids = [
+            [self.constant(f"{name}_scale_{each}", np.float32(scale)), zero]
+            for each, scale in enumerate(scales)
+        ]
+        values = self.node("DequantizeLinear", [source.name, *grids[0]], f"{name}_centred")
+        self.node("QuantizeLinear", [self._pool(operator, [values], f"{name}_float"), *grids[1]], name)
 
     def _functions(self, operator: ops.Table, values: str, name: str) -> str:
         for step, part in enumerate(operator.function.split(", ")):

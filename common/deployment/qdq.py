@@ -13,7 +13,8 @@ from torch.ao.nn import intrinsic
 from torch.ao.nn import quantized as nnq
 from torch.nn import functional as F
 
-from common.compression.recorder import ZERO_POINT, grids
+from common.compression.recorder import grids
+from common.integer.fx_grids import ZERO_POINT
 from common.system.errors import UserError
 
 

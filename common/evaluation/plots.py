@@ -24,7 +24,7 @@ STAGE_COLORS = dict(zip(STAGES, COLORS, strict=False))
 COSTS: dict[str, Callable[[Row], float | None]] = {
     "file, MB": lambda row: row.file_bytes / 1e6,
     "MACs, millions": lambda row: row.content["metrics"]["macs"] and row.content["metrics"]["macs"] / 1e6,
-    "RAM of the activations, KiB": lambda row: row.ram_bytes and row.ram_bytes / 1024,
+    "RAM of the activations, layer by layer, KiB": lambda row: row.ram_bytes and row.ram_bytes / 1024,
     "latency in ONNX Runtime, ms": lambda row: (
         row.latencies["ONNX Runtime"].p50 if "ONNX Runtime" in row.latencies else None
     ),

@@ -26,17 +26,23 @@ class _Liveness:
     def release(self, event: Event) -> None:
         """The row is there, and its inputs are read."""
         index, row = event
-        if index == IMAGE or (self.done[index] == 0 and row > 0):
+        if index == IMAGE:
             return
         self.done[index] = row + 1
         for name, _, _ in self.network.inputs[index]:
-            readers = self.network.readers[name]
-            self.low[name] = min(first[self.done[each]] for each, first in readers if each <= self.last)
+            lows = [first[self.done[each]] for each, first in self.network.readers[name] if each <= self.last]
+            self.low[name] = min(lows)
 
-    def rows(self, names) -> tuple[int, int]:
-        """The first row and the one after the last that are kept of tensors that share a block."""
+    def rows(self, names: list[str], row: int) -> tuple[int, int]:
+        """The first row and the one after the last that are kept of tensors that share a block.
+
+        A row that has just been written needs its place, even if nobody reads it.
+        """
         kept = [name for name in names if self.low[name] < self.made[name]]
-        return min(self.low[name] for name in kept), max(self.made[name] for name in kept)
+        return (
+            min([row, *(self.low[name] for name in kept)]),
+            max([row + 1, *(self.made[name] for name in kept)]),
+        )
 
 
 def find_blocks(
@@ -62,7 +68,7 @@ def find_blocks(
     alive = _Liveness(network, last)
     for time, event in enumerate(events):
         name = alive.write(event)
-        low, high = alive.rows(groups[name])
+        low, high = alive.rows(groups[name], event[1])
         root = groups[name][0]
         rows[root] = max(rows.get(root, 0), high - low)
         birth.setdefault(root, time)
@@ -151,17 +157,19 @@ def _is_free(network, events, inner, outer: list[str], rows: int, last: int) -> 
     """Whether no row of the ring that is still read has the place of a row of the convolution."""
     names, step, first = inner
     alive = _Liveness(network, last)
-    for event in events:
+    near = {network.writers[each] for each in (*names, *outer)}
+    near |= {index for each in (*names, *outer) for index, _ in network.readers[each]}
+    for event in (each for each in events if each[0] in near):
         name = alive.write(event)
         if name == names[0]:
             alive.release(event)  # the kernel reads what it writes over
         if name in names or name in outer:
-            taken = {
-                (row * step + first) % rows
-                for each in names
-                for row in range(alive.low[each], alive.made[each])
-            }
-            kept = {row % rows for each in outer for row in range(alive.low[each], alive.made[each])}
+            taken, kept = (
+                {row for each in group for row in range(alive.low[each], alive.made[each])}
+                | ({event[1]} if name in group else set())
+                for group in (names, outer)
+            )
+            taken, kept = {(row * step + first) % rows for row in taken}, {row % rows for row in kept}
             if taken & kept:
                 return False
         alive.release(event)

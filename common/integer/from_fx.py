@@ -1,6 +1,6 @@
 """Reads an int8 model of torch's FX graph mode as a graph of integers: the form of each kind of node.
 
-No other module reads torch's quantized modules.
+Of the modules that read int8 models no other knows torch's quantized layers.
 """
 
 import operator
@@ -13,14 +13,14 @@ from torch.ao.nn import quantized as nnq
 from torch.nn import functional as F
 
 from common.integer import operators as ops
+from common.integer.fx_grids import QUANTIZED, PlainLayer
 from common.integer.fx_pooling import POOLINGS, padding_of, pair
 from common.integer.fx_reader import Reader
-from common.integer.fx_values import Value, grid_of, image_shape, selection, whole
-from common.integer.graph import Graph
+from common.integer.fx_values import Value, image_shape, selection, whole
+from common.integer.graph import Graph, Tensor
 from common.integer.plain import round_bias
 
 NORM_WEIGHT = 127  # of a batch norm's channel
-QUANTIZED = torch.ops.quantized
 
 
 def read(int8_model: fx.GraphModule, image_size: int) -> Graph:
@@ -102,7 +102,7 @@ def _function(reader: Reader, node: fx.Node, kind, module: nn.Module | None) -> 
 def _applied(reader: Reader, node: fx.Node, value: Value, name: str, function) -> Value:
     """A function of each value: a table, or in float32 a part of the table that quantizes it."""
     value = replace(value, functions=(*value.functions, (name, function)))
-    return value if value.is_float else reader.tabulate(node, value, grid_of(reader.results[node]))
+    return value if value.is_float else reader.tabulate(node, value, reader.grids[node])
 
 
 def _slope(module: nn.Module | None, negative_slope: float = 0.01, *_others, **_named) -> float:
@@ -115,18 +115,20 @@ def _parts(result) -> list:
 
 def _weights(layer: nn.Module, input_scale: float) -> dict:
     """The integers of a quantized layer (biases: Jacob et al., CVPR 2018, equation 11)."""
-    weight, bias = layer.weight(), layer.bias()
-    if weight.qscheme() == torch.per_tensor_affine:  # of files of earlier versions
-        scales = torch.full(weight.shape[:1], weight.q_scale())
-    else:
-        scales = weight.q_per_channel_scales()
-    bias = torch.zeros(len(weight)) if bias is None else bias
+    weight, scales, bias = layer.integers if isinstance(layer, PlainLayer) else _unpacked(layer)
     return {
-        "weight": weight.int_repr().numpy(),
-        "weight_scales": scales.float().numpy(),
-        "bias": round_bias(bias, scales.float(), input_scale).numpy(),
-        "relu": isinstance(layer, RELU_LAYERS),
+        "weight": weight.numpy(),
+        "weight_scales": scales.numpy(),
+        "bias": round_bias(bias, scales, input_scale).numpy(),
+        "relu": layer.relu if isinstance(layer, PlainLayer) else isinstance(layer, RELU_LAYERS),
     }
+
+
+def _unpacked(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """int8 weight, float32 scales and bias of one of torch's layers."""
+    weight, bias = layer.weight(), layer.bias()
+    scales = weight.q_per_channel_scales().float()
+    return weight.int_repr(), scales, torch.zeros(len(weight)) if bias is None else bias
 
 
 def _conv(reader: Reader, node: fx.Node, layer: nn.Module, value: Value) -> Value:
@@ -163,19 +165,30 @@ def _batch_norm(reader: Reader, node: fx.Node, layer: nn.Module, value: Value) -
     )  # fmt: skip
 
 
+def _plain(reader: Reader, node: fx.Node, layer: PlainLayer, value: Value) -> Value:
+    return (_conv if layer.kernel_size else _linear)(reader, node, layer, value)
+
+
 def _elementwise(kind: type, relu: bool = False):
     def form(reader: Reader, node: fx.Node, first, second, *_grid) -> Value:
         numbers = [each for each in (first, second) if isinstance(each, int | float)]
         if numbers:
             return _with_number(reader, node, kind, numbers[0], relu)
-        ndim = reader.results[node].ndim
         inputs = [
-            each.reshape((1,) * (ndim - each.ndim) + each.shape) if torch.is_tensor(each) else each
-            for each in (first, second)
+            reader.tensor(node, each) if isinstance(each, Value) else _constant(reader, node, source)
+            for each, source in zip((first, second), node.args, strict=False)
         ]
-        return reader.result(kind, node, [reader.tensor(node, each) for each in inputs], relu=relu)
+        return reader.result(kind, node, inputs, relu=relu)
 
     return form
+
+
+def _constant(reader: Reader, node: fx.Node, source: fx.Node) -> Tensor:
+    """A quantized parameter that a node reads, with as many dimensions as its result."""
+    numbers, (scale, zero_point) = reader.results[source], reader.grids[source]
+    shape = image_shape((1,) * (reader.results[node].ndim - numbers.ndim) + numbers.shape)
+    integers = (torch.round(numbers / scale) + zero_point).to(torch.int8).numpy().reshape(shape)
+    return reader.emit(ops.Constant, node, (), shape, (scale, zero_point), "_input", values=integers)
 
 
 def _with_number(reader: Reader, node: fx.Node, kind: type, number: float, relu: bool) -> Value:
@@ -190,10 +203,10 @@ def _with_number(reader: Reader, node: fx.Node, kind: type, number: float, relu:
 
 
 def _concatenate(reader: Reader, node: fx.Node, tensors, dim: int = 0, *_grid) -> Value:
-    result = reader.results[node]
-    if dim % result.ndim != 1 or not result.is_quantized:
-        raise reader.refuse(node, f" in dimension {dim}" if dim % result.ndim != 1 else " of float32 values")
-    parts = [reader.tensor(node, reader.tabulate(node, each, grid_of(result), "_input")) for each in tensors]
+    others, grid = dim % reader.results[node].ndim != 1, reader.grids.get(node)
+    if others or grid is None:
+        raise reader.refuse(node, f" in dimension {dim}" if others else " of float32 values")
+    parts = [reader.tensor(node, reader.tabulate(node, each, grid, "_input")) for each in tensors]
     return reader.result(ops.Concatenate, node, parts)
 
 
@@ -202,7 +215,7 @@ def _dequantize(_reader: Reader, _node: fx.Node, value: Value) -> Value:
 
 
 def _quantize(reader: Reader, node: fx.Node, value: Value, *_grid, **_options) -> Value:
-    return reader.tabulate(node, value, grid_of(reader.results[node]))
+    return reader.tabulate(node, value, reader.grids[node])
 
 
 RELU_LAYERS = (
@@ -249,6 +262,7 @@ LAYERS = {
     **dict.fromkeys((nnq.Conv1d, nnq.Conv2d, *RELU_LAYERS[:2]), _conv),
     **dict.fromkeys((nnq.Linear, intrinsic.quantized.LinearReLU), _linear),
     **dict.fromkeys((nnq.BatchNorm2d, intrinsic.quantized.BNReLU2d), _batch_norm),
+    PlainLayer: _plain,
     **POOLINGS,
     **dict.fromkeys((QUANTIZED.add, operator.add, torch.add), _elementwise(ops.Add)),
     QUANTIZED.add_relu: _elementwise(ops.Add, relu=True),

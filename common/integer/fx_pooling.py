@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from common.integer import operators as ops
 from common.integer.fx_reader import Reader
-from common.integer.fx_values import Value, grid_of, image_shape, whole
+from common.integer.fx_values import Value, image_shape, whole
 from common.integer.graph import Tensor
 
 
@@ -128,7 +128,7 @@ def _adaptive_pool(reader: Reader, node: fx.Node, input: Value, *_size, **_outpu
 def _mean(reader: Reader, node: fx.Node, input: Value, dim=None, keepdim=False, **_dtype) -> Value:
     ndim, result = len(input.shape), reader.results[node]
     axes = {each % ndim for each in ([dim] if isinstance(dim, int) else dim or ())}
-    if not axes or min(axes) < 2 or not result.is_quantized:
+    if not axes or min(axes) < 2 or node not in reader.grids:
         raise reader.refuse(node, f" over dimensions {dim}")
     source = reader.tensor(node, input)
     # a sequence [1, C, L] is an image of one row
@@ -137,7 +137,7 @@ def _mean(reader: Reader, node: fx.Node, input: Value, dim=None, keepdim=False, 
     )
     shape = (source.shape[0], source.shape[1] // kernel[0], source.shape[2] // kernel[1])
     pooled = reader.emit(
-        ops.AveragePool, node, [source], shape, grid_of(result), kernel=kernel, stride=kernel
+        ops.AveragePool, node, [source], shape, reader.grids[node], kernel=kernel, stride=kernel
     )
     return whole(pooled, result.shape)
 

@@ -1,8 +1,8 @@
 """Follows the values of a traced int8 model from node to node: what `from_fx` builds its graph with.
 
-torch runs the model once, on a black image, and tells the shape, scale and zero point of each value. What
-only moves values (views, transposes, chunks, slices) is run a second time, on their positions. What torch
-computes in float32 between two int8 values becomes a table, if it is a function of one value.
+The model runs once, on a black image (see `fx_grids`). What only moves values (views, transposes, chunks,
+slices) is run a second time, on their positions. What torch computes in float32 between two int8 values
+becomes a table, if it is a function of one value.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,21 +12,21 @@ import numpy as np
 import torch
 from torch import fx
 
+from common.integer import hard_swish, reference
 from common.integer import operators as ops
-from common.integer import reference
-from common.integer.fx_values import ZERO_POINT, Value, grid_of, image_shape, selection, whole
+from common.integer.fx_grids import ZERO_POINT, GridRunner
+from common.integer.fx_values import Value, image_shape, selection, whole
 from common.integer.graph import HIGH, LOW, Graph, Tensor
 from common.system.errors import UserError, first_line
 
 
-class Reader(fx.Interpreter):
+class Reader(GridRunner):
     """Runs a model and collects the operators of its graph.
 
     Attributes:
         operators: Those of the nodes so far.
         images: The input of the graph.
         values: What each node returns that depends on the image; a tuple where it returns several.
-        results: What torch returned for each node.
     """
 
     def __init__(self, model: fx.GraphModule, form: Callable):
@@ -40,7 +40,6 @@ class Reader(fx.Interpreter):
         self.extra_traceback = False  # it would lengthen the messages of errors
         self.form, self.operators, self.images = form, [], None
         self.values: dict[fx.Node, Value | tuple[Value, ...]] = {}
-        self.results: dict[fx.Node, object] = {}
         self._names = {"images", "input", "logits"}  # the writers use them
 
     def graph_of(self, image_size: int) -> Graph:
@@ -76,12 +75,12 @@ class Reader(fx.Interpreter):
             node: The node.
 
         Returns:
-            What the node returns in torch.
+            See `GridRunner`.
 
         Raises:
             UserError: The node has no integer form.
         """
-        result = self.results[node] = super().run_node(node)
+        result = super().run_node(node)
         if node.op == "placeholder":
             self.images = Tensor("input", tuple(result.shape[1:]), *self._input_grid(node))
             self.values[node] = replace(whole(self.images, result.shape), is_float=True)
@@ -208,16 +207,16 @@ class Reader(fx.Interpreter):
         Returns:
             The result.
         """
-        result = self.results[node]
-        output = self.emit(kind, node, inputs, image_shape(result.shape), grid_of(result), **attributes)
-        return whole(output, result.shape)
+        shape = self.results[node].shape
+        output = self.emit(kind, node, inputs, image_shape(shape), self.grids[node], **attributes)
+        return whole(output, shape)
 
-    def tensor(self, node: fx.Node, value: Value | torch.Tensor, suffix: str = "_input") -> Tensor:
+    def tensor(self, node: fx.Node, value: Value, suffix: str = "_input") -> Tensor:
         """The tensor of the graph that has a value, moved if its values are elsewhere in their source.
 
         Args:
             node: The node that reads it, for messages and names.
-            value: int8, or a quantized constant of torch, [1, ...].
+            value: int8.
             suffix: Of the name, where an operator is added.
 
         Returns:
@@ -226,10 +225,6 @@ class Reader(fx.Interpreter):
         Raises:
             UserError: The value is not int8, or is moved in a way that no operator has.
         """
-        if isinstance(value, torch.Tensor):
-            shape = image_shape(value.shape)
-            integers = (value.int_repr().to(torch.int16) - ZERO_POINT).to(torch.int8).numpy().reshape(shape)
-            return self.emit(ops.Constant, node, (), shape, grid_of(value), suffix, values=integers)
         if value.functions or value.is_float:
             raise self.refuse(node, " of float32 values")
         source, shape = value.source, image_shape(value.shape)
@@ -257,15 +252,15 @@ class Reader(fx.Interpreter):
         """
         source = value.source
         if value.functions:
-            numbers = reference.dequantize(torch.arange(LOW, HIGH + 1), source)
-            for _, function in value.functions:
-                numbers = function(numbers)
-            attributes = {
-                "function": ", ".join(name for name, _ in value.functions),
-                "values": reference.quantize(
-                    numbers, replace(source, scale=grid[0], zero_point=grid[1])
-                ).numpy(),
-            }
+            output = replace(source, scale=grid[0], zero_point=grid[1])
+            function = ", ".join(name for name, _ in value.functions)
+            entries = hard_swish.table(source, output) if function == "hardswish" else None
+            if entries is None:
+                numbers = reference.dequantize(torch.arange(LOW, HIGH + 1), source)
+                for _, compute in value.functions:
+                    numbers = compute(numbers)
+                entries = reference.quantize(numbers, output).numpy()
+            attributes = {"function": function, "values": entries}
             source = self.emit(ops.Table, node, [source], source.shape, grid, suffix, **attributes)
         elif source.grid != grid:
             source = self.emit(ops.Requantize, node, [source], source.shape, grid, suffix)

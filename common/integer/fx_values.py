@@ -8,8 +8,6 @@ import torch
 
 from common.integer.graph import Tensor
 
-ZERO_POINT = 128  # of torch's uint8 values, where that of int8 is 0
-
 
 @dataclass(frozen=True)
 class Value:
@@ -62,18 +60,6 @@ def image_shape(shape) -> tuple[int, ...]:
     """
     shape = tuple(shape)[1:]
     return (shape[0], 1, shape[1]) if len(shape) == 2 else shape
-
-
-def grid_of(result: torch.Tensor) -> tuple[float, int]:
-    """The scale and the zero point of a quantized tensor of torch.
-
-    Args:
-        result: quint8.
-
-    Returns:
-        Those of int8.
-    """
-    return float(np.float32(result.q_scale())), result.q_zero_point() - ZERO_POINT
 
 
 def selection(value: Value) -> tuple[tuple[int, ...], ...] | None:

@@ -32,7 +32,7 @@ def to_plain(graph: Graph, state: dict) -> dict:
     Returns:
         {"input": tensor, "operators": rows}, of numbers, text, lists and tensors.
     """
-    layers = _layers(state)
+    layers = layers_of(state)
     rows = [_row(operator, layers) for operator in graph.operators]
     return {"input": _tensor_row(graph.input), "operators": rows}
 
@@ -51,7 +51,7 @@ def from_plain(content: dict, state: dict) -> Graph:
         UserError: The description is not valid.
     """
     try:
-        layers = _layers(state)
+        layers = layers_of(state)
         known = [Tensor(**_without_lists(content["input"]))]
         operators = []
         for row in content["operators"]:
@@ -62,8 +62,15 @@ def from_plain(content: dict, state: dict) -> Graph:
         raise UserError(f"the graph of integers is not valid: {first_line(error)}") from None
 
 
-def _layers(state: dict) -> dict[str, tuple]:
-    """(int8 weight, float32 scales [O], float32 bias [O]) by the name of the layer."""
+def layers_of(state: dict) -> dict[str, tuple]:
+    """The weights of a state dict.
+
+    Args:
+        state: See `to_plain`.
+
+    Returns:
+        (int8 weight, float32 scales [O], float32 bias [O]) by the name of the layer.
+    """
     found = {}
     for key, value in state.items():
         if isinstance(value, list) and len(value) == 2:  # weight and bias of a Linear

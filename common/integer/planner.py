@@ -14,7 +14,7 @@ from common.integer import arena
 from common.integer.arena import Block
 from common.integer.blocks import find_blocks, find_gaps
 from common.integer.graph import Graph
-from common.integer.rows import IMAGE, Event, Network, height, row_bytes
+from common.integer.rows import IMAGE, Event, Network, height
 
 SCHEDULES = ("layers", "rows", "camera")
 
@@ -59,31 +59,27 @@ def plan(graph: Graph, schedule: str) -> Plan:
 
 
 def _whole_tensors(network: Network, camera: bool) -> list[str]:
-    """The tensors that are kept whole: a path over the cuts whose largest segment is as small as possible.
-
-    Of the cuts only those are tried at which the tensor is not larger than at the next cuts.
-    """
-    cuts = network.cuts()
-    sizes = [height(network.tensors[name]) * row_bytes(network.tensors[name]) for name in cuts]
-    ends = [
-        name
-        for index, name in enumerate(cuts)
-        if sizes[index] <= min(sizes[max(index - 1, 0) : index + 2]) or name == cuts[-1]
-    ]
-    start = network.graph.input.name
+    """The tensors that are kept whole: a path over the cuts whose largest segment is as small as possible."""
+    start, cuts = network.graph.input.name, network.cuts()
     best = {start: (0, 0, ())}  # bytes of the largest segment, number of segments, their ends
-    for position, end in enumerate(ends):
-        found = []
-        for source in [start, *ends[:position]]:
+    for position, end in enumerate(cuts):
+        for source in [*reversed(cuts[:position]), start]:
             size, count, path = best[source]
-            more = _segment_bytes(network, source, end, arrives=camera and source == start)
-            found.append((max(size, more), count + 1, (*path, end)))
-        best[end] = min(found)
-    return list(best[ends[-1]][2])
+            if end in best and size > best[end][0]:
+                continue
+            more, rings = _segment_bytes(network, source, end, arrives=camera and source == start)
+            found = max(size, more), count + 1, (*path, end)
+            best[end] = min(best.get(end, found), found)
+            if rings > best[end][0]:
+                break  # a longer segment has these rings too
+    return list(best[cuts[-1]][2])
 
 
-def _segment_bytes(network: Network, source: str, end: str, arrives: bool) -> int:
-    """RAM while `end` is computed from `source`, which arrives row by row or is there whole."""
+def _segment_bytes(network: Network, source: str, end: str, arrives: bool) -> tuple[int, int]:
+    """RAM while `end` is computed from `source`, which arrives row by row or is there whole.
+
+    Returns the bytes, and those of the tensors between the two.
+    """
     whole = {end} if arrives else {source, end}
     events = network.order([end], whole - {end})
     if not arrives:
@@ -94,4 +90,4 @@ def _segment_bytes(network: Network, source: str, end: str, arrives: bool) -> in
     for (after, before), gap in find_gaps(network, events, blocks, network.writers[end]).items():
         sizes = blocks[after].size, blocks[before].size
         total -= sum(sizes) - max(gap + sizes[1], sizes[0], sizes[1])
-    return total
+    return total, sum(block.size for block in blocks if not block.whole)

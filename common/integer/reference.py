@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from common.integer import operators as ops
 from common.integer.graph import HIGH, LOW, Graph, Operator
 from common.integer.graph import Tensor as Values
+from common.integer.rescaling import scaled_once, scaled_twice
 
 ROUNDINGS = ("once", "twice")
 FLOAT32_EXACT = 2**24  # float32 represents all integers up to it
@@ -92,10 +93,7 @@ def steps(graph: Graph, integers: Tensor, rounding: str = "once") -> Iterator[tu
     Yields:
         (operator, its output: int8 [N, C, H, W] or [N, C]).
     """
-    scaled, add, mean = {
-        "once": (scaled_once, _add_once, _mean_to_even),
-        "twice": (scaled_twice, _add_twice, _mean_away_from_zero),
-    }[rounding]
+    scaled, add = {"once": (scaled_once, _add_once), "twice": (scaled_twice, _add_twice)}[rounding]
     last = {tensor.name: operator for operator in graph.operators for tensor in operator.inputs}
     known = {graph.input.name: integers}
     for operator in graph.operators:
@@ -119,7 +117,7 @@ def steps(graph: Graph, integers: Tensor, rounding: str = "once") -> Iterator[tu
             case ops.Requantize():
                 output = scaled(centred[0], operator.inputs[0].scale, 1.0, operator.output.scale) + zero
             case ops.AveragePool():
-                output = mean(operator, inputs[0])
+                output = _mean(operator, inputs[0])
             case _:
                 output = _moved(operator, inputs, len(integers))
         if getattr(operator, "relu", False):
@@ -171,81 +169,6 @@ def _sums(operator: ops.Convolution | ops.Linear, inputs: Tensor) -> Tensor:
     return sums.long() + bias.view(-1, *[1] * (sums.ndim - 2))
 
 
-def scaled_once(sums: Tensor, first: float, second: float | Tensor, divisor: float) -> Tensor:
-    """round(sum * m), half to even, with m = first * second / divisor, all in float32.
-
-    Source: `xnn_qs8_requantize_fp32` of XNNPACK; `MlasRequantizeOutput` of ONNX Runtime.
-
-    Args:
-        sums: Integers [N, ...].
-        first: Scale of the input.
-        second: Scales of the weights, or that of another input.
-        divisor: Scale of the output.
-
-    Returns:
-        float32 [N, ...], integers.
-    """
-    return torch.round(sums.float() * multiplier(first, second, divisor))
-
-
-def multiplier(first: float, second: float | Tensor, divisor: float) -> Tensor:
-    """What `scaled_once` multiplies a sum by.
-
-    Args:
-        first: See `scaled_once`, also for the others.
-        second: See there.
-        divisor: See there.
-
-    Returns:
-        float32, of the shape of `second`.
-    """
-    second = torch.as_tensor(second, dtype=torch.float32)
-    return torch.tensor(first, dtype=torch.float32) * second / np.float32(divisor)
-
-
-def scaled_twice(sums: Tensor, first: float, second: float | Tensor, divisor: float) -> Tensor:
-    """The sum times q * 2^shift, with q an integer of 31 bits; the product rounds, and the shift rounds.
-
-    Source: `MultiplyByQuantizedMultiplier` of TensorFlow Lite, with two roundings: the high half of the
-    doubled product rounds half up, and the division by a power of two half away from zero.
-
-    Args:
-        sums: See `scaled_once`, also for the others.
-        first: See there.
-        second: See there.
-        divisor: See there.
-
-    Returns:
-        int64 [N, ...].
-    """
-    q, shift = fixed_point(first, second, divisor)
-    left, right = (-shift).clamp(0, 30), shift.clamp(0)
-    limit = 2**31 >> left  # a larger sum gives at least 2^30, more than any output
-    high = ((sums.long().clamp(-limit, limit) << left) * q + 2**30) >> 31
-    rest, mask = high & ((1 << right) - 1), (1 << right) - 1
-    return (high >> right) + (rest > (mask >> 1) + (high < 0).long())
-
-
-def fixed_point(first: float, second: float | Tensor, divisor: float) -> tuple[Tensor, Tensor]:
-    """What `scaled_twice` multiplies a sum by: q * 2^-31 * 2^-shift.
-
-    Source: `QuantizeMultiplier` of TensorFlow Lite.
-
-    Args:
-        first: See `scaled_once`, also for the others.
-        second: See there.
-        divisor: See there.
-
-    Returns:
-        int64 q, from 2^30 to 2^31 - 1, or 0 for a factor below 2^-32; int64 shift, up to 31.
-    """
-    real = first * torch.as_tensor(second, dtype=torch.float64) / divisor
-    mantissa, exponent = torch.frexp(real)
-    q = torch.floor(mantissa * 2**31 + 0.5).long()
-    q, exponent = torch.where(q == 2**31, q // 2, q), torch.where(q == 2**31, exponent + 1, exponent)
-    return torch.where(exponent < -31, 0, q), (-exponent).clamp(max=31).long()
-
-
 def _add_once(operator: ops.Add, first: Tensor, second: Tensor) -> Tensor:
     """round((a * scale of a + b * scale of b) / scale of the sum), half to even, in float64."""
     scales = [tensor.scale for tensor in operator.inputs]
@@ -274,40 +197,10 @@ def _windows(pool: ops.AveragePool | ops.MaxPool, values: Tensor, outside: float
     return columns.view(len(values), pool.output.shape[0], -1, *pool.output.shape[1:])
 
 
-def _sums_and_counts(pool: ops.AveragePool, values: Tensor) -> tuple[Tensor, Tensor]:
-    sums = _windows(pool, values.float(), 0).sum(2)
-    counts = _windows(pool, torch.ones_like(values[:1], dtype=torch.float32), 0).sum(2)
-    return sums, counts
-
-
-def _mean_to_even(pool: ops.AveragePool, values: Tensor) -> Tensor:
-    """round(sum of (q - zero point) * m) + zero point, half to even; m = scale / (scale * count) in float32.
-
-    Source: `MlasQLinearGlobalAveragePool` of ONNX Runtime.
-    """
-    sums, counts = _sums_and_counts(pool, values)
-    zero = pool.output.zero_point
-    return torch.round((sums - zero * counts) * mean_multiplier(pool.output.scale, counts)) + zero
-
-
-def mean_multiplier(scale: float, counts: Tensor) -> Tensor:
-    """What a sum of so many values is multiplied by, to become their mean: about 1 / count.
-
-    Args:
-        scale: Of the values and the mean.
-        counts: float32.
-
-    Returns:
-        float32, of the shape of `counts`.
-    """
-    scale = torch.tensor(scale, dtype=torch.float32)
-    return scale / (scale * counts)
-
-
-def _mean_away_from_zero(pool: ops.AveragePool, values: Tensor) -> Tensor:
-    """round(sum of q / count), half away from 0: `AveragePool` of TensorFlow Lite's reference kernels."""
-    sums, counts = _sums_and_counts(pool, values)
-    means = sums.double() / counts
+def _mean(pool: ops.AveragePool, values: Tensor) -> Tensor:
+    """round(sum of q / count), half away from 0: `AveragePool` of TensorFlow Lite, in all its kernels."""
+    sums = _windows(pool, values.double(), 0).sum(2)
+    means = sums / _windows(pool, torch.ones_like(values[:1], dtype=torch.float64), 0).sum(2)
     return torch.sign(means) * torch.floor(means.abs() + 0.5)
 
 

@@ -13,12 +13,26 @@ Event = tuple[int, int]  # (operator by its index, or IMAGE; the row of its outp
 
 
 def height(tensor: Tensor) -> int:
-    """Rows of a tensor."""
+    """Rows of a tensor.
+
+    Args:
+        tensor: Of a graph.
+
+    Returns:
+        1 for a vector.
+    """
     return tensor.shape[1] if len(tensor.shape) == 3 else 1
 
 
 def row_bytes(tensor: Tensor) -> int:
-    """Bytes of one row."""
+    """Bytes of one row.
+
+    Args:
+        tensor: Of a graph.
+
+    Returns:
+        Columns times channels.
+    """
     return math.prod(tensor.shape) // height(tensor)
 
 
@@ -52,18 +66,32 @@ def reads(operator: Operator, index: int, row: int) -> tuple[int, int]:
 
 
 def window(operator: Operator) -> tuple[int, int]:
-    """Rows of the kernel of a convolution or a pooling, and their dilation."""
+    """The kernel of a convolution or a pooling.
+
+    Args:
+        operator: A convolution or a pooling.
+
+    Returns:
+        Its rows, and their dilation.
+    """
     if isinstance(operator, ops.Convolution):
         return operator.weight.shape[2], operator.dilation[0]
     return operator.kernel[0], 1
 
 
 def is_view(operator: Operator) -> bool:
-    """Whether an operator leaves all bytes in their place: a reshape of one pixel, or to the same shape."""
+    """Whether an operator leaves all bytes in their place: a reshape of one pixel, or to the same shape.
+
+    Args:
+        operator: Any.
+
+    Returns:
+        See above.
+    """
     if not isinstance(operator, ops.Reshape):
         return False
     source, output = operator.source, operator.output
-    return source.shape == output.shape or all(row_bytes(t) == t.shape[0] for t in (source, output))
+    return source.shape == output.shape or all(math.prod(t.shape) == t.shape[0] for t in (source, output))
 
 
 class Network:

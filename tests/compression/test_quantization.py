@@ -127,6 +127,23 @@ def test_a_network_that_cannot_be_traced_is_refused():
         quantization.prepare(Branches(), SERVER, SIDE)
 
 
+def test_a_network_that_cannot_run_in_int8_is_refused_in_one_line_that_names_the_operator():
+    class Device(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(3, 8, 3)
+
+        def forward(self, images):
+            ones = torch.ones(8, 1, 1).to(self.layer.weight.device)
+            return (self.layer(images) * ones).flatten(1)
+
+    with pytest.raises(
+        UserError, match=r"^Device cannot run in int8 .*, getattr of layer_weight: "
+    ) as caught:
+        quantization.prepare(Device(), SERVER, SIDE)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_network_that_trains_even_in_eval_mode_is_refused():
     class NormAndReLU(nn.BatchNorm2d):  # traced through: the tracer records training=True
         def forward(self, images):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.deployment.c_layers import blocks_of, padded
+from common.deployment.c_constants import blocks_of, padded
 from common.integer import operators as ops
-from common.integer import reference
+from common.integer import reference, rescaling
 from common.integer.graph import HIGH, LOW, Graph, Tensor
 from tests.conftest import REPOSITORY
 
@@ -18,7 +18,11 @@ KERNELS = REPOSITORY / "common/deployment/c"
 COMPILER = shutil.which("gcc") or shutil.which("clang")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
 
-FILES = ["types", "clamp", None, "requantize", "wide", "products", "pointwise", "convolution", "depthwise"]
+FILES = {  # in the order in which they are compiled
+    "once": ["types", "clamp", "nearest", "rescaled_once", "rescaled4_once"],
+    "twice": ["types", "clamp", "rescaled_twice", "rescaled4_twice"],
+}
+LAYERS = ["requantize", "wide", "products", "pointwise", "convolution", "depthwise"]
 WRAPPERS = """
 typedef const struct weighted *layer;
 void run_pointwise(layer l, const int8_t *const *rows, int8_t *s, int8_t *o) { pointwise(l, rows[0], s, o); }
@@ -34,7 +38,7 @@ RESCALED = {
 def source(rounding):
     """One file of all kernels."""
     defines = ["TAPS 49", "LEFT_SHIFTS", "LOWS", *["ROUND_ONCE"] * (rounding == "once")]
-    kernels = [(KERNELS / f"{name or rounding}.c").read_text() for name in FILES]
+    kernels = [(KERNELS / f"{name}.c").read_text() for name in FILES[rounding] + LAYERS]
     head = ["#include <stdint.h>", "#include <string.h>", *(f"#define {each}" for each in defines)]
     return "\n".join([*head, *kernels, WRAPPERS, RESCALED[rounding]])
 
@@ -75,7 +79,7 @@ class Layer:
         order = weight[:, 0].transpose(1, 2, 0).ravel() if self.depthwise else blocks_of(weight, groups)
         sums = weight.reshape(len(weight), -1).sum(1, dtype=np.int32)
         factors = source.scale, torch.from_numpy(operator.weight_scales), output.scale
-        scales = [reference.multiplier(*factors)] if rounding == "once" else reference.fixed_point(*factors)
+        scales = [rescaling.multiplier(*factors)] if rounding == "once" else rescaling.fixed_point(*factors)
         scales = [
             each.numpy().astype(kind)
             for each, kind in zip(scales, ["f4"] if rounding == "once" else ["i4", "i1"], strict=True)
@@ -245,7 +249,7 @@ def rescaled(kernels, sums, scale):
     rounding, library = kernels
     if rounding == "once":
         return [library.run_rescaled(each, ctypes.c_float(scale)) for each in sums]
-    q, shift = (int(each) for each in reference.fixed_point(scale, 1.0, 1.0))
+    q, shift = (int(each) for each in rescaling.fixed_point(scale, 1.0, 1.0))
     return [library.run_rescaled(each, q, shift) for each in sums]
 
 

@@ -88,6 +88,23 @@ def test_the_file_is_int8_from_the_images_to_the_logits_and_no_larger_than_the_c
     assert opened.content["backend"] == "qnnpack" and opened.content["std"] == content["std"]
 
 
+def test_a_note_has_the_memory_of_operators_that_only_the_file_has(tmp_path, capsys):
+    class Pooled(nn.Module):
+        def __init__(self, kernel):
+            super().__init__()
+            self.stem, self.last = nn.Conv2d(3, 32, kernel), nn.Linear(32, CLASSES)
+
+        def forward(self, images):
+            return self.last(F.max_pool2d(self.stem(images), 3, 2, 1).mean((2, 3)))
+
+    exported(Pooled(2).eval(), tmp_path)  # an odd side: SAME
+    assert "note" not in capsys.readouterr().out
+    exported(Pooled(1).eval(), tmp_path)  # no window reaches the last row and column of the padding
+    kept, counted = 32 * (SIDE**2 + (SIDE + 1) ** 2), 32 * (SIDE**2 + (SIDE // 2) ** 2)
+    assert f"{kept:,} bytes in TensorFlow Lite for Micro" in (note := capsys.readouterr().out)
+    assert f"not {counted:,}: some layers" in note
+
+
 def test_equal_zero_points_are_written_once():
     file, channels = LiteRtFile(), 1000
     for name in ("a", "b"):

@@ -19,7 +19,7 @@ def test_before_and_after(tmp_path):
         "top-1 90.00% => 88.00%",
         "parameters 1,000 => 250 (25.0%)",
         "MACs 5,000 => 1,000 (20.0%)",
-        "RAM 8,000 => 2,000 bytes (25.0%)",
+        "RAM, layer by layer 8,000 => 2,000 bytes (25.0%)",
         "bytes 400 => 100 (4.0 times smaller)",
     ]
     assert len(tables.before_after({"params": 1, "macs": 1}, None, after, tmp_path / "b").splitlines()) == 3

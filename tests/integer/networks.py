@@ -1,7 +1,11 @@
 """Networks of a few layers, quantized."""
 
+from dataclasses import fields
+
+import numpy as np
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.compression import int8_engines, quantization
 from tests.compression.networks import CPU, EMBEDDED
@@ -42,3 +46,26 @@ def int8(model):
     """The same in int8."""
     traced, images = prepared(model)
     return quantization.convert(traced), images
+
+
+class NoQuantizedKernels(TorchDispatchMode):
+    """Refuses each of torch's quantized kernels, and each tensor of a quantized dtype."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        values = result if isinstance(result, tuple | list) else (result,)
+        if "quantized" in func.namespace or any(getattr(each, "is_quantized", False) for each in values):
+            raise AssertionError(f"{func} was called")
+        return result
+
+
+def differences(expected, actual):
+    """Names of operators and their attributes that differ between two graphs."""
+    found = [] if expected.input == actual.input else ["input"]
+    for one, other in zip(expected.operators, actual.operators, strict=True):
+        found += [] if type(one) is type(other) else [one.output.name]
+        for name in (each.name for each in fields(one)):
+            pair = getattr(one, name), getattr(other, name)
+            same = np.array_equal(*pair) if isinstance(pair[0], np.ndarray) else pair[0] == pair[1]
+            found += [] if same else [f"{one.output.name}.{name}"]
+    return found

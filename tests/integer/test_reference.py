@@ -213,20 +213,16 @@ def test_a_constant_is_the_same_for_each_image(rounding):
     assert reference.run(graph, images, rounding).tolist() == [[6, -4], [8, -2], [-123, 121]]
 
 
-def test_a_mean_counts_only_what_is_inside():
+@BOTH
+def test_a_mean_counts_only_what_is_inside(rounding):
     image = [[[1, 2, 4], [3, 4, 8], [10, 11, 5]]]
     step = ops.AveragePool(
         (values((1, 3, 3), 0.3, 2),), values((1, 2, 2), 0.3, 2, "y"), (2, 2), (2, 2), (0, 1, 0, 1)
     )
-    # (1 + 2 + 3 + 4) / 4 = 2.5, (4 + 8) / 2 = 6, (10 + 11) / 2 = 10.5, 5
-    # once: of the distances from the zero point, 0.5 and 8.5 half to even: 0 + 2, 8 + 2
-    assert computed(image, step) == [[[2, 6], [10, 5]]]
-    # twice: of the integers, halves away from 0
-    assert computed(image, step, rounding="twice") == [[[3, 6], [11, 5]]]
+    # (1 + 2 + 3 + 4) / 4 = 2.5, (4 + 8) / 2 = 6, (10 + 11) / 2 = 10.5, 5: halves away from 0
+    assert computed(image, step, rounding=rounding) == [[[3, 6], [11, 5]]]
     negative = (-np.array(image)).tolist()
-    # -2.5, -6, -10.5, -5; the distances from 2 are -4.5, -8, -12.5, -7: half to even -4, -8, -12, -7
-    assert computed(negative, step) == [[[-2, -6], [-10, -5]]]
-    assert computed(negative, step, rounding="twice") == [[[-3, -6], [-11, -5]]]
+    assert computed(negative, step, rounding=rounding) == [[[-3, -6], [-11, -5]]]
 
 
 @BOTH

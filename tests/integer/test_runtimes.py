@@ -3,6 +3,8 @@
 ONNX Runtime and LiteRT's XNNPACK round once, LiteRT's reference kernels twice. The exceptions are tested too.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,8 @@ from torch.nn import functional as F
 
 from common.deployment import litert, onnx_writer
 from common.deployment.onnx_session import open_session
+from common.integer import hard_swish, reference
 from common.integer import operators as ops
-from common.integer import reference
 from common.integer.graph import Graph
 from tests.integer.graphs import constant, values, weighted
 
@@ -287,43 +289,64 @@ def test_halves_of_products_are_rounded_differently_by_onnx_runtime():
     }
 
 
-def test_halves_of_means_are_rounded_differently():
-    source = values((1, 1, 4), 1, 1)
-    mean = ops.AveragePool((source,), values((1, 1, 2), 1, 1, "y"), (1, 2), (1, 2))
-    found = results([[[0, 1, 2, 3]]], mean)
-    # 0.5, 2.5; the distances from the zero point are -0.5, 1.5
-    assert found == {
-        "once": [1, 3],
-        "twice": [1, 3],
-        "onnx_runtime": [0, 2],  # of the uint8 values 128.5, 130.5
-        "xnnpack": [1, 3],  # of the int8 values, half away from 0
-        "reference_kernels": [1, 3],
-    }
-    source = values((2, 1, 2), 1, 0)
-    mean = ops.AveragePool((source,), values((2, 1, 1), 1, 0, "y"), (1, 2), (1, 1))
-    found = results([[[0, 1]], [[0, -1]]], mean)  # of all values: 0.5, -0.5
-    assert found == {
-        "once": [0, 0],
-        "twice": [1, -1],
-        "onnx_runtime": [0, 0],
-        "xnnpack": [1, -1],
-        "reference_kernels": [1, -1],
-    }
+@pytest.mark.parametrize("side", [(2, 1), (2, 2), (4, 4), (5, 6), (8, 8), (14, 14), (56, 56)], ids=str)
+def test_halves_of_means_of_an_image_are_rounded_away_from_0_everywhere(side):
+    rng, count, lower = np.random.default_rng(5), int(np.prod(side)), np.arange(-128, 127)
+    for more, rounded in (
+        (0, np.where(lower >= 0, lower + 1, lower)),  # the mean is lower + 1/2
+        (1, lower + 1),  # slightly above
+        (-1, lower),  # slightly below
+    ):
+        for zero in (0, -128, 127, zero_point(rng)):
+            integers = np.repeat(lower[:, None], count, 1) + (np.arange(count) < count // 2 + more)
+            integers = torch.from_numpy(integers.reshape(1, -1, *side).astype(np.int8))
+            source = values((len(lower), *side), power(rng, -6, 6), zero)
+            step = ops.AveragePool((source,), values((len(lower), 1, 1), *source.grid, "y"), side, side)
+            for runtime in (reference.run, onnx_runtime, xnnpack, reference_kernels):
+                assert runtime(Graph(source, (step,)), integers).flatten().tolist() == rounded.tolist()
 
 
-def test_hard_swish_differs_by_one_step_in_litert():
-    rng, differing = np.random.default_rng(4), 0
-    for _ in range(2 * DRAWS):
-        step = function("hardswish", F.hardswish)(rng, values((1, 16, 16)))
+def test_means_that_do_not_count_the_padding_are_the_same_in_onnx_runtime():
+    rng = np.random.default_rng(6)
+    for side, kernel, padding in (
+        ((5, 6), (3, 2), (1, 1, 1, 0)),
+        ((3, 3), (3, 3), (1, 1, 1, 1)),
+        ((4, 4), (2, 2), (1, 0, 0, 1)),
+    ):
+        source = values((8, *side), power(rng, -6, 6), zero_point(rng))
+        size = ops.windows(side, kernel, (1, 1), padding)
+        step = ops.AveragePool((source,), values((8, *size), *source.grid, "y"), kernel, (1, 1), padding)
+        integers = torch.from_numpy(rng.integers(-128, 128, (4, *source.shape)).astype(np.int8))
+        graph = Graph(source, (step,))
+        assert torch.equal(onnx_runtime(graph, integers), reference.run(graph, integers))
+
+
+def test_hard_swish_is_that_of_litert_everywhere():
+    rng, differing, draws = np.random.default_rng(4), 0, 4 * DRAWS
+    for _ in range(draws):
+        step = function("hardswish", F.hardswish)(rng, values((1, 16, 16), power(rng, -3, 1)))
+        in_float = step.values
+        step = replace(step, values=hard_swish.table(step.source, step.output))
         graph = Graph(step.source, (step,))
         integers = torch.arange(-128, 128).to(torch.int8).view(1, 1, 16, 16)
-        expected = reference.run(graph, integers)
-        assert torch.equal(onnx_runtime(graph, integers), expected)
-        actual = xnnpack(graph, integers)
-        assert torch.equal(reference_kernels(graph, integers), actual)
-        assert (actual.int() - expected).abs().max() <= 1
-        differing += int((actual != expected).sum())
-    assert 0 < differing < 0.02 * 2 * DRAWS * 256
+        for runtime in (reference.run, onnx_runtime, xnnpack, reference_kernels):
+            assert np.array_equal(runtime(graph, integers).flatten(), step.values)
+        assert np.abs(step.values.astype(int) - in_float).max() <= 1
+        differing += int((step.values != in_float).sum())
+    assert 0 < differing < 0.02 * draws * 256
+    assert names_of(step) == ["HARD_SWISH"]
+    assert "GATHER" in names_of(replace(step, values=np.roll(step.values, 1)))
+
+
+def test_hard_swish_has_no_form_in_16_bits_where_its_output_has_a_tiny_scale():
+    assert hard_swish.table(values(1, 1.0), values(1, 0.001)) is None
+
+
+def names_of(step):
+    """The operators of a LiteRT file of one step."""
+    content = litert.convert(Graph(step.source, (step,)), {})
+    interpreter = Interpreter(model_content=content, experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
+    return [each["op_name"] for each in interpreter._get_ops_details()]
 
 
 def test_a_relu_of_other_scales_is_a_table_where_litert_s_would_round_otherwise():
@@ -332,10 +355,7 @@ def test_a_relu_of_other_scales_is_a_table_where_litert_s_would_round_otherwise(
 
     for scale, native in ((relu(1.0).source.scale, True), (relu(1.0).source.scale * 4, False)):
         step = relu(scale)
-        content = litert.convert(Graph(step.source, (step,)), {})
-        names = [each["op_name"] for each in Interpreter(
-            model_content=content, experimental_op_resolver_type=OpResolverType.BUILTIN_REF
-        )._get_ops_details()]  # fmt: skip
+        names = names_of(step)
         assert (names == ["RELU"]) is native and ("GATHER" in names) is not native
 
 

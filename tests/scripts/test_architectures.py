@@ -65,8 +65,7 @@ pixels; some networks need larger ones: {larger}.
 - size: of the int8 file, as a fraction of the pruned float file
 - ONNX, LiteRT: size of the exported file, as a fraction of the int8 file, or what LiteRT has no form for
 - equal: "all" where ONNX Runtime and LiteRT (XNNPACK) compute the integers of the reference in every layer,
-  bit for bit, on four random images; else the operator of the first layer that differs. "AveragePool": a
-  mean of an even number of values, of which LiteRT rounds halves away from 0. "Table": LiteRT's hard swish
+  bit for bit, on four random images; else the operator of the first layer that differs
 
 The networks are trained for only a moment, and saved even if int8 changes their predictions. The table shows
 that they run, not how accurate they become.

@@ -1,7 +1,4 @@
 /* What the layers of this file are made of. Images are [rows][columns][channels]. */
-#ifdef __ARM_FEATURE_MVE
-#include <arm_mve.h>
-#endif
 #ifdef __GNUC__
 #define ALIGNED __attribute__((aligned(4))) /* words are loaded from it */
 #else

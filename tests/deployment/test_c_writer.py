@@ -1,0 +1,85 @@
+"""Random graphs in C: compiled, run, and compared with the reference, in every schedule and rounding."""
+
+import ctypes
+import itertools
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+
+from common.deployment import c_writer
+from common.integer import operators as ops
+from common.integer import planner, reference
+from common.integer.graph import Graph
+from tests.integer.graphs import values
+from tests.integer.test_runtimes import FIRST, KINDS, SECOND, image
+
+COMPILER = os.environ.get("CC", "cc")
+STRICT = ("-std=c99", "-O1", "-Wall", "-Wextra", "-pedantic", "-Werror")
+pytestmark = pytest.mark.skipif(not shutil.which(COMPILER), reason=f"there is no C compiler {COMPILER}")
+
+
+def compiled(graphs, folder):
+    """Functions net<i>_run of one library: for each graph in one schedule, and each rounding."""
+    planned = zip(graphs, itertools.cycle(planner.SCHEDULES), strict=False)
+    cases = [(*each, rounding) for each in planned for rounding in reference.ROUNDINGS]
+    for index, (graph, schedule, rounding) in enumerate(cases):
+        written = c_writer.write(
+            graph, f"net{index}", schedule, rounding, ["?"] * len(graph.output.shape), *STATS
+        )
+        (folder / f"net{index}.c").write_text(written.source)
+        (folder / f"net{index}.h").write_text(written.header)
+    sources = [str(folder / f"net{index}.c") for index in range(len(cases))]
+    subprocess.run(
+        [COMPILER, *STRICT, "-shared", "-fPIC", "-o", str(folder / "nets.so"), *sources], check=True
+    )
+    library = ctypes.CDLL(str(folder / "nets.so"))
+    return [(*case, getattr(library, f"net{index}_run")) for index, case in enumerate(cases)]
+
+
+STATS = ([0.5] * 3, [0.25] * 3)
+
+
+def computed(run, graph, integers):
+    """What C computes of one image: int8, of the shape of the output."""
+    given = np.ascontiguousarray(integers.numpy().transpose(1, 2, 0))
+    result = np.zeros(graph.output.shape, np.int8)
+    assert run(ctypes.c_void_p(given.ctypes.data), ctypes.c_void_p(result.ctypes.data)) == 0
+    return torch.from_numpy(result)
+
+
+def as_vector(steps):
+    """The operators, and what makes a vector of their output."""
+    last = steps[-1].output
+    return (*steps, ops.Reshape((last,), values(int(np.prod(last.shape)), *last.grid, "logits")))
+
+
+def assert_equal(graphs, folder):
+    rng = np.random.default_rng(0)
+    for graph, schedule, rounding, run in compiled(graphs, folder):
+        integers = torch.from_numpy(rng.integers(-128, 128, (2, *graph.input.shape)).astype(np.int8))
+        for given, expected in zip(integers, reference.run(graph, integers, rounding), strict=True):
+            assert torch.equal(computed(run, graph, given), expected), (graph, schedule, rounding)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_operator_has_the_integers_of_the_reference(kind, tmp_path):
+    rng, graphs = np.random.default_rng(0), []
+    for _ in range(3):
+        found = KINDS[kind](rng, image(rng))
+        steps = found if isinstance(found, tuple) else (found,)
+        graphs.append(Graph(steps[-1].inputs[0], as_vector(steps)))
+    assert_equal(graphs, tmp_path)
+
+
+def test_two_operators_have_the_integers_of_the_reference(tmp_path):
+    rng, graphs = np.random.default_rng(1), []
+    for _ in range(12):
+        first = KINDS[rng.choice(FIRST)](rng, image(rng))
+        middle = values(first.output.shape, *first.output.grid, "middle")
+        first = type(first)(**vars(first) | {"output": middle})
+        graphs.append(Graph(first.inputs[0], as_vector((first, KINDS[rng.choice(SECOND)](rng, middle)))))
+    assert_equal(graphs, tmp_path)
