@@ -1,15 +1,19 @@
 """The constants of each operator in C, and the call that computes one row of its output."""
 
+import math
+
 import numpy as np
 import torch
 
+from common.deployment.c_constants import array, blocks_of, braces, c_float, padded
 from common.integer import operators as ops
 from common.integer import reference, rescaling
 from common.integer.graph import LOW, Operator, Tensor
 from common.integer.rows import height, is_view, row_bytes, window
 from common.system.errors import UserError
 
-INT32_MAX = 2**31 - 1
+SUM_LIMIT = 2**30  # of a sum of products: the kernels double it
+LEFT_MAX = 20  # bits: with more, any sum but 0 exceeds any output all the same
 
 
 class Layers:
@@ -21,7 +25,9 @@ class Layers:
         calls: For each operator the statements that compute row y; "" where nothing is to be done.
         scratch: Bytes that a call needs besides its inputs and its output.
         rows: The most rows of an input that a call reads.
+        taps: The most values of the kernel of a depthwise convolution.
         left_shifts: Whether a sum is scaled up.
+        lows: Whether the smallest output of a layer is not -128.
     """
 
     def __init__(self, rounding: str):
@@ -31,7 +37,8 @@ class Layers:
             rounding: See `reference`.
         """
         self.rounding, self.constants, self.calls = rounding, [], []
-        self.scratch, self.rows, self.left_shifts = 0, 1, False
+        self.scratch, self.rows, self.taps = 0, 1, 1
+        self.left_shifts = self.lows = False
         self._fixed: dict[str, str] = {}  # the arrays of constant tensors
 
     def add(self, operator: Operator, numbers: dict[str, int]) -> None:
@@ -50,7 +57,7 @@ class Layers:
     def _call(self, operator: Operator) -> str:
         match operator:
             case ops.Constant():
-                values = _rows_last(operator.values)
+                values = np.moveaxis(operator.values, 0, -1)
                 self._fixed[operator.output.name] = self._array("int8_t", "values", values)
                 return ""
             case ops.Convolution() | ops.Linear():
@@ -120,30 +127,43 @@ class Layers:
         outputs, _, kernel_rows, kernel_columns = weight.shape
         convolution = isinstance(operator, ops.Convolution)
         depthwise = convolution and operator.is_depthwise and outputs == operator.groups
-        packed = weight.transpose(1, 2, 3, 0) if depthwise else weight.transpose(0, 2, 3, 1)
         stride, dilation = (operator.stride[1], operator.dilation[1]) if convolution else (1, 1)
         left, groups = (operator.padding[2], operator.groups) if convolution else (0, 1)
         sums = weight.reshape(outputs, -1).astype(np.int64)
         bias = operator.bias - source.zero_point * sums.sum(1)
-        if (np.abs(bias) + -LOW * np.abs(sums).sum(1)).max() > INT32_MAX:
-            raise UserError(f"{output.name} has sums that do not fit into int32")
+        if (np.abs(bias) + -LOW * np.abs(sums).sum(1)).max() >= SUM_LIMIT:
+            raise UserError(f"{output.name} has sums that do not fit into 31 bits")
+        packed = weight.transpose(1, 2, 3, 0) if depthwise else blocks_of(weight, groups)
         fields = {
-            "weights": self._array("int8_t", "weights", packed),
+            "weights": self._array("ALIGNED int8_t", "weights", packed),
             "bias": self._array("int32_t", "bias", bias),
             **self._factors(operator),
             "columns": _image(source)[2], "channels": _image(source)[0],
             "output_columns": _image(output)[2], "outputs": outputs, "groups": groups,
             "kernel_rows": kernel_rows, "kernel_columns": kernel_columns,
             "stride": stride, "dilation": dilation, "left": left,
-            "zero_in": source.zero_point, "zero_out": output.zero_point, "low": _low(operator),
+            "zero_in": source.zero_point, "zero_out": output.zero_point, "low": self._low(operator),
         }  # fmt: skip
         layer = self._struct("weighted", fields)
-        padded = convolution and any(operator.padding)
-        if not padded and (kernel_rows, kernel_columns, stride, groups) == (1, 1, 1, 1):
-            return f"pointwise(&{layer}, {self._row(source, self._top(operator))}, {self._row(output)});"
-        kind = "depthwise" if depthwise else "convolution"
-        self.scratch = max(self.scratch, packed[0].size * 4 if kind == "convolution" else 0)
-        return f"{self._find(operator)} {kind}(&{layer}, rows, arena + SCRATCH, {self._row(output)});"
+        if depthwise:
+            return self._depthwise(operator, layer)
+        padding = convolution and any(operator.padding)
+        if not padding and (kernel_rows, kernel_columns, stride, groups) == (1, 1, 1, 1):
+            return self._pointwise(operator, layer)
+        self.scratch = max(self.scratch, 4 * padded(weight[0].size) + weight.shape[1])
+        return f"{self._find(operator)} convolution(&{layer}, rows, arena + SCRATCH, {self._row(output)});"
+
+    def _depthwise(self, operator: ops.Convolution, layer: str) -> str:
+        kernel = operator.weight.shape[2:]
+        self.taps, self.scratch = max(self.taps, math.prod(kernel)), max(self.scratch, operator.groups)
+        row = self._row(operator.output)
+        return f"{self._find(operator)} depthwise(&{layer}, rows, arena + SCRATCH, {row});"
+
+    def _pointwise(self, operator: ops.Convolution | ops.Linear, layer: str) -> str:
+        pixels, values = min(2, _image(operator.output)[2]), padded(operator.source.shape[0])
+        self.scratch = max(self.scratch, 2 * pixels * values)
+        rows = self._row(operator.source, self._top(operator)), self._row(operator.output)
+        return f"pointwise(&{layer}, {rows[0]}, arena + SCRATCH, {rows[1]});"
 
     def _factors(self, operator: ops.Convolution | ops.Linear) -> dict[str, str]:
         scale, divisor = operator.source.scale, operator.output.scale
@@ -154,6 +174,7 @@ class Layers:
         multipliers, shifts = rescaling.fixed_point(scale, scales, divisor)
         if shifts.min() < 0:
             self.left_shifts = True
+        shifts = shifts.clamp(min=-LEFT_MAX)
         return {
             "multipliers": self._array("int32_t", "multipliers", multipliers),
             "shifts": self._array("int8_t", "shifts", shifts),
@@ -164,12 +185,17 @@ class Layers:
         is_sum = isinstance(operator, ops.Add)
         kind = "add" if is_sum else "multiply"
         zeros = f"{{{first.zero_point}, {second.zero_point}, {output.zero_point}}}"
-        fields = {"zeros": zeros, "low": _low(operator)}
+        fields = {"zeros": zeros, "low": self._low(operator)}
         scales = first.scale, second.scale, output.scale
         if is_sum and self.rounding == "once":
-            fields["scales"] = "{" + ", ".join(map(float.hex, scales)) + "}"
+            ratios = [min(scale / output.scale, 2**20) for scale in scales[:2]]
+            fields |= {
+                "scales": braces(map(float.hex, scales)),
+                "ratios": braces(map(c_float, ratios)),
+                "sure": c_float(0.5 - 2**-12 * sum(ratios)),  # 4 times the error of float32
+            }
         elif self.rounding == "once":
-            fields["multiplier"] = _c_float(rescaling.multiplier(*scales))
+            fields["multiplier"] = c_float(rescaling.multiplier(*scales))
         else:
             common = 2 * max(first.scale, second.scale)
             triples = (
@@ -182,11 +208,12 @@ class Layers:
                 else [scales]
             )
             factors = [[int(each) for each in rescaling.fixed_point(*triple)] for triple in triples]
+            factors = [(q, max(shift, -LEFT_MAX)) for q, shift in factors]
             if min(shift for _, shift in factors) < 0:
                 self.left_shifts = True
             multipliers, shifts = zip(*factors, strict=True)
             fields |= (
-                {"multipliers": _braces(multipliers), "shifts": _braces(shifts)}
+                {"multipliers": braces(multipliers), "shifts": braces(shifts)}
                 if is_sum
                 else {"multiplier": multipliers[0], "shift": shifts[0]}
             )
@@ -248,6 +275,12 @@ class Layers:
     def _row(self, tensor: Tensor, row: str = "y") -> str:
         return f"row({self._numbers[tensor.name]}, {row})"
 
+    def _low(self, operator: Operator) -> int:
+        low = operator.output.zero_point if operator.relu else LOW
+        if low > LOW:
+            self.lows = True
+        return low
+
     def _array(self, kind: str, name: str, values) -> str:
         name = f"{name}_{self._index}"
         self.constants.append(array(kind, name, values))
@@ -260,40 +293,6 @@ class Layers:
         return name
 
 
-def array(kind: str, name: str, values) -> str:
-    """A constant array.
-
-    Args:
-        kind: The type of its values.
-        name: Its name.
-        values: Numbers, in any shape.
-
-    Returns:
-        Its definition.
-    """
-    flat = [
-        _c_float(value) if kind == "float" else str(value) for value in np.asarray(values).ravel().tolist()
-    ]
-    lines = [",".join(flat[start : start + 24]) for start in range(0, len(flat), 24)]
-    return f"static const {kind} {name}[{len(flat)}] = {{\n" + ",\n".join(lines) + "};\n"
-
-
-def _c_float(value: float) -> str:
-    return f"{float(value).hex()}f"
-
-
-def _braces(values) -> str:
-    return "{" + ", ".join(map(str, values)) + "}"
-
-
 def _image(tensor: Tensor) -> tuple[int, int, int]:
     """Channels, rows and columns; a vector is one pixel."""
     return tensor.shape if len(tensor.shape) == 3 else (tensor.shape[0], 1, 1)
-
-
-def _rows_last(values: np.ndarray) -> np.ndarray:
-    return values.transpose(1, 2, 0) if values.ndim == 3 else values
-
-
-def _low(operator: Operator) -> int:
-    return max(LOW, operator.output.zero_point) if operator.relu else LOW

@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 
 from common.data.transforms import Normalize
-from common.deployment.c_layers import Layers, array
+from common.deployment.c_constants import array
+from common.deployment.c_layers import Layers
 from common.integer import planner, reference
 from common.integer.graph import Graph
 from common.integer.planner import Plan
 from common.integer.rows import IMAGE, Network, height, row_bytes
 
-KERNELS = Path(__file__).with_name("c")  # files with one function or struct each
+KERNELS = Path(__file__).with_name("c")  # files of the functions and structs of one subject
 DEFINED = re.compile(r"^(?:static [\w ]+?[ *]|struct )(\w+)(?: \{$|\()", re.MULTILINE)
 USED = re.compile(r"struct (\w+)|(\w+)\(")
 
@@ -67,10 +68,11 @@ def write(
     plan = planner.plan(graph, schedule)
     scratch = plan.arena + -plan.arena % 4  # where words may begin
     ram = scratch + layers.scratch
-    options = ["ROUND_ONCE"] * (rounding == "once") + ["LEFT_SHIFTS"] * layers.left_shifts
+    defines = [f"SCRATCH {scratch}", f"TAPS {layers.taps}", *["ROUND_ONCE"] * (rounding == "once")]
+    defines += ["LEFT_SHIFTS"] * layers.left_shifts + ["LOWS"] * layers.lows
     parts = [
-        f'#include <string.h>\n\n#include "{name}.h"\n\n#define SCRATCH {scratch}\n',
-        *(f"#define {option}\n" for option in options),
+        f'#include <string.h>\n\n#include "{name}.h"\n\n',
+        *(f"#define {each}\n" for each in defines),
         *(f"\n{text}" for text in _kernels([*layers.calls, *layers.constants], rounding)),
         "\n",
         *layers.constants,

@@ -1,11 +1,16 @@
 /* A convolution of one pixel, or a linear layer. */
-static void pointwise(const struct weighted *layer, const int8_t *row, int8_t *output)
+static void pointwise(const struct weighted *layer, const int8_t *row, int8_t *scratch, int8_t *output)
 {
-  for (int column = 0; column < layer->columns; column++, row += layer->channels)
-    for (int o = 0; o < layer->outputs; o++) {
-      const int8_t *weights = layer->weights + o * layer->channels;
-      int32_t sum = layer->bias[o];
-      for (int c = 0; c < layer->channels; c++) sum += row[c] * weights[c];
-      *output++ = clamp(scaled(layer, o, sum) + layer->zero_out, layer->low);
-    }
+  const int channels = layer->channels;
+#ifndef WIDE
+  if (channels % 4 == 0) { /* the row is what would be gathered */
+    products(layer, row, channels, layer->columns, 0, output);
+    return;
+  }
+#endif
+  for (int rest = layer->columns; rest > 0; rest -= PIXELS, output += PIXELS * layer->outputs) {
+    const int count = rest < PIXELS ? rest : PIXELS;
+    for (int p = 0; p < count; p++, row += channels) put(scratch, channels, p, 0, row, channels);
+    products(layer, scratch, channels, count, 0, output);
+  }
 }

@@ -1,5 +1,5 @@
 /* A sum times a scale, in float32. */
-static int32_t rescaled(int32_t sum, float multiplier)
+static inline int32_t rescaled(int32_t sum, float multiplier)
 {
   return nearest((float)sum * multiplier);
 }

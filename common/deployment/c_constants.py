@@ -1,0 +1,77 @@
+"""Constants in C: numbers, arrays, and weights in the order in which the kernels read them."""
+
+import numpy as np
+
+OVERREAD = 48  # bytes that a kernel may read after the weights, and does not use
+
+
+def array(kind: str, name: str, values) -> str:
+    """A constant array.
+
+    Args:
+        kind: The type of its values.
+        name: Its name.
+        values: Numbers, in any shape.
+
+    Returns:
+        Its definition.
+    """
+    flat = [
+        c_float(value) if kind == "float" else str(value) for value in np.asarray(values).ravel().tolist()
+    ]
+    lines = [",".join(flat[start : start + 24]) for start in range(0, len(flat), 24)]
+    return f"static const {kind} {name}[{len(flat)}] = {{\n" + ",\n".join(lines) + "};\n"
+
+
+def c_float(value: float) -> str:
+    """A float32 in C.
+
+    Args:
+        value: A number.
+
+    Returns:
+        The literal of its value in float32.
+    """
+    return f"{float(value).hex()}f"
+
+
+def braces(values) -> str:
+    """The values of a struct or of an array.
+
+    Args:
+        values: What can be written in C as it is.
+
+    Returns:
+        An initializer.
+    """
+    return "{" + ", ".join(map(str, values)) + "}"
+
+
+def padded(count: int) -> int:
+    """The next multiple of 4.
+
+    Args:
+        count: A number of values.
+
+    Returns:
+        It, or up to 3 more.
+    """
+    return -(-count // 4) * 4
+
+
+def blocks_of(weight: np.ndarray, groups: int) -> np.ndarray:
+    """The weights of a convolution in the order in which `products.c` reads them.
+
+    Args:
+        weight: int8 [O, C / groups, kernel height, kernel width].
+        groups: Of channels.
+
+    Returns:
+        int8: [groups][outputs / 4][values / 4][4 outputs][4 values] with zeros in what is not there, and 48
+        zeros; a value is one of a row, a column and a channel.
+    """
+    outputs = len(weight) // groups
+    rows = weight.transpose(0, 2, 3, 1).reshape(groups, outputs, -1)
+    rows = np.pad(rows, ((0, 0), (0, -outputs % 4), (0, -rows.shape[2] % 4)))
+    blocks = rows.reshape(groups, rows.shape[1] // 4, 4, -1, 4).transpose(0, 1, 3, 2, 4)
+    return np.pad(blocks.ravel(), (0, OVERREAD))
