@@ -11,7 +11,7 @@ from common.integer import planner
 from common.integer.graph import Graph
 from common.integer.operators import Convolution, Linear
 from common.integer.planner import Plan
-from common.integer.rows import Recomputed, height, reads
+from common.integer.rows import Recomputed, height, is_pixelwise, reads
 
 LARGE = 1 / 8  # of the RAM
 
@@ -53,7 +53,7 @@ def _candidates(graph: Graph) -> dict[str, Recomputed]:
     found = {}
     for operator in graph.operators:
         name = operator.output.name
-        if isinstance(operator, Convolution) and _is_pixelwise(operator) and len(readers.get(name, ())) == 1:
+        if isinstance(operator, Convolution) and is_pixelwise(operator) and len(readers.get(name, ())) == 1:
             (reader,) = readers[name]
             if isinstance(reader, Convolution) and reader.is_depthwise and reader.dilation == (1, 1):
                 found[name] = Recomputed(operator.inputs, reader.output, operator, reader)
@@ -65,11 +65,6 @@ def _extra_macs(pair: Recomputed) -> int:
     rows = height(pair.expansion.output)
     spans = [reads(pair.depthwise, 0, row) for row in range(height(pair.output))]
     return max(sum(end - first for first, end in spans) - rows, 0) * _macs(pair.expansion) // rows
-
-
-def _is_pixelwise(operator: Convolution) -> bool:
-    kernel, padded = operator.weight.shape[2:], any(operator.padding)
-    return kernel == (1, 1) and operator.stride == (1, 1) and operator.groups == 1 and not padded
 
 
 def _macs(operator: Convolution | Linear) -> int:

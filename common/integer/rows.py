@@ -90,9 +90,24 @@ def window(operator: Operator) -> tuple[int, int]:
     Returns:
         Its rows, and their dilation.
     """
+    if isinstance(operator, Recomputed):
+        return window(operator.depthwise)
     if isinstance(operator, ops.Convolution):
         return operator.weight.shape[2], operator.dilation[0]
     return operator.kernel[0], 1
+
+
+def is_pixelwise(operator: ops.Convolution) -> bool:
+    """Whether a convolution is of 1 x 1 and reads each pixel once.
+
+    Args:
+        operator: A convolution.
+
+    Returns:
+        See above.
+    """
+    kernel, padded = operator.weight.shape[2:], any(operator.padding)
+    return kernel == (1, 1) and operator.stride == (1, 1) and operator.groups == 1 and not padded
 
 
 def is_view(operator: Operator) -> bool:
