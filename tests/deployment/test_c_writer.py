@@ -83,3 +83,9 @@ def test_two_operators_have_the_integers_of_the_reference(tmp_path):
         first = type(first)(**vars(first) | {"output": middle})
         graphs.append(Graph(first.inputs[0], as_vector((first, KINDS[rng.choice(SECOND)](rng, middle)))))
     assert_equal(graphs, tmp_path)
+
+
+def test_a_mean_of_more_than_255_rows_has_the_integers_of_the_reference(tmp_path):
+    image = values((2, 260, 257), 0.1, 3)
+    mean = ops.AveragePool((image,), values((2, 1, 1), *image.grid, "mean"), (260, 257), (260, 257))
+    assert_equal([Graph(image, as_vector((mean,)))], tmp_path)
