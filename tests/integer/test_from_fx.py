@@ -249,3 +249,16 @@ def test_a_network_in_float_is_refused():
 
     with pytest.raises(UserError, match=r"^images, the operator images of float32 values"):
         from_fx.read(torch.fx.symbolic_trace(Float()), SIDE)
+
+
+class WithMask(Net):
+    """With an optional argument, as the networks of timm with attention have."""
+
+    def forward(self, x, mask=None):
+        return super().forward(x)
+
+
+def test_an_optional_argument_is_not_taken_for_the_images():
+    graph, _, _ = read(WithMask(nn.ReLU()))
+    expected, _, _ = read(Net(nn.ReLU()))
+    assert graph.input.shape == (3, SIDE, SIDE) and kinds(graph) == kinds(expected)

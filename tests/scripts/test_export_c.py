@@ -102,10 +102,11 @@ def test_a_network_with_a_float_layer_is_refused_by_the_name_of_the_layer(run, d
     assert written(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["Net-1.c", "1net.c", "ärm.c", ".c"])
+@pytest.mark.parametrize("name", ["Net-1.c", "1net.c", "ärm.c"])
 def test_a_name_that_is_no_identifier_is_refused(run, data, tmp_path, name):
     result = run("export", INT8, "--output", name, *data)
-    assert result.code == 2 and name in result.err and result.err.count("\n") == 1
+    expected = f"{name}: its name becomes a part of C identifiers"
+    assert result.code == 2 and expected in result.err and result.err.count("\n") == 1
     assert written(tmp_path) == []
 
 
