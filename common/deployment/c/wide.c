@@ -1,6 +1,6 @@
 /* Instructions of Cortex-M4, M7 and M33 for two integers of 16 bits in a word. gcc 12 cannot move its intrinsics,
  * but it can move these. */
-#if defined(__ARM_FEATURE_SIMD32) && !defined(__ARM_FEATURE_MVE)
+#if defined(__ARM_FEATURE_SIMD32) && defined(__thumb2__) && !defined(__ARM_FEATURE_MVE) && !defined(__ARM_BIG_ENDIAN)
 #define WIDE
 
 static inline uint32_t word(const int8_t *bytes)
