@@ -57,7 +57,8 @@ def write(args, content, model, output):
     from common.deployment import c_model, litert_model, onnx_model
 
     if args.schedule:
-        return c_model.export(content, model, output, args.schedule, args.rounding, check=args.check)
+        how = args.schedule, args.rounding, args.extra_macs
+        return c_model.export(content, model, output, *how, check=args.check)
     form = onnx_model if output.suffix.lower() == ".onnx" else litert_model
     return form.export(content, model, output)
 
@@ -133,6 +134,10 @@ def parse_args(argv=None):
         help=f"of FILE.c; {options.RAM_SCHEDULE}; default: rows",
     )  # fmt: skip
     group.add_argument(
+        "--extra-macs", type=number(float, 0, 1), metavar="FRACTION",
+        help="of FILE.c: how many multiply-accumulates may be added for less RAM, such as 0.1; default: 0",
+    )  # fmt: skip
+    group.add_argument(
         "--no-check", dest="check", action="store_false",
         help="write FILE.c without compiling and running it",
     )  # fmt: skip
@@ -140,9 +145,10 @@ def parse_args(argv=None):
     options.add_output_dir_option(parser)
     args = parser.parse_args(argv)
     in_c = Path(args.output).suffix.lower() == ".c"
-    if not in_c and (args.schedule or not args.check):
-        parser.error("--schedule and --no-check need --output FILE.c")
+    if not in_c and (args.schedule or args.extra_macs or not args.check):
+        parser.error("--schedule, --extra-macs and --no-check need --output FILE.c")
     args.schedule = args.schedule or "rows" if in_c else None
+    args.extra_macs = args.extra_macs or 0.0
     args.rounding = args.rounding or ("twice" if in_c else "once")
     return args
 

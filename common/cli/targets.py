@@ -14,8 +14,8 @@ TARGETS = {
     "macs": "multiply-accumulates: 0.5 for half of them, or 300M",
     "size": "the file: 2MB, 500KB, or a fraction of the file now, in float32",
     "latency": "for one image on this machine: 5ms, or a fraction of the latency now",
-    "ram": "the peak of the activations of one image, layer by layer, at 4 bytes for each value, in int8 at 1: "
-    "512KB, or a fraction of the peak now",
+    "ram": "the peak of the activations of one image, layer by layer, at 4 bytes for each value, in "
+    "int8 at 1: 512KB, or a fraction of the peak now",
 }
 
 

@@ -111,7 +111,10 @@ class CModel(nn.Module):
 
 
 @contextlib.contextmanager
-def export(checkpoint: dict, graph: Graph, path: Path, schedule: str, rounding: str, *, check: bool = True):
+def export(
+    checkpoint: dict, graph: Graph, path: Path, schedule: str, rounding: str, extra_macs: float = 0.0, *,
+    check: bool = True,
+):  # fmt: skip
     """A context that writes NAME.c and NAME.h, and gives them to be checked before it puts them in place.
 
     Args:
@@ -120,6 +123,7 @@ def export(checkpoint: dict, graph: Graph, path: Path, schedule: str, rounding: 
         path: NAME.c; NAME becomes the beginning of its identifiers.
         schedule: Of `planner.SCHEDULES`.
         rounding: Of `reference.ROUNDINGS`.
+        extra_macs: See `recomputation.plan`.
         check: Whether the files are compiled.
 
     Yields:
@@ -134,7 +138,14 @@ def export(checkpoint: dict, graph: Graph, path: Path, schedule: str, rounding: 
             f"{path}: its name becomes a part of C identifiers: use a-z, 0-9 and _, such as net.c"
         )
     written = c_writer.write(
-        graph, path.stem, schedule, rounding, checkpoint["classes"], checkpoint["mean"], checkpoint["std"]
+        graph,
+        path.stem,
+        schedule,
+        rounding,
+        checkpoint["classes"],
+        checkpoint["mean"],
+        checkpoint["std"],
+        extra_macs,
     )
     grids = {"input": graph.input.grid, "logits": graph.output.grid}
     texts = metadata.of(checkpoint) | {name: json.dumps(grid) for name, grid in grids.items()}

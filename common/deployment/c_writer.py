@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from common.data.transforms import Normalize
-from common.deployment.c_constants import array
-from common.deployment.c_layers import Layers
-from common.integer import planner, reference
+from common.deployment.c_constants import array, padded
+from common.deployment.c_layers import TILE, Layers
+from common.integer import recomputation, reference
 from common.integer.graph import Graph
 from common.integer.planner import Plan
 from common.integer.rows import IMAGE, Network, height, row_bytes
@@ -41,7 +41,7 @@ class Written:
 
 def write(
     graph: Graph, name: str, schedule: str, rounding: str, classes: Sequence[str], mean: Sequence[float],
-    std: Sequence[float],
+    std: Sequence[float], extra_macs: float = 0.0,
 ) -> Written:  # fmt: skip
     """Writes a network.
 
@@ -53,6 +53,7 @@ def write(
         classes: Their names.
         mean: Of each channel, for pixels from 0 to 1.
         std: Of each channel, for pixels from 0 to 1.
+        extra_macs: See `recomputation.plan`.
 
     Returns:
         The source and its header.
@@ -60,16 +61,19 @@ def write(
     Raises:
         UserError: An operator has no form in C; the message names it.
     """
+    graph, plan = recomputation.plan(graph, schedule, extra_macs)
     network = Network(graph)
     numbers = {tensor: index for index, tensor in enumerate(network.tensors)}
     layers = Layers(rounding)
     for operator in graph.operators:
         layers.add(operator, numbers)
-    plan = planner.plan(graph, schedule)
-    scratch = plan.arena + -plan.arena % 4  # where words may begin
+    scratch = padded(plan.arena)  # where words may begin
     ram = scratch + layers.scratch
-    defines = [f"SCRATCH {scratch}", f"TAPS {layers.taps}", *["ROUND_ONCE"] * (rounding == "once")]
-    defines += ["LEFT_SHIFTS"] * layers.left_shifts + ["LOWS"] * layers.lows
+    defines = [f"SCRATCH {scratch}", f"TAPS {layers.taps}"]
+    if layers.tile_rows:
+        defines += [f"TILE {TILE}", f"TILE_ROWS {layers.tile_rows}"]
+    flags = {"ROUND_ONCE": rounding == "once", "LEFT_SHIFTS": layers.left_shifts, "LOWS": layers.lows}
+    defines += [flag for flag, needed in flags.items() if needed]
     parts = [
         f'#include <string.h>\n\n#include "{name}.h"\n\n',
         *(f"#define {each}\n" for each in defines),

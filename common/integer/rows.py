@@ -4,12 +4,26 @@ A tensor [C, H, W] has H rows of W * C bytes, in the order columns, channels; a 
 """
 
 import math
+from dataclasses import dataclass
 
 from common.integer import operators as ops
 from common.integer.graph import Graph, Operator, Tensor
 
 IMAGE = -1  # in the place of an operator: a row of the image arrives
 Event = tuple[int, int]  # (operator by its index, or IMAGE; the row of its output)
+
+
+@dataclass(frozen=True, eq=False)
+class Recomputed(Operator):
+    """A convolution of 1 x 1 and the depthwise one that reads it, as one operator: see `recomputation`.
+
+    Attributes:
+        expansion: The first one; its rows are not kept.
+        depthwise: The second one.
+    """
+
+    expansion: ops.Convolution
+    depthwise: ops.Convolution
 
 
 def height(tensor: Tensor) -> int:
@@ -49,6 +63,8 @@ def reads(operator: Operator, index: int, row: int) -> tuple[int, int]:
     """
     rows = height(operator.inputs[index])
     match operator:
+        case Recomputed():
+            return reads(operator.depthwise, 0, row)
         case ops.Convolution() | ops.AveragePool() | ops.MaxPool():
             kernel, dilation = window(operator)
             top = row * operator.stride[0] - operator.padding[0]
@@ -74,9 +90,24 @@ def window(operator: Operator) -> tuple[int, int]:
     Returns:
         Its rows, and their dilation.
     """
+    if isinstance(operator, Recomputed):
+        return window(operator.depthwise)
     if isinstance(operator, ops.Convolution):
         return operator.weight.shape[2], operator.dilation[0]
     return operator.kernel[0], 1
+
+
+def is_pixelwise(operator: ops.Convolution) -> bool:
+    """Whether a convolution is of 1 x 1 and reads each pixel once.
+
+    Args:
+        operator: A convolution.
+
+    Returns:
+        See above.
+    """
+    kernel, padded = operator.weight.shape[2:], any(operator.padding)
+    return kernel == (1, 1) and operator.stride == (1, 1) and operator.groups == 1 and not padded
 
 
 def is_view(operator: Operator) -> bool:

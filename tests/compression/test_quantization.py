@@ -137,9 +137,7 @@ def test_a_network_that_cannot_run_in_int8_is_refused_in_one_line_that_names_the
             ones = torch.ones(8, 1, 1).to(self.layer.weight.device)
             return (self.layer(images) * ones).flatten(1)
 
-    with pytest.raises(
-        UserError, match=r"^Device cannot run in int8 .*, getattr of layer_weight: "
-    ) as caught:
+    with pytest.raises(UserError, match=r"^Device cannot run in int8 .*, getattr of layer_weight") as caught:
         quantization.prepare(Device(), SERVER, SIDE)
     assert "\n" not in str(caught.value)
 

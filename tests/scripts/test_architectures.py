@@ -65,7 +65,8 @@ pixels; some networks need larger ones: {larger}.
 - size: of the int8 file, as a fraction of the pruned float file
 - ONNX, LiteRT: size of the exported file, as a fraction of the int8 file, or what LiteRT has no form for
 - equal: "all" where ONNX Runtime and LiteRT (XNNPACK) compute the integers of the reference in every layer,
-  bit for bit, on four random images; else the operator of the first layer that differs
+  bit for bit, on four random images; else the operator of the first layer that differs.
+  "-": not compared since means and hard swish changed, or a part computes in float32
 
 The networks are trained for only a moment, and saved even if int8 changes their predictions. The table shows
 that they run, not how accurate they become.
