@@ -1,6 +1,8 @@
-/* The inner loops of convolutions and linear layers. Weights are [groups][outputs / 4][values / 4][4][4], with zeros
- * where there are not 4 outputs or 4 values, and with 48 bytes that may be read after the last one. A value is one of
- * a row, a column and a channel. */
+/* The inner loops of convolutions and linear layers. Weights are [groups][outputs / 4][values / 4][4][4], with
+ * zeros where there are not 4 outputs or 4 values, and with 48 bytes at the end that may be read and do not count.
+ * A value is one of a row, a column and a channel. */
+
+/* The next multiple of 4 */
 static inline int padded(int size)
 {
   return (size + 3) & ~3;
@@ -19,7 +21,6 @@ static inline void put(int8_t *scratch, int size, int pixel, int at, const int8_
 {
   memcpy(scratch + pixel * padded(size) + at, from, (size_t)count);
 }
-
 #endif
 
 #if defined(__ARM_FEATURE_MVE)
@@ -102,7 +103,7 @@ static void products(const struct weighted *layer, const int8_t *pixels, int siz
   const int outputs = layer->outputs / layer->groups, row = padded(size), first = group * outputs;
   int8_t *const next = count > 1 ? output + layer->outputs : output;
   const int8_t *v = weights_of(layer, group, size);
-  for (int o = 0; o < outputs; o += 2, v += o % 4 ? 8 - 4 * row : -8) { /* the other half of the blocks, or the next */
+  for (int o = 0; o < outputs; o += 2, v += o % 4 ? 8 - 4 * row : -8) { /* the other half of a block, or the next */
     const int8_t *x = pixels, *z = count > 1 ? x + 2 * row : x;
     int32_t a = 0, b = 0, c = 0, d = 0;
     for (const int8_t *const end = v + 4 * row; v < end;) {
