@@ -97,7 +97,7 @@ def sizes_that_fit(args, content):
         try:
             for network in networks:
                 graph = memory_limits.graph_of(network, target, size)
-                schedule, extra = memory_limits.find_way(graph, args.memory.ram)
+                schedule, extra = memory_limits.find_way(graph, args.memory[0])
                 print(f"{type(network).__name__} fits at {size} pixels: {schedule}, {extra:.0%} more MACs")
             fitting.append(size)
         except UserError as error:
@@ -116,7 +116,7 @@ def deploy(args, path, content):
     if not args.memory:
         print(f"next: python export.py {path} --output {path.stem}.onnx{options.data_arguments(args)}")
         return path
-    schedule, extra = memory_limits.find_way(integers.read(content), args.memory.ram)
+    schedule, extra = memory_limits.find_way(integers.read(content), args.memory[0])
     output = path.with_name(re.sub("[^a-z0-9_]", "_", path.stem.lower()) + ".c")
     words = [str(path), "--output", str(output), "--schedule", schedule, "--extra-macs", str(extra)]
     export.main(export.parse_args([*words, *options.data_words(args)]))

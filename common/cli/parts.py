@@ -14,7 +14,7 @@ KIB = 1024
 
 @dataclass(frozen=True)
 class Part:
-    """A microcontroller, or the memory that a user has.
+    """A microcontroller.
 
     Attributes:
         ram: Bytes of the largest RAM without a gap.
@@ -47,14 +47,15 @@ PARTS = {
 PROGRAM = Part(16 * KIB, 32 * KIB)  # what is left for the stack, the code and the rest of the program
 
 
-def limits(args: argparse.Namespace) -> Part | None:
+def limits(args: argparse.Namespace) -> tuple[int, int] | None:
     """The memory that a network in C may use; sets the options of the budget to its flash.
 
     Args:
         args: The parsed command line, with `--part` and the options of `targets.add_budget_options`.
 
     Returns:
-        That of `--part`, or of `--target-ram` with `--target-size`; None for another budget.
+        Bytes of RAM and of flash, of `--part` or of `--target-ram` with `--target-size`; None for another
+        budget.
 
     Raises:
         ValueError: There is no budget, or there are others together.
@@ -62,15 +63,15 @@ def limits(args: argparse.Namespace) -> Part | None:
     given = {kind for kind in targets.TARGETS if getattr(args, f"target_{kind}")}
     if args.part and not given:
         part = PARTS[args.part]
-        limit = Part(part.ram - PROGRAM.ram, part.flash - PROGRAM.flash)
+        ram, flash = part.ram - PROGRAM.ram, part.flash - PROGRAM.flash
     elif not args.part and given == {"ram", "size"}:
         amounts = {kind: units.parse(kind, getattr(args, f"target_{kind}")) for kind in given}
         if any(is_fraction for _, is_fraction in amounts.values()):
             raise ValueError("--target-ram with --target-size: both must be in bytes")
-        limit = Part(int(amounts["ram"][0]), int(amounts["size"][0]))
+        ram, flash = (int(amounts[kind][0]) for kind in ("ram", "size"))
     elif not args.part and len(given) == 1:
         return None
     else:
         raise ValueError("give one --target, --target-ram with --target-size, or --part")
-    args.target_ram, args.target_size = None, f"{limit.flash}B"
-    return limit
+    args.target_ram, args.target_size = None, f"{flash}B"
+    return ram, flash

@@ -4,8 +4,8 @@ import torch
 from common.budget import costs
 from common.budget.costs import RESERVE
 from common.budget.widths import widths_for_budget
-from common.compression import int8_engines, int8_state, pruning, quantization
-from common.deployment import metadata, onnx_latency, onnx_model, onnx_writer
+from common.compression import int8_engines, pruning, quantization
+from common.deployment import integer_model, metadata, onnx_latency, onnx_model, onnx_writer
 from common.evaluation import latency, memory, metrics
 from common.evaluation.latency import Latency
 from common.evaluation.metrics import Score, count_parameters
@@ -92,8 +92,7 @@ def save_quantized(model, path, target, folder):
     content = lineage.child(
         parent,
         row_of(parent, path, "quantized"),
-        state_dict=int8_state.extract(quantization.convert(prepared).int8),
-        int8={"backend": target.backend, "float_shapes": architectures.shapes(model)},
+        **integer_model.to_content(integer_model.convert(prepared, SIDE), model, target),
         metrics=metrics_on_test()
         | metrics.complexity(model, SIDE)
         | {"engine": int8_engines.use(target), "fp32": other, "fake_quant": other},

@@ -1,11 +1,13 @@
 """compress.py as a user runs it, on a few images; and what it needs of the stages."""
 
 import re
+import shutil
 
 import pytest
 
 from common.budget import search
 from common.data import datasets, loaders
+from common.deployment.c_model import CModel
 from common.evaluation import int8_agreement, memory
 from common.evaluation.metrics import evaluate
 from common.models import checkpoint
@@ -178,3 +180,37 @@ def test_the_accuracies_before_and_after_each_step_are_stored(script, teacher, p
     assert "reconstructed" not in script("train_pruning", "--weights", "squeezenet1_1", *options)
     stored = checkpoint.load(checkpoint.find("pruned_x", place / "weights"))["metrics"]["validation"]
     assert set(stored[1].values()) == {None}
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler")
+def test_for_a_microcontroller_the_winner_is_written_in_c(script, teacher, place, monkeypatch):
+    monkeypatch.setattr(search, "RECIPES", (("lamp", "global"),))
+    limits = ("--target-ram", "11KB", "--target-size", "0.5MB", "--image-size", 64, 32)
+    out = script("compress", "--weights", "squeezenet1_1", *limits, *OPTIONS)
+    assert "SqueezeNet fits at 32 pixels: " in out and "at 64 pixels the activations need " in out
+    written = re.search(r"saved (\S+\.c): ", out)[1]
+    model = CModel(written)
+    assert model.content["image_size"] == 32 and model.flash <= 0.5e6
+    assert "C and the checkpoint agree on 100.00%" in out
+
+
+def test_limits_of_a_microcontroller(script, teacher, place):
+    refused = script(
+        "compress", "--weights", "squeezenet1_1", "--target-ram", "1KB", "--target-size", "1MB", code=2
+    )
+    assert re.search(
+        r"at 32 pixels the activations need [\d,]+ bytes of RAM in C, more than 1,000\n", refused
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--target-ram", "0.5", "--target-size", "1MB"), "both must be in bytes"),
+        (("--part", "nrf52840", "--target-size", "1MB"), "give one --target"),
+        (("--target-macs", "0.5", "--target-size", "1MB"), "give one --target"),
+        ((), "give one --target"),
+    ],
+)
+def test_limits_that_do_not_go_together_are_refused(script, options, text):
+    assert text in script("compress", "--weights", "squeezenet1_1", *options, code=2)
