@@ -1,10 +1,11 @@
 /* Runs a network on the images of export.py --golden, and compares its logits with those of the reference.
  *
  * The exit code is 0 if all logits are equal, 1 if not, 2 if the files cannot be used, and 3 after a fault. */
+#include HEADER /* of the network, such as "net.h" */
+
 #include <string.h>
 
 #include "measure.h"
-#include "net.h"
 #include "semihosting.h"
 
 extern char code_bytes[], flash_bytes[]; /* symbols of the linker, whose addresses are the values */

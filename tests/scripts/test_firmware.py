@@ -24,18 +24,18 @@ NAMES = ["Abyssinian", "Beagle", "Chartreux", "Devon Rex", "Eurasier"]
 assert len(NAMES) == CLASSES
 
 
-def export(graph, folder, schedule="camera", rounding="twice", images=3):
-    """Writes net.c, net.h and golden/; returns the bytes of the arena."""
+def export(graph, folder, schedule="camera", rounding="twice", images=3, name="net"):
+    """Writes NAME.c, NAME.h and NAME_golden; returns the bytes of the arena."""
     classes = NAMES[: graph.output.shape[0]]
-    written = c_writer.write(graph, "net", schedule, rounding, classes, [0.5] * 3, [0.25] * 3)
-    (folder / "net.c").write_text(written.source)
-    (folder / "net.h").write_text(written.header)
-    dumps.write(folder / "golden", "net", graph, torch.randn(images, *graph.input.shape), rounding)
+    written = c_writer.write(graph, name, schedule, rounding, classes, [0.5] * 3, [0.25] * 3)
+    (folder / f"{name}.c").write_text(written.source)
+    (folder / f"{name}.h").write_text(written.header)
+    dumps.write(folder / f"{name}_golden", name, graph, torch.randn(images, *graph.input.shape), rounding)
     return written.ram
 
 
 def make(folder, board="mps2-an500", **variables):
-    variables = {"BOARD": board, "NET": folder / "net.c", "GOLDEN": folder / "golden"} | variables
+    variables = {"BOARD": board, "NET": folder / "net.c"} | variables
     command = ["make", "-C", REPOSITORY / "firmware", "run", *(f"{k}={v}" for k, v in variables.items())]
     alone = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}  # of `make test`
     return subprocess.run(command, capture_output=True, text=True, timeout=100, env=alone)
@@ -47,7 +47,7 @@ def test_a_network_runs_on_a_board(board, rounding, tmp_path):
     arena = export(small_graph(), tmp_path, rounding=rounding)
     result = make(tmp_path, board)
     assert result.returncode == 0, result.stderr
-    logits = np.fromfile(tmp_path / "golden" / "logits.bin", np.int8).reshape(3, CLASSES)
+    logits = np.fromfile(tmp_path / "net_golden" / "logits.bin", np.int8).reshape(3, CLASSES)
     images = re.findall(r"^image (\d): (.+), all logits equal, ([\d,]+) instructions$", result.stdout, re.M)
     assert [(index, name) for index, name, _ in images] == [
         (str(index + 1), NAMES[best]) for index, best in enumerate(logits.argmax(1))
@@ -64,13 +64,20 @@ def test_a_network_runs_on_a_board(board, rounding, tmp_path):
 
 def test_other_logits_fail(tmp_path):
     export(small_graph(), tmp_path)
-    logits = bytearray((tmp_path / "golden" / "logits.bin").read_bytes())
+    logits = bytearray((tmp_path / "net_golden" / "logits.bin").read_bytes())
     logits[CLASSES] ^= 1
-    (tmp_path / "golden" / "logits.bin").write_bytes(logits)
+    (tmp_path / "net_golden" / "logits.bin").write_bytes(logits)
     result = make(tmp_path)
     assert result.returncode and "run] Error 1" in result.stderr
     lines = [line.split(", ")[1] for line in result.stdout.splitlines() if line.startswith("image")]
     assert lines == ["all logits equal", "LOGITS DIFFER", "all logits equal"]
+
+
+def test_a_network_may_have_another_name(tmp_path):
+    arena = export(small_graph(), tmp_path, name="pruned_0_8068")
+    result = make(tmp_path, NET=tmp_path / "pruned_0_8068.c")
+    assert result.returncode == 0, result.stderr
+    assert f"mps2-an500: arena {arena:,}, " in result.stdout
 
 
 def test_an_arena_that_does_not_fit_is_named(tmp_path):
@@ -84,7 +91,7 @@ def test_an_arena_that_does_not_fit_is_named(tmp_path):
     result = make(tmp_path, "mps3-an524")
     assert result.returncode == 2
     assert "the arena does not fit into the RAM of this board: see export.py --schedule" in result.stderr
-    (tmp_path / "golden").rename(tmp_path / "of rows")
+    (tmp_path / "net_golden").rename(tmp_path / "of rows")
     export(graph, tmp_path, "camera", images=1)
     assert make(tmp_path, "mps3-an524").returncode == 0
 
@@ -97,7 +104,7 @@ def test_mistakes_are_one_line(tmp_path):
     for variables, message in (
         ({"BOARD": "uno"}, "there is no BOARD=uno, but: mps2-an386"),
         ({"NET": tmp_path / "gone.c"}, "gone.c: python export.py CHECKPOINT --output firmware/net.c"),
-        ({"NET": tmp_path / "net.h"}, "its name must be net.c"),
+        ({"NET": tmp_path / "net.h"}, "net.h: it must be a C file of export.py"),
         (
             {"GOLDEN": tmp_path / "gone"},
             "gone/logits.bin: python export.py CHECKPOINT --output firmware/net.c",
