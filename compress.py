@@ -109,7 +109,7 @@ def sizes_that_fit(args, content):
 
 
 def deploy(args, path, content):
-    """Writes the winner in C for a microcontroller, by the first schedule that fits."""
+    """Writes the winner in C for a microcontroller, by the first schedule that fits, and its golden integers."""
     from common.budget import memory_limits
     from common.models import integers
 
@@ -119,6 +119,8 @@ def deploy(args, path, content):
     schedule, extra = memory_limits.find_way(integers.read(content), args.memory[0])
     output = path.with_name(re.sub("[^a-z0-9_]", "_", path.stem.lower()) + ".c")
     words = [str(path), "--output", str(output), "--schedule", schedule, "--extra-macs", str(extra)]
+    golden = output.with_name(f"{output.stem}_golden")  # where firmware/Makefile looks for it
+    words += [] if golden.exists() else ["--golden", str(golden)]
     export.main(export.parse_args([*words, *options.data_words(args)]))
     return output
 

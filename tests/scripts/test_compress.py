@@ -2,11 +2,13 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
 from common.budget import search
 from common.data import datasets, loaders
+from common.deployment import dumps
 from common.deployment.c_model import CModel
 from common.evaluation import int8_agreement, memory
 from common.evaluation.metrics import evaluate
@@ -191,6 +193,8 @@ def test_for_a_microcontroller_the_winner_is_written_in_c(script, teacher, place
     written = re.search(r"saved (\S+\.c): ", out)[1]
     model = CModel(written)
     assert model.content["image_size"] == 32 and model.flash <= 0.5e6
+    golden = Path(written.replace(".c", "_golden"))  # for firmware/Makefile
+    assert dumps.read_manifest(golden).rounding == "twice" and (golden / "images.bin").exists()
     assert "C and the checkpoint agree on 100.00%" in out
 
 
