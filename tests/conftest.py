@@ -5,21 +5,32 @@ import random
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.models._api import BUILTIN_MODELS
 
 from common.cli import launch
 from common.data import cache, synthetic
+from tests import shallow
 
 REPOSITORY = Path(__file__).parents[1]
 
 
 def pytest_addoption(parser):
     parser.addoption("--write-docs", action="store_true", help="write docs/ARCHITECTURES.md")
-    parser.addoption("--kills", type=int, default=5, help="how often each stage is killed; default: 5")
+    parser.addoption("--long", action="store_true", help="run the tests that take long, too")
+    parser.addoption("--kills", type=int, help="how often each stage is killed; default: 1, with --long 5")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--long"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes long, and runs with --long"))
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +45,13 @@ def seeded():
 def own_cache(tmp_path_factory, monkeypatch):
     """No test leaves decoded images behind."""
     monkeypatch.setattr(cache, "DEFAULT_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="module")
+def shallow_networks():
+    """squeezenet1_1, mobilenet_v2 and resnet18 have fewer layers."""
+    with mock.patch.dict(BUILTIN_MODELS, shallow.NETWORKS):
+        yield
 
 
 def write_images(
@@ -60,7 +78,11 @@ def image_folder(tmp_path) -> Path:
 
 @pytest.fixture
 def run(capsys, monkeypatch):
-    """run("train_teacher", "--epochs", 1, ...): the script in this process, as (code, out, err)."""
+    """run("train_teacher", "--epochs", 1, ...): the script in this process, as (code, out, err).
+
+    The plot of the training curves is an empty file.
+    """
+    monkeypatch.setattr("common.evaluation.results.draw_curves", lambda history, path: path.touch())
 
     def run_script(script: str, *arguments) -> SimpleNamespace:
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])

@@ -13,6 +13,8 @@ from common.models import architectures, checkpoint, lineage
 from common.system.errors import UserError
 from tests.compression.networks import CPU, EMBEDDED, SERVER, each_target, network_options, pruned_by
 
+pytestmark = pytest.mark.usefixtures("shallow_networks")
+
 CLASSES, SIDE = ["cat", "dog", "fox"], 32
 
 

@@ -14,6 +14,8 @@ from common.system import distributed
 from common.system.errors import UserError
 from tests.compression.networks import chain, network_options, pruned_by
 
+pytestmark = pytest.mark.usefixtures("shallow_networks")
+
 CLASSES = 40  # so many that the classifier would be pruned if it were not excluded
 
 

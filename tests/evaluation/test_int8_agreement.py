@@ -9,6 +9,8 @@ from common.evaluation.metrics import Score
 from common.system.errors import UserError
 from tests.compression.networks import CPU, EMBEDDED, SIDE, prepared_for, random_network
 
+pytestmark = pytest.mark.usefixtures("shallow_networks")
+
 
 def test_an_int8_model_with_other_predictions_is_not_saved():
     converted = quantization.convert(prepared_for(EMBEDDED, random_network("squeezenet1_1")))

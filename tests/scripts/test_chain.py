@@ -15,6 +15,8 @@ from common.models import checkpoint, lineage
 from common.stage import Stage
 from common.system import files
 
+pytestmark = pytest.mark.usefixtures("shallow_networks")
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):

@@ -13,6 +13,8 @@ from common.models import architectures, checkpoint, lineage
 from common.system.errors import UserError
 from tests.conftest import write_images
 
+pytestmark = pytest.mark.usefixtures("shallow_networks")
+
 METRICS = {"top1": 0.5, "ci95": [0.4, 0.6], "n": 100, "params": 724_000, "macs": 1}
 
 

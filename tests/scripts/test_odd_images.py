@@ -11,6 +11,8 @@ from common.evaluation import int8_agreement
 from common.models import checkpoint
 from tests.conftest import write_images
 
+pytestmark = pytest.mark.usefixtures("shallow_networks")
+
 
 @pytest.fixture
 def stage(run, tmp_path, monkeypatch):

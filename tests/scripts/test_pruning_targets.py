@@ -10,6 +10,8 @@ from common.models import architectures, checkpoint
 from common.system.errors import UserError
 from common.training import loop
 
+pytestmark = pytest.mark.usefixtures("shallow_networks")
+
 
 @pytest.fixture
 def prune(run, image_folder, tmp_path, monkeypatch):

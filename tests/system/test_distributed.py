@@ -22,6 +22,8 @@ from common.training import loop
 from tests import processes
 from tests.conftest import REPOSITORY, write_images
 
+pytestmark = pytest.mark.usefixtures("shallow_networks")
+
 CPU = torch.device("cpu")
 STAGES = {
     "train_teacher": ["--teacher", "resnet18", "--pretrained", "none"],
