@@ -6,7 +6,7 @@ They have the names, the kinds of layers and the first and last widths of the fu
 import functools
 
 from torch import nn
-from torchvision.models import convnext, mobilenetv2, resnet, shufflenetv2, squeezenet
+from torchvision.models import convnext, mobilenetv2, resnet, squeezenet
 
 
 def _squeezenet(num_classes):
@@ -35,9 +35,6 @@ BUILDERS = {
     squeezenet.squeezenet1_1: _squeezenet,
     mobilenetv2.mobilenet_v2: _mobilenet,
     convnext.convnext_tiny: _convnext,
-    shufflenetv2.shufflenet_v2_x0_5: lambda num_classes: shufflenetv2.ShuffleNetV2(
-        [2, 2, 2], [24, 48, 96, 192, 1024], num_classes
-    ),
     resnet.resnet18: _resnet(resnet.BasicBlock),
     resnet.resnet50: _resnet(resnet.Bottleneck),
     resnet.resnext50_32x4d: _resnet(resnet.Bottleneck, groups=32, width_per_group=4),

@@ -6,7 +6,6 @@ import itertools
 import math
 import random
 import re
-import resource
 import signal
 import time
 
@@ -307,6 +306,8 @@ def test_a_run_that_is_resumed_on_the_same_machine_prints_no_note(stage):
 
 def _fill_the_disk(arguments, log):
     """Runs a stage until its state can no longer be written."""
+    import resource  # not on Windows
+
     # in place of a full disk there is a limit on the size of a file: the state is really written up to there
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     keep = resume.Progress.keep
