@@ -2,6 +2,7 @@
 
 import importlib
 import random
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from torchvision.models._api import BUILTIN_MODELS
 
 from common.cli import launch
 from common.data import cache, synthetic
+from common.evaluation import latency
 from tests import shallow
 
 REPOSITORY = Path(__file__).parents[1]
@@ -23,7 +25,7 @@ REPOSITORY = Path(__file__).parents[1]
 def pytest_addoption(parser):
     parser.addoption("--write-docs", action="store_true", help="write docs/ARCHITECTURES.md")
     parser.addoption("--long", action="store_true", help="run the tests that take long, too")
-    parser.addoption("--kills", type=int, help="how often each stage is killed; default: 1, with --long 5")
+    parser.addoption("--kills", type=int, help="how often each stage is killed; default: 2, with --long 5")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -101,8 +103,24 @@ def run(capsys, monkeypatch):
 
 
 @pytest.fixture
-def small_synthetic(tmp_path, monkeypatch) -> Path:
-    """The synthetic data set with 4 training and 2 test images of each breed."""
+def brief_timing(monkeypatch):
+    """For tests of latency in which the times do not matter."""
+    monkeypatch.setattr(latency, "others_load", lambda: 0.0)
+    for name in ("WARMUP_SECONDS", "MEASURED_SECONDS", "TURN_SECONDS"):
+        monkeypatch.setattr(latency, name, 0)
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory) -> Path:
+    """The synthetic data set with 4 training and 2 test images of each breed; not to be changed."""
+    folder = tmp_path_factory.mktemp("drawn") / "synthetic"
+    with mock.patch.object(synthetic, "IMAGES_PER_BREED", {"trainval": 4, "test": 2}):
+        synthetic.write(folder)
+    return folder
+
+
+@pytest.fixture
+def small_synthetic(drawn, tmp_path, monkeypatch) -> Path:
+    """A copy of it."""
     monkeypatch.setattr(synthetic, "IMAGES_PER_BREED", {"trainval": 4, "test": 2})
-    synthetic.write(tmp_path / "synthetic")
-    return tmp_path / "synthetic"
+    return shutil.copytree(drawn, tmp_path / "synthetic")

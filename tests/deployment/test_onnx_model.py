@@ -25,6 +25,8 @@ from tests.compression.networks import (
 )
 from tests.deployment.contents import content_of
 
+pytestmark = pytest.mark.usefixtures("shallow_networks")
+
 
 @each_target
 @pytest.mark.parametrize("arch", ["resnet18", "squeezenet1_1"])

@@ -56,7 +56,7 @@ def weights(created, tmp_path):
 
 
 @pytest.fixture
-def refused(run, image_folder, weights):
+def refused(run, image_folder, weights, brief_timing):
     """refused(script, *options): runs it on `image_folder` and gives the one line of its error."""
 
     def refuse(script, *options, dataset=("--dataset", "folder", "--data-dir", image_folder)):

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("shallow_networks")
 
 
 @pytest.fixture
-def stage(run, tmp_path, monkeypatch):
+def stage(run, tmp_path, monkeypatch, brief_timing):
     """stage(script, *options, data_dir=...): runs the script on that folder and gives its output."""
     # hardly trained networks have logits so close to each other that int8 swaps some
     monkeypatch.setattr(int8_agreement, "MIN_AGREEMENT", 0.0)

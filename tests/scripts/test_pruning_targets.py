@@ -5,7 +5,7 @@ from torch import nn
 
 from common.compression.target_devices import ENGINES
 from common.deployment import onnx_writer
-from common.evaluation import latency, memory
+from common.evaluation import memory
 from common.models import architectures, checkpoint
 from common.system.errors import UserError
 from common.training import loop
@@ -14,10 +14,8 @@ pytestmark = pytest.mark.usefixtures("shallow_networks")
 
 
 @pytest.fixture
-def prune(run, image_folder, tmp_path, monkeypatch):
+def prune(run, image_folder, tmp_path, brief_timing):
     """prune(*options): train_pruning.py on an untrained network, as (result, the content that was saved)."""
-    monkeypatch.setattr(latency, "WARMUP_SECONDS", 0)
-    monkeypatch.setattr(latency, "MEASURED_SECONDS", 0)
 
     def run_script(*options):
         result = run(
