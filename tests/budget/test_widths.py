@@ -247,7 +247,8 @@ def test_a_limit_of_ram_below_the_least_is_an_error():
 
 
 def test_ram_is_halved_by_the_early_layers_of_a_real_network_alone():
-    model = MobileNetV2(CLASSES)  # all layers
+    settings = ((1, 16, 1), (6, 24, 2), (6, 32, 2), (6, 64, 2), (6, 96, 1), (6, 160, 2), (6, 320, 1))
+    model = MobileNetV2(CLASSES, inverted_residual_setting=[[*each[:2], 1, each[2]] for each in settings])
     network = network_options(model, CLASSES, image_size=64)
     before, now = metrics.complexity(model, 64), memory.peak(model, 64).values
     budget, pruned = ram(now / 2, now, image_size=64), model
@@ -255,7 +256,7 @@ def test_ram_is_halved_by_the_early_layers_of_a_real_network_alone():
         pruned = within(pruned, budget.at_step(step, 2), network)
         assert memory.peak(pruned, 64).values <= budget.at_step(step, 2).limit
     after = metrics.complexity(pruned, 64)
-    assert after["params"] > 0.99 * before["params"] and after["macs"] > 0.85 * before["macs"]
+    assert after["params"] > 0.99 * before["params"] and after["macs"] > 0.8 * before["macs"]
     old = architectures.shapes(model)
     changed = {key for key, shape in architectures.shapes(pruned).items() if shape != old[key]}
     assert {key.split(".")[1] for key in changed} <= {"0", "1", "2", "3", "4"}

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("shallow_networks")
 
 CPU = torch.device("cpu")
 STAGES = {
-    "train_teacher": ["--teacher", "resnet18", "--pretrained", "none"],
+    "train_teacher": ["--teacher", "mobilenet_v2", "--pretrained", "none"],
     "train_student": ["--teacher", "TEACHER", "--student", "squeezenet1_1", "--pretrained", "none"],
     "train_pruning": ["--weights", "TEACHER", "--pruning-steps", 2],
     "train_quantization": ["--weights", "TEACHER", "--target-device", "server"],
@@ -161,7 +161,7 @@ def test_torchrun_starts_a_stage_and_an_error_is_reported_once(folder):
 
     result = torchrun("--epochs", 1)
     assert result.returncode == 0, result.stderr
-    assert len(re.findall(r"saved .*teacher_resnet18_[01]\.\d{4}\.pt", result.stdout)) == 1
+    assert len(re.findall(r"saved .*teacher_mobilenet_v2_[01]\.\d{4}\.pt", result.stdout)) == 1
     with unreadable(folder) as image:
         result = torchrun("--epochs", 1, "--cache", "off", "--model-name", "second")
     assert result.returncode != 0
