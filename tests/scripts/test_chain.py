@@ -11,7 +11,7 @@ from PIL import Image
 
 from common.data import datasets, synthetic
 from common.data.loaders import make_loaders
-from common.evaluation import int8_agreement, metrics, plots, results
+from common.evaluation import int8_agreement, metrics, plots
 from common.models import checkpoint, lineage
 from common.stage import Stage
 from common.system import files
@@ -42,7 +42,6 @@ def stage(run, options, tmp_path, monkeypatch):
     """stage(script, *arguments): runs it on the synthetic images and gives (its output, the saved path)."""
     # hardly trained networks have logits so close to each other that int8 swaps some
     monkeypatch.setattr(int8_agreement, "MIN_AGREEMENT", 0.0)
-    monkeypatch.setattr(results, "draw_curves", plots.draw_curves)  # which `run` replaces
 
     def run_stage(script, *arguments, epochs=3):
         training = ("--epochs", epochs, "--batch-size", 16, "--lr", 0.001)
@@ -66,7 +65,8 @@ def statistics(monkeypatch):
     return states
 
 
-def test_the_chain_from_teacher_to_int8(stage, run, options, tmp_path, statistics):
+def test_the_chain_from_teacher_to_int8(stage, run, options, tmp_path, statistics, monkeypatch):
+    monkeypatch.setattr("common.evaluation.results.draw_curves", plots.draw_curves)  # which `run` replaces
     out, teacher = stage(
         "train_teacher", "--teacher", "resnet18", "--pretrained", "none", "--image-size", 48, epochs=1
     )

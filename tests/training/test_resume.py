@@ -68,9 +68,16 @@ def test_a_stage_that_is_killed_several_times_ends_with_the_same_weights(
     seconds = time.monotonic() - start
 
     kills = pytestconfig.getoption("kills") or (5 if pytestconfig.getoption("long") else 2)
-    rng, killed, run = random.Random(0), 0, 0
     log = tmp_path / "log of the killed runs"
-    while killed < kills:
+    # first as soon as there is a state, then at random moments
+    process = processes.start(script, [*options, *data_options(images, tmp_path / "1")], log)
+    while not visible(tmp_path / "1", "*.resume"):
+        assert process.is_alive(), log.read_text()
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    rng, killed, run = random.Random(0), 1, 0
+    while not run or killed < kills:
         run += 1
         output = tmp_path / str(run)
         killed += processes.run_with_kills(
