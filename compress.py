@@ -6,7 +6,7 @@
 
 reads    weights/teacher_resnet50_<top-1>.pt, and the images of --dataset
 writes   the winner into weights/, its report (.md) beside it, every checkpoint tried into weights/candidates/
-         for a microcontroller (--part, or --target-ram with --target-size) also the winner in C
+         for a microcontroller (--part, or --target-ram with --target-size) also the winner in C, and golden integers
 
 The candidates are compared in short trials, and only the most promising are trained for all epochs: see
 common/budget/search.py. The same command again resumes a search that was interrupted.
@@ -109,7 +109,7 @@ def sizes_that_fit(args, content):
 
 
 def deploy(args, path, content):
-    """Writes the winner in C for a microcontroller, by the first schedule that fits, and its golden integers."""
+    """Writes the winner in C for a microcontroller, by the first schedule that fits, and golden integers."""
     from common.budget import memory_limits
     from common.models import integers
 
