@@ -6,7 +6,7 @@
 
 reads    weights/teacher_resnet50_<top-1>.pt, and the images of --dataset
 writes   the winner into weights/, its report (.md) beside it, every checkpoint tried into weights/candidates/
-         for a microcontroller (--part, or --target-ram with --target-size) also the winner in C, and golden integers
+         for a microcontroller (--part, or --target-ram with --target-size) the winner in C, golden integers
 
 The candidates are compared in short trials, and only the most promising are trained for all epochs: see
 common/budget/search.py. The same command again resumes a search that was interrupted.
