@@ -111,6 +111,8 @@ def sizes_that_fit(args, content):
 def deploy(args, path, content):
     """Writes the winner in C for a microcontroller, by the first schedule that fits, and golden integers."""
     from common.budget import memory_limits
+    from common.deployment import c_model
+    from common.evaluation import results
     from common.models import integers
 
     if not args.memory:
@@ -122,6 +124,14 @@ def deploy(args, path, content):
     golden = output.with_name(f"{output.stem}_golden")  # where firmware/Makefile looks for it
     words += [] if golden.exists() else ["--golden", str(golden)]
     export.main(export.parse_args([*words, *options.data_words(args)]))
+    written, (ram, flash) = c_model.CModel(output), args.memory
+    text = (
+        f"In C ({schedule}, {extra:.0%} more MACs): {written.ram:,} bytes of RAM, the limit is {ram:,}; "
+        f"{written.flash:,} bytes of flash for constants, the limit is {flash:,}"
+    )
+    report = path.with_suffix(".md")
+    results.write_text(f"{report.read_text(encoding='utf-8').rstrip()}\n\n{text}\n", report)
+    print(text)
     return output
 
 

@@ -7,10 +7,12 @@ from torch import nn
 from common.compression import quantization
 from common.compression.reparameterization import fuse_branches
 from common.compression.target_devices import TargetDevice
-from common.integer import from_fx, recomputation
+from common.deployment import c_writer
+from common.integer import from_fx
 from common.integer.graph import Graph
 from common.system.errors import UserError
 
+STATISTICS = [0.5] * 3, [0.5] * 3  # mean and standard deviation, which change no size
 WAYS = (
     ("rows", 0.0),
     ("camera", 0.0),
@@ -37,9 +39,9 @@ def graph_of(model: nn.Module, target: TargetDevice, image_size: int) -> Graph:
 
 
 def find_way(graph: Graph, ram: int) -> tuple[str, float]:
-    """Finds a schedule with which the activations of an int8 network fit.
+    """Finds a schedule with which an int8 network in C fits.
 
-    Pruning changes them little: most of them are the image, and a few rows of the first layers.
+    Pruning changes the RAM little: most of it is the image, and a few rows of the first layers.
 
     Args:
         graph: The network.
@@ -53,9 +55,9 @@ def find_way(graph: Graph, ram: int) -> tuple[str, float]:
     """
     needed = {}
     for schedule, extra in WAYS:
-        _, plan = recomputation.plan(graph, schedule, extra)
-        if plan.arena <= ram:
+        written = c_writer.write(graph, "network", schedule, "twice", [], *STATISTICS, extra)
+        if written.ram <= ram:
             return schedule, extra
-        needed[schedule, extra] = plan.arena
+        needed[schedule, extra] = written.ram
     least, side = min(needed.values()), graph.input.shape[1]
-    raise UserError(f"at {side} pixels the activations need {least:,} bytes of RAM in C, more than {ram:,}")
+    raise UserError(f"at {side} pixels the network needs {least:,} bytes of RAM in C, more than {ram:,}")

@@ -189,24 +189,24 @@ def test_the_accuracies_before_and_after_each_step_are_stored(script, teacher, p
 @pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler")
 def test_for_a_microcontroller_the_winner_is_written_in_c(script, teacher, place, monkeypatch):
     monkeypatch.setattr(search, "RECIPES", (("lamp", "global"),))
-    limits = ("--target-ram", "11KB", "--target-size", "0.5MB", "--image-size", 64, 32)
+    limits = ("--target-ram", "13KB", "--target-size", "0.5MB", "--image-size", 64, 32)
     out = script("compress", "--weights", "squeezenet1_1", *limits, *OPTIONS)
-    assert "SqueezeNet fits at 32 pixels: " in out and "at 64 pixels the activations need " in out
+    assert "SqueezeNet fits at 32 pixels: " in out and "at 64 pixels the network needs " in out
     written = re.search(r"saved (\S+\.c): ", out)[1]
     model = CModel(written)
     assert model.content["image_size"] == 32 and model.flash <= 0.5e6
     golden = Path(written.replace(".c", "_golden"))  # for firmware/Makefile
     assert dumps.read_manifest(golden).rounding == "twice" and (golden / "images.bin").exists()
     assert "C and the checkpoint agree on 100.00%" in out
+    report = next((place / "weights").glob("quantized_*.md")).read_text()
+    assert f"{model.ram:,} bytes of RAM, the limit is 13,000; {model.flash:,} bytes of flash" in report
 
 
 def test_limits_of_a_microcontroller(script, teacher, place):
     refused = script(
         "compress", "--weights", "squeezenet1_1", "--target-ram", "1KB", "--target-size", "1MB", code=2
     )
-    assert re.search(
-        r"at 32 pixels the activations need [\d,]+ bytes of RAM in C, more than 1,000\n", refused
-    )
+    assert re.search(r"at 32 pixels the network needs [\d,]+ bytes of RAM in C, more than 1,000\n", refused)
 
 
 @pytest.mark.parametrize(
