@@ -2,21 +2,25 @@
 
     python compress.py --weights resnet50 --target-size 4MB --student resnet18
     python compress.py --weights resnet50 --target-ram 512KB --image-size 224 160 128
+    python compress.py --weights mobilenet_v2 --part nrf52840 --image-size 224 160
 
 reads    weights/teacher_resnet50_<top-1>.pt, and the images of --dataset
 writes   the winner into weights/, its report (.md) beside it, every checkpoint tried into weights/candidates/
+         for a microcontroller (--part, or --target-ram with --target-size) the winner in C, golden integers
 
 The candidates are compared in short trials, and only the most promising are trained for all epochs: see
 common/budget/search.py. The same command again resumes a search that was interrupted.
 """
 
 import functools
+import re
 from pathlib import Path
 
+import export
 import train_pruning
 import train_quantization
 import train_student
-from common.cli import launch, options, targets, teacher_options
+from common.cli import launch, options, parts, targets, teacher_options
 from common.cli.parser import Parser, number, shell_join
 from common.compression.target_devices import TARGET_DEVICES
 
@@ -39,7 +43,7 @@ def main(args):
         architectures.check(arch)
     launch.start(args.output_dir, args.device, args.seed)
     path, content = checkpoint.open_parent(args.weights, args.output_dir)
-    sizes = list(dict.fromkeys(args.image_size or [content["image_size"]]))
+    sizes = sizes_that_fit(args, content)
     splits = datasets.load_splits(
         args.dataset, args.data_dir, args.val_fraction, index_dir=cache.folder_of(args.cache)
     )
@@ -74,8 +78,61 @@ def main(args):
     report += f"\n\nOn the test images, which no other candidate has seen: {score}"
     results.write_text(report, path.with_suffix(".md"))
     print(f"\n{report}\nsaved {path}, {path.with_suffix('.md')}")
-    print(f"next: python export.py {path} --output {path.stem}.onnx{options.data_arguments(args)}")
-    return path
+    return deploy(args, path, created)
+
+
+def sizes_that_fit(args, content):
+    """The image sizes to try; of a microcontroller those at which source and students fit into its RAM."""
+    from common.budget import memory_limits
+    from common.models import architectures, checkpoint
+    from common.system.errors import UserError
+
+    sizes = list(dict.fromkeys(args.image_size or [content["image_size"]]))
+    if not args.memory:
+        return sizes
+    target, count = TARGET_DEVICES[args.target_device], len(content["classes"])
+    networks = [checkpoint.rebuild(content), *(architectures.build(arch, count) for arch in args.student)]
+    fitting, refused = [], []
+    for size in sizes:
+        try:
+            for network in networks:
+                graph = memory_limits.graph_of(network, target, size)
+                schedule, extra = memory_limits.find_way(graph, args.memory[0])
+                print(f"{type(network).__name__} fits at {size} pixels: {schedule}, {extra:.0%} more MACs")
+            fitting.append(size)
+        except UserError as error:
+            refused.append(str(error))
+    if not fitting:
+        raise UserError("; ".join(refused))
+    print("".join(f"note: {text}\n" for text in refused), end="")
+    return fitting
+
+
+def deploy(args, path, content):
+    """Writes the winner in C for a microcontroller, by the first schedule that fits, and golden integers."""
+    from common.budget import memory_limits
+    from common.deployment import c_model
+    from common.evaluation import results
+    from common.models import integers
+
+    if not args.memory:
+        print(f"next: python export.py {path} --output {path.stem}.onnx{options.data_arguments(args)}")
+        return path
+    schedule, extra = memory_limits.find_way(integers.read(content), args.memory[0])
+    output = path.with_name(re.sub("[^a-z0-9_]", "_", path.stem.lower()) + ".c")
+    words = [str(path), "--output", str(output), "--schedule", schedule, "--extra-macs", str(extra)]
+    golden = output.with_name(f"{output.stem}_golden")  # where firmware/Makefile looks for it
+    words += [] if golden.exists() else ["--golden", str(golden)]
+    export.main(export.parse_args([*words, *options.data_words(args)]))
+    written, (ram, flash) = c_model.CModel(output), args.memory
+    text = (
+        f"In C ({schedule}, {extra:.0%} more MACs): {written.ram:,} bytes of RAM, the limit is {ram:,}; "
+        f"{written.flash:,} bytes of flash for constants, the limit is {flash:,}"
+    )
+    report = path.with_suffix(".md")
+    results.write_text(f"{report.read_text(encoding='utf-8').rstrip()}\n\n{text}\n", report)
+    print(text)
+    return output
 
 
 def new_search(args, source, teacher, sizes):
@@ -95,6 +152,7 @@ def new_search(args, source, teacher, sizes):
         cost=functools.partial(costs.checkpoint_cost, kind, **conditions),
         students=args.student, sizes=sizes, epochs=args.epochs,
         remembered=Path(args.output_dir, checkpoint.CANDIDATES, "limits.json"),
+        precisions=("int8",) if args.memory else None,
     )  # fmt: skip
 
 
@@ -142,7 +200,12 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     group = parser.add_argument_group("compression")
     group.add_argument("--weights", required=True, metavar="CHECKPOINT", help=options.CHECKPOINT)
-    targets.add_budget_options(group.add_mutually_exclusive_group(required=True))
+    targets.add_budget_options(group)
+    group.add_argument(
+        "--part", choices=parts.PARTS, metavar="NAME",
+        help="a microcontroller: the network in C fits into its RAM and flash, with room for the rest of a "
+        f"program; {', '.join(parts.PARTS)}; another one: --target-ram and --target-size together",
+    )  # fmt: skip
     targets.add_conditions(group)
     targets.add_width_option(group)
     group.add_argument(
@@ -164,6 +227,10 @@ def parse_args(argv=None):
     options.add_training_options(parser, epochs=20, lr=5e-4)
     parser.set_defaults(resume=True)
     args = parser.parse_args(argv)
+    try:
+        args.memory = parts.limits(args)
+    except ValueError as error:
+        parser.error(str(error))
     args.shared = []
     for name in SHARED:
         value = getattr(args, name)

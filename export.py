@@ -80,6 +80,8 @@ def check(output, exported, model, batches):
         f"logits for {equal}; largest difference of a logit {difference:.4f}, largest logit "
         f"{float(expected.abs().max()):.2f}"
     )
+    if runtime == "C":
+        print(f"{exported.ram:,} bytes of RAM, {exported.flash:,} bytes of flash for constants")
     if runtime == "C" and equal < len(actual):
         raise UserError(f"{output} is not written: in C all logits must be equal")
     if not agreement >= MIN_AGREEMENT:

@@ -102,6 +102,8 @@ def measure(name, path, samples, args):
         row[f"top-1, {rounding}"] = (
             f"{100 * np.mean(np.concatenate(logits[rounding]).argmax(1) == labels):.2f}"
         )
+    once, twice = (np.concatenate(logits[rounding]).argmax(1) for rounding in reference.ROUNDINGS)
+    row["once = twice"] = f"{100 * np.mean(once == twice):.2f}"
     row |= {f"{runtime} differs": str(len(differing[runtime])) for runtime in runtimes}
     print(row, flush=True)
     for runtime, images in differing.items():

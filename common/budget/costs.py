@@ -1,5 +1,6 @@
 """What a model costs: parameters, multiply-accumulates, bytes of its file and of RAM, milliseconds here."""
 
+import contextlib
 import copy
 import functools
 import hashlib
@@ -17,6 +18,7 @@ from common.compression.reparameterization import fuse_branches
 from common.compression.target_devices import TargetDevice
 from common.deployment import onnx_latency, onnx_model
 from common.evaluation import latency, memory, metrics
+from common.integer import from_fx, plain
 from common.models import architectures, checkpoint, lineage
 from common.system import files, units
 from common.system.errors import UserError
@@ -191,6 +193,9 @@ def _int8_file_bytes(model: nn.Module, parent: dict, row: dict, target: TargetDe
     fused = copy.deepcopy(fuse_branches(model)).cpu()
     skeleton = quantization.skeleton(fused, target, parent["image_size"])
     state = int8_state.extract(skeleton)
+    int8 = {"backend": target.backend}
+    with contextlib.suppress(UserError):  # a part computes in float32: the file has no graph
+        int8["graph"] = plain.to_plain(from_fx.read(skeleton, parent["image_size"]), state)
 
     def cost(model: nn.Module) -> float:
         shapes = architectures.shapes(fuse_branches(model))
@@ -198,7 +203,7 @@ def _int8_file_bytes(model: nn.Module, parent: dict, row: dict, target: TargetDe
             lineage.child(parent, row),
             json.loads(json.dumps(row)),  # a file would hold the same object only once
             state_dict=int8_state.resize(state, shapes),
-            int8={"backend": target.backend, "float_shapes": shapes},
+            int8=int8 | {"float_shapes": shapes},
             metrics=PLACEHOLDERS,
         )
         return files.file_bytes(content) + RESERVE

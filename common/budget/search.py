@@ -35,12 +35,8 @@ from common.system import units
 from common.system.errors import UserError
 
 RECIPES = (("reconstruction", "global"), ("lamp", "global"))  # importance and scope
-PRECISIONS = {  # MACs are the same in int8
-    "macs": ("fp32",),
-    "size": ("fp32", "int8"),
-    "latency": ("fp32", "int8"),
-    "ram": ("fp32", "int8"),
-}
+BOTH = "fp32", "int8"
+PRECISIONS = {"macs": BOTH[:1], "size": BOTH, "latency": BOTH, "ram": BOTH}  # MACs are the same in int8
 TRIAL = 8  # a trial with training has this part of the epochs
 FINISHED = 2  # candidates of each network are finished, at most
 SMALL_ALPHA = 0.3  # the weight in KD of a teacher that is no better than its student
@@ -67,6 +63,7 @@ class Search:
         sizes: list[int],
         epochs: int,
         remembered: Path,
+        precisions: tuple = (),
     ):
         """Reads the budget.
 
@@ -84,6 +81,7 @@ class Search:
             epochs: Of distillation and of pruning.
             remembered: A JSON file that keeps the limits that were measured: a second search has the same
                 one.
+            precisions: Those to try; default: all.
 
         Raises:
             UserError: The source meets the budget already.
@@ -91,16 +89,17 @@ class Search:
         self.source, self.teacher, self.alpha = source, teacher, alpha
         self.kind, self.stages, self.budget, self.cost = kind, stages, budget, cost
         self.students, self.sizes, self.epochs = students, sizes, epochs
+        self.precisions = precisions or PRECISIONS[kind]
         self.short = max(1, epochs // TRIAL)
         first = budget(source.path, text, "fp32", sizes[0])
         self.limit = limits.remembered(first, source.path, sizes[0], text, remembered)
         self.target = units.format_exact(kind, self.limit)
         self.tried: list[Candidate] = []
         self.refused: list[str] = []
-        # what networks cost before they are pruned: to measure a latency, a network has to be exported
+        # before pruning: to measure a latency, a network has to be exported
         self._costs = {(source.path, "fp32", sizes[0]): first.start}
         now = cost(source.path) if kind == "size" else first.start
-        if now <= self.limit:
+        if now <= self.limit and not precisions:
             raise UserError(f"nothing to do: {source.path} has {units.describe(kind, now)} already")
 
     def run(self) -> Candidate:
@@ -182,7 +181,7 @@ class Search:
         plans = []
         for size in self.sizes:
             best = []
-            for precision in PRECISIONS[self.kind]:
+            for precision in self.precisions:
                 if trials := self._trials(start, precision, size):
                     best.append(max(trials, key=lambda plan: plan.trial.top1))
             plans += _promising(best)

@@ -225,8 +225,24 @@ def add_pretrained_option(group) -> None:
     )
 
 
+def data_words(args: argparse.Namespace) -> list[str]:
+    """The options with which the next stage finds the same data and checkpoints.
+
+    Args:
+        args: The parsed command line.
+
+    Returns:
+        Those that differ from their defaults, as words of a command line.
+    """
+    parts = []
+    for name, default in (("dataset", "pet37"), ("data_dir", None), ("output_dir", "weights")):
+        if getattr(args, name) != default:
+            parts += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    return parts
+
+
 def data_arguments(args: argparse.Namespace) -> str:
-    """Writes the options with which the next stage finds the same data and checkpoints.
+    """Writes `data_words`.
 
     Args:
         args: The parsed command line.
@@ -234,8 +250,5 @@ def data_arguments(args: argparse.Namespace) -> str:
     Returns:
         A text for the shell that begins with a space, or "".
     """
-    parts = []
-    for name, default in (("dataset", "pet37"), ("data_dir", None), ("output_dir", "weights")):
-        if getattr(args, name) != default:
-            parts += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    parts = data_words(args)
     return f" {shell_join(parts)}" if parts else ""

@@ -1,9 +1,11 @@
 """What the forms of operators in C have in common: constants are collected, and rows are found."""
 
-from common.deployment.c_constants import array
+from common.deployment.c_constants import array, bytes_of
 from common.integer import operators as ops
 from common.integer.graph import LOW, Operator, Tensor
 from common.integer.rows import Recomputed, height, row_bytes, window
+
+STRUCT = 40  # bytes of the largest struct
 
 
 class Collector:
@@ -13,6 +15,7 @@ class Collector:
         rounding: See `reference`.
         constants: Definitions in C.
         calls: For each operator the statements that compute row y; "" where nothing is to be done.
+        flash: Bytes of the constants, on a processor with pointers of 4 bytes.
         scratch: Bytes that a call needs besides its inputs and its output.
         rows: The most rows of an input that a call reads.
         taps: The most values of the kernel of a depthwise convolution.
@@ -28,7 +31,7 @@ class Collector:
             rounding: See `reference`.
         """
         self.rounding, self.constants, self.calls = rounding, [], []
-        self.scratch, self.rows, self.taps = 0, 1, 1
+        self.scratch, self.rows, self.taps, self.flash = 0, 1, 1, 0
         self.tile_rows = 0
         self.left_shifts = self.lows = False
         self._fixed: dict[str, str] = {}  # the arrays of constant tensors
@@ -78,12 +81,14 @@ class Collector:
     def _array(self, kind: str, name: str, values) -> str:
         name = f"{name}_{self._index}"
         self.constants.append(array(kind, name, values))
+        self.flash += bytes_of(kind, values)
         return name
 
     def _struct(self, kind: str, fields: dict, suffix: str = "") -> str:
         name = f"layer{suffix}_{self._index}"
         body = ", ".join(f".{field} = {value}" for field, value in fields.items())
         self.constants.append(f"static const struct {kind} {name} = {{{body}}};\n")
+        self.flash += STRUCT
         return name
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+SIZES = {"int8_t": 1, "uint8_t": 1, "uint16_t": 2, "int32_t": 4, "float": 4}
 OVERREAD = 48  # bytes that a kernel may read after the weights, and does not use
 
 
@@ -23,6 +24,19 @@ def array(kind: str, name: str, values) -> str:
     return f"static const {kind} {name}[{len(flat)}] = {{\n" + ",\n".join(lines) + "};\n"
 
 
+def bytes_of(kind: str, values) -> int:
+    """The size of a constant array.
+
+    Args:
+        kind: See `array`.
+        values: See there.
+
+    Returns:
+        Bytes.
+    """
+    return SIZES[kind.split()[-1]] * np.asarray(values).size
+
+
 def c_float(value: float) -> str:
     """A float32 in C.
 
@@ -33,6 +47,22 @@ def c_float(value: float) -> str:
         The literal of its value in float32.
     """
     return f"{float(value).hex()}f"
+
+
+def c_string(text: str) -> str:
+    """A text in C.
+
+    Args:
+        text: Any.
+
+    Returns:
+        The literal of its bytes in UTF-8.
+    """
+    escaped = "".join(
+        chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\?' else f"\\{byte:03o}"
+        for byte in text.encode(errors="surrogateescape")
+    )
+    return f'"{escaped}"'
 
 
 def braces(values) -> str:

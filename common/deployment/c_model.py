@@ -36,6 +36,7 @@ class CModel(nn.Module):
         content: Its metadata as values, named as in a checkpoint.
         rounding: Of `reference.ROUNDINGS`.
         ram: Bytes of its static array.
+        flash: Bytes of its constants.
     """
 
     def __init__(self, path: str | Path, threads: int = 0):
@@ -78,7 +79,7 @@ class CModel(nn.Module):
         self.path = path
         texts = self._metadata(source, header)
         self.content = metadata.parse(texts, path)
-        self.rounding, self.ram = texts["rounding"], int(texts["ram"])
+        self.rounding, self.ram, self.flash = texts["rounding"], int(texts["ram"]), int(texts["flash"])
         side, classes = self.content["image_size"], len(self.content["classes"])
         self.images = GraphTensor("images", (3, side, side), *json.loads(texts["input"]))
         self.logits = GraphTensor("logits", (classes,), *json.loads(texts["logits"]))
@@ -152,7 +153,13 @@ def export(
     )
     grids = {"input": graph.input.grid, "logits": graph.output.grid}
     texts = metadata.of(checkpoint) | {name: json.dumps(grid) for name, grid in grids.items()}
-    texts |= {"rounding": rounding, "schedule": schedule, "ram": str(written.ram), CHECKSUM: NO_CHECKSUM}
+    texts |= {
+        "rounding": rounding,
+        "schedule": schedule,
+        "ram": str(written.ram),
+        "flash": str(written.flash),
+        CHECKSUM: NO_CHECKSUM,
+    }
     comment = json.dumps(texts).replace("/", r"\/")  # which cannot end the comment
     source = f"/* metadata {comment} */\n{written.source}"
     source = source.replace(NO_CHECKSUM, _checksum(source, written.header), 1)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from common.data.transforms import Normalize
-from common.deployment.c_constants import array, padded
+from common.deployment.c_constants import array, c_string, padded
 from common.deployment.c_layers import TILE, Layers
 from common.integer import recomputation, reference
 from common.integer.graph import Graph
@@ -21,6 +21,7 @@ from common.integer.rows import IMAGE, Network, height, row_bytes
 
 KERNELS = Path(__file__).with_name("c")  # files of the functions and structs of one subject
 DEFINED = re.compile(r"^(?:static [\w ]+?[ *]|struct )(\w+)(?: \{$|\()", re.MULTILINE)
+PLACE = 16  # bytes in which the place of a tensor is described
 USED = re.compile(r"struct (\w+)|(\w+)\(")
 
 
@@ -32,11 +33,13 @@ class Written:
         source: The content of NAME.c.
         header: The content of NAME.h.
         ram: Bytes of its static array: the activations, and what the largest layer needs besides.
+        flash: Bytes of its constants; the code is not counted.
     """
 
     source: str
     header: str
     ram: int
+    flash: int
 
 
 def write(
@@ -85,7 +88,10 @@ def write(
         _run(name, graph, plan, numbers),
         _tables(name, graph, classes, mean, std),
     ]
-    return Written("".join(parts), _header(name, graph, schedule, rounding, ram), ram)
+    flash = (
+        layers.flash + PLACE * len(numbers) + len(plan.events) + sum(len(each) + 5 for each in classes) + 768
+    )
+    return Written("".join(parts), _header(name, graph, schedule, rounding, ram), ram, flash)
 
 
 def _kernels(texts: list[str], rounding: str) -> list[str]:
@@ -251,7 +257,7 @@ def _tables(
     """The names of the classes, and the preprocessing of each of the 256 values of a byte."""
     values = torch.arange(256, dtype=torch.uint8).view(1, 1, 256, 1).expand(1, 3, 256, 1)
     inputs = reference.quantize(Normalize(mean, std)(values.contiguous()), graph.input)[0, :, :, 0].tolist()
-    names = ",\n".join(f"  {_c_string(each)}" for each in classes)
+    names = ",\n".join(f"  {c_string(each)}" for each in classes)
     rows = ",\n".join("  {" + ",".join(map(str, each)) + "}" for each in inputs)
     upper = name.upper()
     return f"""
@@ -268,12 +274,3 @@ void {name}_quantize(const uint8_t *rgb, int pixels, int8_t *inputs)
   for (int i = 0; i < 3 * pixels; i++) inputs[i] = {name}_input_of_rgb[i % 3][rgb[i]];
 }}
 """
-
-
-def _c_string(text: str) -> str:
-    """A string literal of the bytes in UTF-8."""
-    escaped = "".join(
-        chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\?' else f"\\{byte:03o}"
-        for byte in text.encode(errors="surrogateescape")
-    )
-    return f'"{escaped}"'

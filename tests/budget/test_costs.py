@@ -4,14 +4,16 @@ import torch
 from common.budget import costs
 from common.budget.costs import RESERVE
 from common.budget.widths import widths_for_budget
-from common.compression import int8_engines, int8_state, pruning, quantization
-from common.deployment import metadata, onnx_latency, onnx_model, onnx_writer
+from common.compression import int8_engines, pruning, quantization
+from common.deployment import integer_model, metadata, onnx_latency, onnx_model, onnx_writer
 from common.evaluation import latency, memory, metrics
 from common.evaluation.latency import Latency
 from common.evaluation.metrics import Score, count_parameters
 from common.models import architectures, checkpoint, lineage
 from common.system.errors import UserError
 from tests.compression.networks import CPU, EMBEDDED, SERVER, each_target, network_options, pruned_by
+
+pytestmark = pytest.mark.usefixtures("shallow_networks")
 
 CLASSES, SIDE = ["cat", "dog", "fox"], 32
 
@@ -92,8 +94,7 @@ def save_quantized(model, path, target, folder):
     content = lineage.child(
         parent,
         row_of(parent, path, "quantized"),
-        state_dict=int8_state.extract(quantization.convert(prepared).int8),
-        int8={"backend": target.backend, "float_shapes": architectures.shapes(model)},
+        **integer_model.to_content(integer_model.convert(prepared, SIDE), model, target),
         metrics=metrics_on_test()
         | metrics.complexity(model, SIDE)
         | {"engine": int8_engines.use(target), "fp32": other, "fake_quant": other},
@@ -192,7 +193,7 @@ def test_a_latency_is_met(parent, monkeypatch):
     assert budget.limit == count_parameters(model) / 2e5
     pruned = within(model, budget)
     # three hundredths are left for the difference of the next measurement
-    assert 0.92 * budget.limit < count_parameters(pruned) / 1e5 <= 0.97 * budget.limit
+    assert 0.85 * budget.limit < count_parameters(pruned) / 1e5 <= 0.97 * budget.limit
     assert set(calls) == {(SIDE, 1, 2, torch.channels_last)}
 
 

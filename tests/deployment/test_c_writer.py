@@ -14,6 +14,7 @@ from common.deployment import c_writer
 from common.integer import operators as ops
 from common.integer import planner, reference
 from common.integer.graph import Graph
+from tests.deployment.graphs import small_graph
 from tests.integer.graphs import values
 from tests.integer.test_runtimes import FIRST, KINDS, SECOND, image
 
@@ -22,7 +23,7 @@ STRICT = ("-std=c99", "-O1", "-Wall", "-Wextra", "-pedantic", "-Werror")
 pytestmark = pytest.mark.skipif(not shutil.which(COMPILER), reason=f"there is no C compiler {COMPILER}")
 
 
-def compiled(graphs, folder):
+def compiled(graphs, folder, function="run"):
     """Functions net<i>_run of one library: for each graph in one schedule, and each rounding."""
     planned = zip(graphs, itertools.cycle(planner.SCHEDULES), strict=False)
     cases = [(*each, rounding) for each in planned for rounding in reference.ROUNDINGS]
@@ -37,7 +38,7 @@ def compiled(graphs, folder):
         [COMPILER, *STRICT, "-shared", "-fPIC", "-o", str(folder / "nets.so"), *sources], check=True
     )
     library = ctypes.CDLL(str(folder / "nets.so"))
-    return [(*case, getattr(library, f"net{index}_run")) for index, case in enumerate(cases)]
+    return [(*case, getattr(library, f"net{index}_{function}")) for index, case in enumerate(cases)]
 
 
 STATS = ([0.5] * 3, [0.25] * 3)
@@ -89,3 +90,27 @@ def test_a_mean_of_more_than_255_rows_has_the_integers_of_the_reference(tmp_path
     image = values((2, 260, 257), 0.1, 3)
     mean = ops.AveragePool((image,), values((2, 1, 1), *image.grid, "mean"), (260, 257), (260, 257))
     assert_equal([Graph(image, as_vector((mean,)))], tmp_path)
+
+
+def test_a_source_that_stops_ends_the_run(tmp_path):
+    graph, rng, rows = small_graph(), np.random.default_rng(2), []
+    image = torch.from_numpy(rng.integers(-128, 128, graph.input.shape).astype(np.int8))
+    content, stop = np.ascontiguousarray(image.numpy().transpose(1, 2, 0)), None
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
+    def source(context, row, inputs):
+        assert context is None
+        rows.append(row)
+        ctypes.memmove(inputs, content[row].ctypes.data, content[row].nbytes)
+        return 7 if row == stop else 0
+
+    for *_, rounding, run_rows in compiled([graph] * len(planner.SCHEDULES), tmp_path, "run_rows"):
+        (expected,) = reference.run(graph, image[None], rounding).numpy()
+        for stop in (5, None, 0):
+            logits = np.zeros(graph.output.shape, np.int8)
+            returned = run_rows(source, None, ctypes.c_void_p(logits.ctypes.data))
+            if stop is None:  # after a run that was stopped
+                assert returned == 0 and rows == list(range(len(content))) and (logits == expected).all()
+            else:
+                assert returned == 7 and rows == list(range(stop + 1)) and not logits.any()
+            rows.clear()

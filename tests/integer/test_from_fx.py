@@ -191,6 +191,7 @@ def test_a_form_has_the_integers_of_torch(name):
         (nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"), "with reflect padding"),
         (lambda _, x: x.mean(1), r"over dimensions 1"),
         (lambda _, x: torch.cat([x, x], 2), "in dimension 2"),
+        (lambda net, x: torch.cat([net.scale.expand(x.shape[0], 8, 8, 8), x], 1), "with a parameter"),
         (lambda _, x: x.softmax(1), "softmax"),
         (nn.LayerNorm(8), "LayerNorm"),
         (lambda _, x: torch.matmul(x, x), "matmul"),

@@ -1,8 +1,8 @@
 """Which networks go through the entire chain.
 
-A run of the tests takes the networks of `EACH_TIME`, which pruning, quantization and export treat
-differently. With `--write-docs` it takes all of `ARCHITECTURES`, which takes about an hour, and writes the
-results into docs/: `git diff docs/` then shows what has changed.
+A run of the tests takes the networks of `EACH_TIME`, and with `--long` those of `LONG`, which pruning,
+quantization and export treat differently. With `--write-docs` it takes all of `ARCHITECTURES`, which takes
+about an hour, and writes the results into docs/: `git diff docs/` then shows what has changed.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torchvision
 
-from tests.architectures import SIDES
+from tests.architectures import COMPILED, SIDES
 from tests.conftest import REPOSITORY, write_images
 
 TORCHVISION = (
@@ -35,8 +35,8 @@ TIMM = (
 ARCHITECTURES = TORCHVISION + TIMM
 # the others have the same layers, or layers that other tests use: test_export.py (squeezenet), test_chain.py
 # (mobilenet), test_quantization.py (efficientnet), test_qdq.py (densenet, convnext), test_pruning.py (regnet)
-EACH_TIME = ("timm/repghostnet_050", "mobilenet_v3_small", "shufflenet_v2_x0_5")
-COMPILED, COMPILED_EACH_TIME = 40, 0.3  # in C if it has at most so many million parameters
+EACH_TIME = ("timm/repghostnet_050",)
+LONG = (*EACH_TIME, "mobilenet_v3_small", "shufflenet_v2_x0_5")
 SLOWEST_FIRST = ("vit_b_16", "maxvit_t", "timm/vit_tiny_patch16_224", "swin_t", "swin_v2_t")
 DOCUMENT = REPOSITORY / "docs" / "ARCHITECTURES.md"
 TEXT = """# Architectures
@@ -104,8 +104,8 @@ is refused before it is trained.
 Blocks with branches (RepVGG, MobileOne, RepGhost) are pruned as they are. Then `train_quantization.py` and
 `export.py` fuse the branches.
 
-This file is written by `pytest tests/scripts/test_architectures.py --write-docs`, with timm {timm}. Without
-the option, the test takes {part} of the networks and compares their results with the last column.
+This file is written by `pytest tests/scripts/test_architectures.py --write-docs`, with timm {timm}. With
+`--long` it takes {long} of the networks, else {part}, and compares their results with the last column.
 """
 
 
@@ -116,11 +116,11 @@ COLUMNS = (
 HEADER = f"| {' | '.join(COLUMNS)} |\n|{' :--- |'}{' ---: |' * 7}{' :--- |' * 6}"
 
 
-def chain(arch, folder, images, compiled):
+def chain(arch, folder, images):
     own = folder / arch.replace("/", "_")
     own.mkdir()
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.architectures", arch, own, images, str(compiled)],
+        [sys.executable, "-W", "ignore", "-m", "tests.architectures", arch, own, images],
         cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode:
@@ -157,17 +157,16 @@ def row(result):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, request):
-    write = request.config.getoption("--write-docs")
-    archs, compiled = (ARCHITECTURES, COMPILED) if write else (EACH_TIME, COMPILED_EACH_TIME)
+    archs = LONG if request.config.getoption("--long") else EACH_TIME
+    if request.config.getoption("--write-docs"):
+        archs = ARCHITECTURES
     if importlib.util.find_spec("timm") is None:
-        archs = [arch for arch in archs if arch not in TIMM]
+        archs = [arch for arch in archs if arch not in TIMM] or LONG[1:]
     folder = tmp_path_factory.mktemp("architectures")
     images = write_images(folder / "images", train=8, test=4, side=72)
     order = sorted(archs, key=lambda arch: arch not in SLOWEST_FIRST)
     with ThreadPoolExecutor(2) as pool:
-        results = dict(
-            zip(order, pool.map(lambda arch: chain(arch, folder, images, compiled), order), strict=True)
-        )
+        results = dict(zip(order, pool.map(lambda arch: chain(arch, folder, images), order), strict=True))
     return [results[arch] for arch in archs]
 
 
@@ -185,6 +184,10 @@ def test_int8_and_exported_files_are_as_small_as_promised(results):
                 assert result["bytes"][file] <= 1.35 * result["bytes"]["int8"], (result["arch"], file)
 
 
+def test_c_has_the_integers_of_the_reference(results):
+    assert [result["arch"] for result in results if result.get("equal", {}).get("c", "all") != "all"] == []
+
+
 def text_of(rows):
     works = sum(line.endswith("| works |") for line in rows)
     litert, c = (
@@ -194,8 +197,9 @@ def text_of(rows):
     pinned = (REPOSITORY / "tests" / "requirements.txt").read_text().partition("timm==")[2].split()[0]
     table = "\n".join([HEADER, *rows])
     return TEXT.format(
-        table=table, works=works, litert=litert, c=c, all=len(rows), part=len(EACH_TIME), timm=pinned,
-        compiled=COMPILED, larger=", ".join(f"{arch} ({side})" for arch, side in SIDES.items()),
+        table=table, works=works, litert=litert, c=c, all=len(rows), timm=pinned,
+        part=len(EACH_TIME), long=len(LONG), compiled=COMPILED,
+        larger=", ".join(f"{arch} ({side})" for arch, side in SIDES.items()),
     )  # fmt: skip
 
 

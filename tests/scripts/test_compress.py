@@ -1,17 +1,23 @@
 """compress.py as a user runs it, on a few images; and what it needs of the stages."""
 
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 
 from common.budget import search
 from common.data import datasets, loaders
+from common.deployment import dumps
+from common.deployment.c_model import CModel
 from common.evaluation import int8_agreement, memory
 from common.evaluation.metrics import evaluate
 from common.models import checkpoint
 from common.system import files
 from common.training import loop
 from tests.conftest import write_images
+
+pytestmark = pytest.mark.usefixtures("shallow_networks")
 
 
 @pytest.fixture
@@ -178,3 +184,39 @@ def test_the_accuracies_before_and_after_each_step_are_stored(script, teacher, p
     assert "reconstructed" not in script("train_pruning", "--weights", "squeezenet1_1", *options)
     stored = checkpoint.load(checkpoint.find("pruned_x", place / "weights"))["metrics"]["validation"]
     assert set(stored[1].values()) == {None}
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler")
+def test_for_a_microcontroller_the_winner_is_written_in_c(script, teacher, place, monkeypatch):
+    monkeypatch.setattr(search, "RECIPES", (("lamp", "global"),))
+    limits = ("--target-ram", "13KB", "--target-size", "0.5MB", "--image-size", 64, 32)
+    out = script("compress", "--weights", "squeezenet1_1", *limits, *OPTIONS)
+    assert "SqueezeNet fits at 32 pixels: " in out and "at 64 pixels the network needs " in out
+    written = re.search(r"saved (\S+\.c): ", out)[1]
+    model = CModel(written)
+    assert model.content["image_size"] == 32 and model.flash <= 0.5e6
+    golden = Path(written.replace(".c", "_golden"))  # for firmware/Makefile
+    assert dumps.read_manifest(golden).rounding == "twice" and (golden / "images.bin").exists()
+    assert "C and the checkpoint agree on 100.00%" in out
+    report = next((place / "weights").glob("quantized_*.md")).read_text()
+    assert f"{model.ram:,} bytes of RAM, the limit is 13,000; {model.flash:,} bytes of flash" in report
+
+
+def test_limits_of_a_microcontroller(script, teacher, place):
+    refused = script(
+        "compress", "--weights", "squeezenet1_1", "--target-ram", "1KB", "--target-size", "1MB", code=2
+    )
+    assert re.search(r"at 32 pixels the network needs [\d,]+ bytes of RAM in C, more than 1,000\n", refused)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--target-ram", "0.5", "--target-size", "1MB"), "both must be in bytes"),
+        (("--part", "nrf52840", "--target-size", "1MB"), "give one --target"),
+        (("--target-macs", "0.5", "--target-size", "1MB"), "give one --target"),
+        ((), "give one --target"),
+    ],
+)
+def test_limits_that_do_not_go_together_are_refused(script, options, text):
+    assert text in script("compress", "--weights", "squeezenet1_1", *options, code=2)

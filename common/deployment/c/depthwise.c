@@ -1,7 +1,8 @@
 /* One kernel for each channel; the weights are [rows][columns][channels]. The output may begin `left` pixels
- * before the first row that is read: of each channel two pixels are read before they are written. */
+ * before the first row that is read: what two pixels read of a channel is read before they are written. */
 
-/* Finds the window of a pixel, and of the next one; `outside` stands for what is not in the image */
+/* Writes into every second place of `tap` where the values of a pixel are; `outside` stands for those that are not in
+ * the image. */
 static void find_taps(const struct weighted *layer, const int8_t *const *rows, int column, const int8_t *outside,
                       const int8_t **tap)
 {
@@ -12,14 +13,14 @@ static void find_taps(const struct weighted *layer, const int8_t *const *rows, i
     }
 }
 
-/* Two pixels: reads what they need of a channel before it writes the channel */
+/* The outputs of two pixels */
 static void filter(const struct weighted *layer, const int8_t *const *taps, int8_t *output, int8_t *next)
 {
   const int channels = layer->channels;
   const int8_t *const *const end = taps + 2 * layer->kernel_rows * layer->kernel_columns, *const *tap;
   int c = 0;
 #if defined(__ARM_FEATURE_MVE)
-  for (; c + 8 <= channels; c += 8) { /* eight channels at a time: sums of even ones and of odd ones */
+  for (; c + 8 <= channels; c += 8) { /* VMULLB and VMULLT multiply the even and the odd ones of 8 channels */
     const int8_t *w = layer->weights + c;
     int32x4x2_t sums = {{vdupq_n_s32(0), vdupq_n_s32(0)}}, next_sums = sums;
     for (tap = taps; tap < end; tap += 2, w += channels) {
@@ -39,7 +40,7 @@ static void filter(const struct weighted *layer, const int8_t *const *taps, int8
     }
   }
 #elif defined(WIDE)
-  for (; c + 4 <= channels; c += 4) { /* four channels at a time: widened (SXTB16), multiplied by halves (SMLABB) */
+  for (; c + 4 <= channels; c += 4) { /* 4 channels in two words, multiplied half by half (SMLABB, SMLATT) */
     const int8_t *w = layer->weights + c;
     int32_t a = 0, b = 0, d = 0, e = 0, next_a = 0, next_b = 0, next_d = 0, next_e = 0;
     for (tap = taps; tap < end; tap += 2, w += channels) {

@@ -1,5 +1,5 @@
-/* The integer that is nearest to a float, half to even; beyond 512 one that is more than any output. It reads the bits
- * of the float, or is one instruction: no compiler can fuse it with the product before. */
+/* The integer that is nearest to a float, half to even; beyond 512 one that is more than any output. Neither the bits
+ * of the float nor an instruction can be fused with the product before. */
 static inline int32_t nearest(float value)
 {
 #if defined(__ARM_FP) && __ARM_FP & 4 && defined(__ARM_FEATURE_SAT)

@@ -1,6 +1,8 @@
-/* The inner loops of convolutions and linear layers. Weights are [groups][outputs / 4][values / 4][4][4], with zeros
- * where there are not 4 outputs or 4 values, and with 48 bytes that may be read after the last one. A value is one of
- * a row, a column and a channel. */
+/* The inner loops of convolutions and linear layers. Weights are [groups][outputs / 4][values / 4][4][4], with
+ * zeros where there are not 4 outputs or 4 values, and with 48 bytes at the end that may be read and do not count.
+ * A value is one of a row, a column and a channel. */
+
+/* The next multiple of 4 */
 static inline int padded(int size)
 {
   return (size + 3) & ~3;
@@ -11,7 +13,7 @@ static inline const int8_t *weights_of(const struct weighted *layer, int group, 
   return layer->weights + group * padded(layer->outputs / layer->groups) * padded(size);
 }
 
-#if defined(__ARM_FEATURE_MVE)
+#ifndef WIDE
 #define PIXELS 4 /* that are gathered at a time */
 
 /* Values at ... at + count - 1 of a gathered pixel */
@@ -19,7 +21,9 @@ static inline void put(int8_t *scratch, int size, int pixel, int at, const int8_
 {
   memcpy(scratch + pixel * padded(size) + at, from, (size_t)count);
 }
+#endif
 
+#if defined(__ARM_FEATURE_MVE)
 /* Four outputs of a pixel, 16 values at a time: VLD4 separates the outputs, VMLADAVA adds 16 products. */
 static inline int32x4_t four_sums(const int8_t *x, const int8_t *v, int count)
 {
@@ -99,7 +103,7 @@ static void products(const struct weighted *layer, const int8_t *pixels, int siz
   const int outputs = layer->outputs / layer->groups, row = padded(size), first = group * outputs;
   int8_t *const next = count > 1 ? output + layer->outputs : output;
   const int8_t *v = weights_of(layer, group, size);
-  for (int o = 0; o < outputs; o += 2, v += o % 4 ? 8 - 4 * row : -8) { /* the other half of the blocks, or the next */
+  for (int o = 0; o < outputs; o += 2, v += o % 4 ? 8 - 4 * row : -8) { /* the other half of a block, or the next */
     const int8_t *x = pixels, *z = count > 1 ? x + 2 * row : x;
     int32_t a = 0, b = 0, c = 0, d = 0;
     for (const int8_t *const end = v + 4 * row; v < end;) {
@@ -118,15 +122,41 @@ static void products(const struct weighted *layer, const int8_t *pixels, int siz
     if (o + 1 < outputs) requantize(layer, first + o + 1, b, d, output, next);
   }
 }
-#else
-#define PIXELS 4
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
 
-/* Values at ... at + count - 1 of a gathered pixel */
-static inline void put(int8_t *scratch, int size, int pixel, int at, const int8_t *from, int count)
+/* The same 4 values for each of 4 outputs */
+static inline int8x16_t four_times(const int8_t *x)
 {
-  memcpy(scratch + pixel * padded(size) + at, from, (size_t)count);
+  int32_t word;
+  memcpy(&word, x, sizeof word);
+  return vreinterpretq_s8_s32(vdupq_n_s32(word));
 }
 
+/* The outputs of a group, of `count` pixels: four outputs of two pixels at a time (SDOT). */
+static void products(const struct weighted *layer, const int8_t *pixels, int size, int count, int group,
+                     int8_t *output)
+{
+  const int outputs = layer->outputs / layer->groups, row = padded(size), first = group * outputs;
+  for (; count > 0; count -= 2, pixels += 2 * row, output += 2 * layer->outputs) {
+    int8_t *const next = count > 1 ? output + layer->outputs : output;
+    const int8_t *v = weights_of(layer, group, size);
+    for (int o = 0; o < outputs; o += 4) {
+      const int8_t *x = pixels, *z = count > 1 ? x + row : x;
+      int32x4_t sums = vdupq_n_s32(0), next_sums = sums;
+      for (const int8_t *const end = v + 4 * row; v < end; v += 16, x += 4, z += 4) {
+        sums = vdotq_s32(sums, vld1q_s8(v), four_times(x));
+        next_sums = vdotq_s32(next_sums, vld1q_s8(v), four_times(z));
+      }
+      int32_t each[4], next_each[4];
+      vst1q_s32(each, sums);
+      vst1q_s32(next_each, next_sums);
+      for (int k = 0; k < 4 && o + k < outputs; k++)
+        requantize(layer, first + o + k, each[k], next_each[k], output, next);
+    }
+  }
+}
+#else
 /* The outputs of a group, of `count` pixels: two outputs of two pixels at a time. */
 static void products(const struct weighted *layer, const int8_t *pixels, int size, int count, int group,
                      int8_t *output)

@@ -10,13 +10,13 @@ static inline int8_t requantized(const struct weighted *layer, int output, int32
   return clamp(value + layer->zero_out, layer->low);
 }
 
-/* Output o of a pixel and of the next one; where there is none, `next` is `output` and is overwritten. */
+/* Output o of a pixel and of the next one; where there is no next one, it is the same pixel again. */
 static inline void requantize(const struct weighted *layer, int o, int32_t sum, int32_t next_sum, int8_t *output,
                               int8_t *next)
 {
   const int8_t first = requantized(layer, o, sum), second = requantized(layer, o, next_sum);
-  next[o] = second;
   output[o] = first;
+  next[o] = second;
 }
 
 #ifdef __ARM_FEATURE_MVE

@@ -1,6 +1,7 @@
-/* Instructions of Cortex-M4, M7 and M33 for two integers of 16 bits in a word. gcc 12 cannot move its intrinsics,
- * but it can move these. */
-#if defined(__ARM_FEATURE_SIMD32) && !defined(__ARM_FEATURE_MVE)
+/* Instructions of Cortex-M4, M7 and M33 for two integers of 16 bits in a word. As intrinsics, gcc 12 neither moves
+ * nor merges them. */
+#if defined(__ARM_FEATURE_SIMD32) && defined(__thumb2__) && !defined(__ARM_BIG_ENDIAN)
+#ifndef __ARM_FEATURE_MVE
 #define WIDE
 
 static inline uint32_t word(const int8_t *bytes)
@@ -25,4 +26,5 @@ static inline int32_t odd(uint32_t bytes)
   __asm__("sxtb16 %0, %1, ror #8" : "=r"(pair) : "r"(bytes));
   return pair;
 }
+#endif
 #endif
