@@ -36,7 +36,7 @@ def of_c(path: Path, graph: Graph, images: Tensor, expected: dict[str, np.ndarra
     library, names = _compiled(path, graph), layers.in_graph(graph)
     found = {name: expected[layer].copy() for layer, (name, _) in names.items()}
     integers = reference.quantize(images, graph.input).numpy()
-    places = {}  # of the image that runs, [C, H, W] or [C]
+    places, kept = {}, {graph.input.name}  # of the image that runs, [C, H, W] or [C]
 
     @KEEP
     def keep(operator, row, values):
@@ -45,6 +45,7 @@ def of_c(path: Path, graph: Graph, images: Tensor, expected: dict[str, np.ndarra
         place = places[output.name]
         place = place[:, row] if place.ndim == 3 else place[:, None]
         place[:] = content.reshape(place.shape[::-1]).T
+        kept.add(output.name)
 
     ctypes.c_void_p.in_dll(library, "keep").value = ctypes.cast(keep, ctypes.c_void_p).value
     run, logits = getattr(library, f"{path.stem}_run"), np.empty(graph.output.shape, np.int8)
@@ -52,6 +53,7 @@ def of_c(path: Path, graph: Graph, images: Tensor, expected: dict[str, np.ndarra
         places |= {name: values[number] for name, values in found.items()}
         channels_last = np.ascontiguousarray(image.transpose(1, 2, 0))
         run(*(ctypes.c_void_p(each.ctypes.data) for each in (channels_last, logits)))
+    assert kept == found.keys()  # ctypes ignores errors of `keep`
     return {layer: found[name] for layer, (name, _) in names.items()}
 
 
