@@ -1,5 +1,6 @@
 """The widths with which a network meets a budget: found by bisection, for RAM where its peak is."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -67,6 +68,8 @@ def widths_for_budget(
 
 
 def _search(groups: list[Group], budget: Budget, cost: Callable[[Widths], float], start: float) -> Widths:
+    if budget.exact:
+        cost = _computed_once(cost)
     channels = sum(len(group.scores) for group in groups)
     steps = channels if budget.exact else min(channels, budget.TRIALS)
     aim = budget.limit if budget.exact else MEASURED_MARGIN * budget.limit
@@ -89,6 +92,12 @@ def _search(groups: list[Group], budget: Budget, cost: Callable[[Widths], float]
     while many < steps and too_large(many):
         many += 1
     return at(many)
+
+
+def _computed_once(cost: Callable[[Widths], float]) -> Callable[[Widths], float]:
+    """`cost`, which is computed once for the same widths: after rounding many steps have the same ones."""
+    known = functools.cache(lambda widths: cost(dict(widths)))
+    return lambda widths: known(tuple(widths.items()))
 
 
 def _adjust(
