@@ -24,7 +24,7 @@ demo: .venv/installed
 
 # one process for each core, one thread for each process: what the tests compute is small
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --maxprocesses 8
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 lint: .venv/installed
 	$(RUN) -m ruff check .

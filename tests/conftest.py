@@ -2,24 +2,37 @@
 
 import importlib
 import random
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.models._api import BUILTIN_MODELS
 
 from common.cli import launch
 from common.data import cache, synthetic
+from common.evaluation import latency
+from tests import shallow
 
 REPOSITORY = Path(__file__).parents[1]
 
 
 def pytest_addoption(parser):
     parser.addoption("--write-docs", action="store_true", help="write docs/ARCHITECTURES.md")
-    parser.addoption("--kills", type=int, default=5, help="how often each stage is killed; default: 5")
+    parser.addoption("--long", action="store_true", help="run the tests that take long, too")
+    parser.addoption("--kills", type=int, help="how often each stage is killed; default: 2, with --long 5")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--long"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes long, and runs with --long"))
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +47,13 @@ def seeded():
 def own_cache(tmp_path_factory, monkeypatch):
     """No test leaves decoded images behind."""
     monkeypatch.setattr(cache, "DEFAULT_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="module")
+def shallow_networks():
+    """squeezenet1_1, mobilenet_v2 and resnet18 have fewer layers."""
+    with mock.patch.dict(BUILTIN_MODELS, shallow.NETWORKS):
+        yield
 
 
 def write_images(
@@ -60,7 +80,11 @@ def image_folder(tmp_path) -> Path:
 
 @pytest.fixture
 def run(capsys, monkeypatch):
-    """run("train_teacher", "--epochs", 1, ...): the script in this process, as (code, out, err)."""
+    """run("train_teacher", "--epochs", 1, ...): the script in this process, as (code, out, err).
+
+    The plot of the training curves is an empty file.
+    """
+    monkeypatch.setattr("common.evaluation.results.draw_curves", lambda history, path: path.touch())
 
     def run_script(script: str, *arguments) -> SimpleNamespace:
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
@@ -79,8 +103,24 @@ def run(capsys, monkeypatch):
 
 
 @pytest.fixture
-def small_synthetic(tmp_path, monkeypatch) -> Path:
-    """The synthetic data set with 4 training and 2 test images of each breed."""
+def brief_timing(monkeypatch):
+    """For tests of latency in which the times do not matter."""
+    monkeypatch.setattr(latency, "others_load", lambda: 0.0)
+    for name in ("WARMUP_SECONDS", "MEASURED_SECONDS", "TURN_SECONDS"):
+        monkeypatch.setattr(latency, name, 0)
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory) -> Path:
+    """The synthetic data set with 4 training and 2 test images of each breed; not to be changed."""
+    folder = tmp_path_factory.mktemp("drawn") / "synthetic"
+    with mock.patch.object(synthetic, "IMAGES_PER_BREED", {"trainval": 4, "test": 2}):
+        synthetic.write(folder)
+    return folder
+
+
+@pytest.fixture
+def small_synthetic(drawn, tmp_path, monkeypatch) -> Path:
+    """A copy of it."""
     monkeypatch.setattr(synthetic, "IMAGES_PER_BREED", {"trainval": 4, "test": 2})
-    synthetic.write(tmp_path / "synthetic")
-    return tmp_path / "synthetic"
+    return shutil.copytree(drawn, tmp_path / "synthetic")

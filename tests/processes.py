@@ -14,18 +14,23 @@ import socket
 import sys
 from pathlib import Path
 
+from torchvision.models._api import BUILTIN_MODELS
+
 from common.cli import launch
 from common.evaluation import int8_agreement
 from common.training import loop, resume
+from tests import shallow
 
 CONTEXT = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
 CONTEXT.set_forkserver_preload([__name__, "torch_pruning", "common.stage"])
 
 
-def _run(script: str, arguments: list[str], log: Path, environment: dict[str, str]) -> None:
+def run(script: str, arguments: list, log: Path, environment: dict[str, str]) -> None:
+    """Runs `script` with `arguments` and appends its output to `log`: for a process of its own."""
     os.environ.update(environment)
-    sys.argv = [f"{script}.py", *arguments]
+    sys.argv = [f"{script}.py", *map(str, arguments)]
     sys.stdout = sys.stderr = log.open("a", buffering=1)
+    BUILTIN_MODELS.update(shallow.NETWORKS)
     # a state after every step, and not a minute apart
     resume.MIN_INTERVAL, resume.MAX_TIME_FRACTION, loop.CHECK_EVERY = 0, math.inf, 1
     int8_agreement.MIN_AGREEMENT = 0.0  # untrained networks have logits so close that int8 swaps some
@@ -48,8 +53,7 @@ def _note_steps(path: Path) -> None:
 
 def start(script: str, arguments: list, log: Path, environment: dict[str, str] | None = None):
     """A process that runs `script` with `arguments` and appends its output to `log`."""
-    words = [str(word) for word in arguments]
-    process = CONTEXT.Process(target=_run, args=(script, words, log, environment or {}))
+    process = CONTEXT.Process(target=run, args=(script, arguments, log, environment or {}))
     process.start()
     return process
 

@@ -17,6 +17,8 @@ from common.system import distributed, hardware
 from common.system.errors import UserError
 from common.training import loop
 
+pytestmark = pytest.mark.usefixtures("shallow_networks")
+
 ARCH, SIDE = "squeezenet1_1", 32
 
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torchvision.models import MobileNetV2
 
 from common.budget import costs, widths
 from common.budget.target import Budget
@@ -13,6 +14,8 @@ from common.models import architectures
 from common.system import distributed
 from common.system.errors import UserError
 from tests.compression.networks import chain, network_options, pruned_by
+
+pytestmark = pytest.mark.usefixtures("shallow_networks")
 
 CLASSES = 40  # so many that the classifier would be pruned if it were not excluded
 
@@ -34,7 +37,7 @@ def to_fraction(model, fraction, network):
 
 @pytest.mark.parametrize(("kind", "multiple"), [("latency", None), ("parameters", 16)])
 def test_pruned_widths_are_multiples_of_16_for_a_latency_and_where_it_is_asked_for(kind, multiple):
-    model, network = built("mobilenet_v2")
+    model, network = built("resnet18")
     budget = Budget(kind, 0.4, 1.0, lambda pruned: count_parameters(pruned) / count_parameters(model))
     pruned = within(model, budget, network, multiple)
     narrowed = [
@@ -42,7 +45,7 @@ def test_pruned_widths_are_multiples_of_16_for_a_latency_and_where_it_is_asked_f
         for before, after in zip(model.modules(), pruned.modules(), strict=True)
         if isinstance(after, nn.Conv2d) and after.out_channels < before.out_channels
     ]
-    assert len(narrowed) > 10 and all(width % 16 == 0 for width in narrowed)
+    assert len(narrowed) > 5 and all(width % 16 == 0 for width in narrowed)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +138,7 @@ def test_a_budget_of_macs_is_met_on_a_real_network():
 
 
 def test_a_model_that_exceeds_the_limit_when_it_is_measured_again_is_pruned_further():
-    model, network = built("squeezenet1_1")
+    model, network = built("resnet18")
     limit = count_parameters(model) / 2
 
     def measured(too_low):
@@ -244,7 +247,8 @@ def test_a_limit_of_ram_below_the_least_is_an_error():
 
 
 def test_ram_is_halved_by_the_early_layers_of_a_real_network_alone():
-    model = architectures.build("mobilenet_v2", CLASSES)
+    settings = ((1, 16, 1), (6, 24, 2), (6, 32, 2), (6, 64, 2), (6, 96, 1), (6, 160, 2), (6, 320, 1))
+    model = MobileNetV2(CLASSES, inverted_residual_setting=[[*each[:2], 1, each[2]] for each in settings])
     network = network_options(model, CLASSES, image_size=64)
     before, now = metrics.complexity(model, 64), memory.peak(model, 64).values
     budget, pruned = ram(now / 2, now, image_size=64), model
@@ -252,7 +256,7 @@ def test_ram_is_halved_by_the_early_layers_of_a_real_network_alone():
         pruned = within(pruned, budget.at_step(step, 2), network)
         assert memory.peak(pruned, 64).values <= budget.at_step(step, 2).limit
     after = metrics.complexity(pruned, 64)
-    assert after["params"] > 0.99 * before["params"] and after["macs"] > 0.85 * before["macs"]
+    assert after["params"] > 0.99 * before["params"] and after["macs"] > 0.8 * before["macs"]
     old = architectures.shapes(model)
     changed = {key for key, shape in architectures.shapes(pruned).items() if shape != old[key]}
     assert {key.split(".")[1] for key in changed} <= {"0", "1", "2", "3", "4"}

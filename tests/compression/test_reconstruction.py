@@ -96,7 +96,7 @@ def test_torchvision_networks_predict_nearly_what_they_did_for_the_images_that_w
     pruned, kept = pruned_and_kept(model, 0.25, network_options(model, 5, SIDE))
     before = distance(pruned, model, images)
     fits = reconstruction.least_squares(pruned, model, kept, [(images, None)], CPU)
-    assert all(fit.after <= fit.before for fit in fits) and len(fits) > 10
+    assert all(fit.after <= fit.before for fit in fits) and len(fits) > 5
     assert distance(pruned, model, images) < 0.05 * before
 
 

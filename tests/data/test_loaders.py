@@ -1,3 +1,4 @@
+import pickle
 import shutil
 
 import pytest
@@ -212,3 +213,16 @@ def test_where_an_automatic_cache_does_not_fit_the_cores_decode(
     splits = datasets.load_splits("folder", str(image_folder), 0.0)
     loaders = make_loaders(splits, VIEW, 8, 0, cache=AUTO)
     assert loaders.train.loader.num_workers == workers
+
+
+@pytest.mark.parametrize("cache", [None, "cache"])
+def test_what_processes_of_a_loader_get_can_be_pickled(image_folder, tmp_path, cache):
+    """Where processes are spawned, as on Windows and macOS, everything is."""
+    splits, folder = datasets.load_splits("folder", str(image_folder), 0.25), cache and tmp_path / cache
+    loaders = make_loaders(splits, VIEW, batch_size=4, seed=0, cache=folder, workers=0)
+    for loader in (loaders.train.loader, loaders.val.loader, loaders.test.loader):
+        dataset, collate = pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn)))
+        batch = next(iter(loader.batch_sampler))
+        for one, other in zip(dataset.__getitems__(batch), loader.dataset.__getitems__(batch), strict=True):
+            assert torch.equal(one, other)
+        assert collate(batch) == batch

@@ -16,6 +16,8 @@ from common.system.errors import UserError
 from tests.compression.networks import CLASSES, EMBEDDED, SERVER, SIDE, quantized, random_network
 from tests.deployment.contents import content_of
 
+pytestmark = pytest.mark.usefixtures("shallow_networks")
+
 
 class Layers(nn.Module):
     """One operator of each kind, with paddings that LiteRT has and that it has not."""
@@ -83,7 +85,7 @@ def test_the_file_is_int8_from_the_images_to_the_logits_and_no_larger_than_the_c
     ]
     content = content_of("mobilenet_v2", model, int8_model, EMBEDDED)
     saved = checkpoint.save(content, tmp_path).stat().st_size
-    assert (tmp_path / "m.tflite").stat().st_size < 1.15 * saved
+    assert (tmp_path / "m.tflite").stat().st_size < 1.2 * saved
     assert opened.content["classes"] == content["classes"] and opened.content["image_size"] == SIDE
     assert opened.content["backend"] == "qnnpack" and opened.content["std"] == content["std"]
 

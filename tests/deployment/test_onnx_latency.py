@@ -10,6 +10,8 @@ from common.models import lineage
 from common.system.errors import UserError
 from tests.compression.networks import chain
 
+pytestmark = pytest.mark.usefixtures("shallow_networks")
+
 CONTENT = lineage.new_checkpoint("chain", ["a", "b", "c", "d"], 8) | {
     "stage": "pruned",
     "metrics": {"params": 0, "macs": 0},

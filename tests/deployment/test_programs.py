@@ -14,6 +14,8 @@ from tests.compression.networks import EMBEDDED, float_fake_quant_int8
 from tests.conftest import REPOSITORY
 from tests.deployment.contents import content_of
 
+pytestmark = pytest.mark.usefixtures("shallow_networks")
+
 NEEDED = (
     "numpy",
     "PIL",

@@ -1,8 +1,8 @@
 """Which networks go through the entire chain.
 
-A run of the tests takes the networks of `EACH_TIME`, which pruning, quantization and export treat
-differently. With `--write-docs` it takes all of `ARCHITECTURES`, which takes about an hour, and writes the
-results into docs/: `git diff docs/` then shows what has changed.
+A run of the tests takes the networks of `EACH_TIME`, and with `--long` those of `LONG`, which pruning,
+quantization and export treat differently. With `--write-docs` it takes all of `ARCHITECTURES`, which takes
+about an hour, and writes the results into docs/: `git diff docs/` then shows what has changed.
 """
 
 import importlib.util
@@ -35,7 +35,8 @@ TIMM = (
 ARCHITECTURES = TORCHVISION + TIMM
 # the others have the same layers, or layers that other tests use: test_export.py (squeezenet), test_chain.py
 # (mobilenet), test_quantization.py (efficientnet), test_qdq.py (densenet, convnext), test_pruning.py (regnet)
-EACH_TIME = ("timm/repghostnet_050", "mobilenet_v3_small", "shufflenet_v2_x0_5")
+EACH_TIME = ("timm/repghostnet_050",)
+LONG = (*EACH_TIME, "mobilenet_v3_small", "shufflenet_v2_x0_5")
 SLOWEST_FIRST = ("vit_b_16", "maxvit_t", "timm/vit_tiny_patch16_224", "swin_t", "swin_v2_t")
 DOCUMENT = REPOSITORY / "docs" / "ARCHITECTURES.md"
 TEXT = """# Architectures
@@ -100,8 +101,8 @@ is refused before it is trained.
 Blocks with branches (RepVGG, MobileOne, RepGhost) are pruned as they are. Then `train_quantization.py` and
 `export.py` fuse the branches.
 
-This file is written by `pytest tests/scripts/test_architectures.py --write-docs`, with timm {timm}. Without
-the option, the test takes {part} of the networks and compares their results with the last column.
+This file is written by `pytest tests/scripts/test_architectures.py --write-docs`, with timm {timm}. With
+`--long` it takes {long} of the networks, else {part}, and compares their results with the last column.
 """
 
 
@@ -151,9 +152,11 @@ def row(result):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, request):
-    archs = ARCHITECTURES if request.config.getoption("--write-docs") else EACH_TIME
+    archs = LONG if request.config.getoption("--long") else EACH_TIME
+    if request.config.getoption("--write-docs"):
+        archs = ARCHITECTURES
     if importlib.util.find_spec("timm") is None:
-        archs = [arch for arch in archs if arch not in TIMM]
+        archs = [arch for arch in archs if arch not in TIMM] or LONG[1:]
     folder = tmp_path_factory.mktemp("architectures")
     images = write_images(folder / "images", train=8, test=4, side=72)
     order = sorted(archs, key=lambda arch: arch not in SLOWEST_FIRST)
@@ -182,7 +185,8 @@ def text_of(rows):
     pinned = (REPOSITORY / "tests" / "requirements.txt").read_text().partition("timm==")[2].split()[0]
     table = "\n".join([HEADER, *rows])
     return TEXT.format(
-        table=table, works=works, litert=litert, all=len(rows), part=len(EACH_TIME), timm=pinned,
+        table=table, works=works, litert=litert, all=len(rows), timm=pinned,
+        part=len(EACH_TIME), long=len(LONG),
         larger=", ".join(f"{arch} ({side})" for arch, side in SIDES.items()),
     )  # fmt: skip
 

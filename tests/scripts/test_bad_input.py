@@ -18,12 +18,14 @@ from common.models import architectures, checkpoint, lineage
 from common.training import loop
 from tests.conftest import write_images
 
+pytestmark = pytest.mark.usefixtures("shallow_networks")
+
 SIDE = 32
 METRICS = {"top1": 0.5, "ci95": [0.4, 0.6], "n": 100, "params": 724_000, "macs": 1}
 
 
 @pytest.fixture(scope="module")
-def created(tmp_path_factory):
+def created(tmp_path_factory, shallow_networks):
     """A folder with an untrained squeezenet with the classes of `image_folder`, and its int8 form."""
     folder = tmp_path_factory.mktemp("created")
     model = architectures.build("squeezenet1_1", 3)
@@ -54,7 +56,7 @@ def weights(created, tmp_path):
 
 
 @pytest.fixture
-def refused(run, image_folder, weights):
+def refused(run, image_folder, weights, brief_timing):
     """refused(script, *options): runs it on `image_folder` and gives the one line of its error."""
 
     def refuse(script, *options, dataset=("--dataset", "folder", "--data-dir", image_folder)):

@@ -7,13 +7,16 @@ import re
 
 import pytest
 import torch
+from PIL import Image
 
 from common.data import datasets, synthetic
 from common.data.loaders import make_loaders
-from common.evaluation import int8_agreement, metrics
+from common.evaluation import int8_agreement, metrics, plots
 from common.models import checkpoint, lineage
 from common.stage import Stage
 from common.system import files
+
+pytestmark = pytest.mark.usefixtures("shallow_networks")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,8 @@ def statistics(monkeypatch):
     return states
 
 
-def test_the_chain_from_teacher_to_int8(stage, run, options, tmp_path, statistics):
+def test_the_chain_from_teacher_to_int8(stage, run, options, tmp_path, statistics, monkeypatch):
+    monkeypatch.setattr("common.evaluation.results.draw_curves", plots.draw_curves)  # which `run` replaces
     out, teacher = stage(
         "train_teacher", "--teacher", "resnet18", "--pretrained", "none", "--image-size", 48, epochs=1
     )
@@ -117,7 +121,9 @@ def test_the_chain_from_teacher_to_int8(stage, run, options, tmp_path, statistic
     before, after = checkpoint.load(student)["metrics"], checkpoint.load(pruned)["metrics"]
     assert abs(after["params"] / before["params"] - 0.5) < 0.01 and after["macs"] < before["macs"]
     for path in (teacher, student, pruned, quantized):
-        assert path.with_suffix(".csv").exists() and path.with_suffix(".png").exists()
+        assert path.with_suffix(".csv").exists()
+        with Image.open(path.with_suffix(".png")) as image:
+            assert image.size == (1080, 432)
 
     results = [tmp_path / f"results.{kind}" for kind in ("json", "csv", "md", "png")]
     files = [text for kind, path in zip(("json", "csv", "markdown", "plot"), results, strict=True)

@@ -13,6 +13,8 @@ from common.system import files
 from common.training import loop
 from tests.conftest import write_images
 
+pytestmark = pytest.mark.usefixtures("shallow_networks")
+
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):

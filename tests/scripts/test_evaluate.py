@@ -8,10 +8,12 @@ import sys
 import pytest
 
 from common.deployment import onnx_latency, onnx_model
-from common.evaluation import latency, memory
+from common.evaluation import memory
 from common.models import architectures, checkpoint, lineage
 from common.system.errors import UserError
 from tests.conftest import write_images
+
+pytestmark = pytest.mark.usefixtures("shallow_networks")
 
 METRICS = {"top1": 0.5, "ci95": [0.4, 0.6], "n": 100, "params": 724_000, "macs": 1}
 
@@ -24,12 +26,9 @@ def saved(folder, classes, name):
 
 
 @pytest.fixture
-def options(tmp_path, monkeypatch):
+def options(tmp_path, brief_timing):
     """The options of a data set of cat, dog and fox, and of a folder for checkpoints."""
-    # here the times do not matter; test_chain.py measures as users do
-    monkeypatch.setattr(latency, "others_load", lambda: 0.0)
-    monkeypatch.setattr(latency, "WARMUP_SECONDS", 0)
-    monkeypatch.setattr(latency, "MEASURED_SECONDS", 0)
+    # test_chain.py measures as users do
     data = write_images(tmp_path / "images", train=1, test=2)
     (tmp_path / "w").mkdir()
     return ("--dataset", "folder", "--data-dir", data, "--output-dir", tmp_path / "w", "--workers", 0)

@@ -9,7 +9,7 @@ import export
 from common.data import loaders
 from common.data.loaders import eval_loader
 from common.deployment import onnx_model
-from common.evaluation import int8_agreement, latency
+from common.evaluation import int8_agreement
 from common.models import checkpoint
 from tests.conftest import write_images
 
@@ -45,10 +45,8 @@ def place(trained, tmp_path):
     return tmp_path, data_options(tmp_path)
 
 
-def test_an_int8_checkpoint_is_exported_checked_and_compared(run, place, monkeypatch):
+def test_an_int8_checkpoint_is_exported_checked_and_compared(run, place, brief_timing):
     folder, data = place
-    monkeypatch.setattr(latency, "others_load", lambda: 0.0)
-    monkeypatch.setattr(latency, "MEASURED_SECONDS", 0)
     result = run("export", "quantized_squeezenet1_1", "--output", folder / "m.onnx", *data)
     assert result.code == 0, result.err
     assert "12 test images: ONNX Runtime and the checkpoint agree on 100.00%" in result.out
@@ -68,10 +66,8 @@ def test_an_int8_checkpoint_is_exported_checked_and_compared(run, place, monkeyp
     assert scores[0] == scores[1] and "n 12" in scores[0]
 
 
-def test_a_litert_file_is_exported_checked_compared_and_predicts(run, place, monkeypatch):
+def test_a_litert_file_is_exported_checked_compared_and_predicts(run, place, brief_timing):
     folder, data = place
-    monkeypatch.setattr(latency, "others_load", lambda: 0.0)
-    monkeypatch.setattr(latency, "MEASURED_SECONDS", 0)
     result = run("export", "quantized_squeezenet1_1", "--output", folder / "m.tflite", *data)
     assert result.code == 0, result.err
     assert "12 test images: LiteRT and the checkpoint agree on 100.00%" in result.out

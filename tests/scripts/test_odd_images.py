@@ -11,9 +11,11 @@ from common.evaluation import int8_agreement
 from common.models import checkpoint
 from tests.conftest import write_images
 
+pytestmark = pytest.mark.usefixtures("shallow_networks")
+
 
 @pytest.fixture
-def stage(run, tmp_path, monkeypatch):
+def stage(run, tmp_path, monkeypatch, brief_timing):
     """stage(script, *options, data_dir=...): runs the script on that folder and gives its output."""
     # hardly trained networks have logits so close to each other that int8 swaps some
     monkeypatch.setattr(int8_agreement, "MIN_AGREEMENT", 0.0)

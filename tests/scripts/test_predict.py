@@ -1,8 +1,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,7 +13,9 @@ from common.data.images import read_image
 from common.data.transforms import eval_transform
 from common.evaluation import plots
 from common.models import checkpoint
-from tests.conftest import REPOSITORY, write_images
+from tests.conftest import write_images
+
+pytestmark = pytest.mark.usefixtures("shallow_networks")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def place(images, tmp_path_factory):
+def place(shallow_networks, images, tmp_path_factory):
     """A folder with a resnet that distinguishes the colors of cat, dog and fox, in float, int8 and ONNX."""
     folder = tmp_path_factory.mktemp("weights")
     where = ("--dataset", "folder", "--data-dir", images, "--output-dir", folder, "--workers", 0)
@@ -70,14 +70,6 @@ def test_a_checkpoint_beside_the_scripts_is_found_from_another_folder(run, place
     # what is found nowhere is looked up in both folders
     result = run("predict", "vgg", "a.jpg")
     assert result.code == 2 and f"in {odd}/weights: none yet; in {tmp_path}/scripts/weights: " in result.err
-
-
-def test_a_shared_checkpoint_is_found_from_another_folder(odd):
-    """In a process of its own: nothing but the path of the script leads to the checkpoint."""
-    command = [sys.executable, REPOSITORY / "predict.py", "quantized_pruned_16th_mobilenet_v2", "a.jpg"]
-    result = subprocess.run(command, cwd=odd, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("a.jpg\n") and result.stdout.count("%") == 5
 
 
 def test_every_kind_of_image_and_of_model(run, place, odd):

@@ -59,3 +59,12 @@ def test_the_command_of_the_readme_works_after_a_clone(run, tmp_path, monkeypatc
     monkeypatch.chdir(REPOSITORY)
     result = run("predict", "quantized_mobilenet_v2", tmp_path / "image.jpg")
     assert result.code == 0 and result.out.count("%") == 5
+
+
+def test_one_is_found_from_another_folder(run, tmp_path, monkeypatch):
+    """Nothing but the path of the script leads to it."""
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    result = run("predict", "quantized_pruned_16th_mobilenet_v2", "a.jpg")
+    assert result.code == 0, result.err
+    assert result.out.startswith("a.jpg\n") and result.out.count("%") == 5

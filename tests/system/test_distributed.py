@@ -1,5 +1,6 @@
 """Two processes (gloo) train like one, and fail with one message."""
 
+import contextlib
 import functools
 import json
 import os
@@ -22,9 +23,11 @@ from common.training import loop
 from tests import processes
 from tests.conftest import REPOSITORY, write_images
 
+pytestmark = pytest.mark.usefixtures("shallow_networks")
+
 CPU = torch.device("cpu")
 STAGES = {
-    "train_teacher": ["--teacher", "resnet18", "--pretrained", "none"],
+    "train_teacher": ["--teacher", "mobilenet_v2", "--pretrained", "none"],
     "train_student": ["--teacher", "TEACHER", "--student", "squeezenet1_1", "--pretrained", "none"],
     "train_pruning": ["--weights", "TEACHER", "--pruning-steps", 2],
     "train_quantization": ["--weights", "TEACHER", "--target-device", "server"],
@@ -122,6 +125,31 @@ def test_when_one_process_is_killed_the_other_stops_with_one_message_and_both_re
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+def test_an_error_of_one_process_ends_both(folder):
+    log = folder / "unreadable.log"
+    options = arguments("train_teacher", folder, "unreadable", "--epochs", 1, "--cache", "off")
+    with unreadable(folder) as image:
+        pair = processes.start_two("train_teacher", options, log)
+        for process in pair:
+            process.join()
+    assert [process.exitcode for process in pair] == [2, 2]
+    assert "Traceback" not in log.read_text() and log.read_text().count("cannot read the image") == 1
+    assert f"train_teacher.py: error: cannot read the image {image}" in log.read_text()
+
+
+@contextlib.contextmanager
+def unreadable(folder):
+    """Damages an image that only the second process reads: the first gets the first image of each batch."""
+    image = sorted((folder / "images" / "test" / "cat").iterdir())[1]
+    content = image.read_bytes()
+    try:
+        image.write_bytes(b"no image")
+        yield image
+    finally:
+        image.write_bytes(content)
+
+
+@pytest.mark.long  # the other tests set what torchrun sets
 def test_torchrun_starts_a_stage_and_an_error_is_reported_once(folder):
     def torchrun(*more):
         # --standalone: on a free port
@@ -133,15 +161,9 @@ def test_torchrun_starts_a_stage_and_an_error_is_reported_once(folder):
 
     result = torchrun("--epochs", 1)
     assert result.returncode == 0, result.stderr
-    assert len(re.findall(r"saved .*teacher_resnet18_[01]\.\d{4}\.pt", result.stdout)) == 1
-    # the first process gets the first image of each batch: only the second one reads this image
-    image = sorted((folder / "images" / "test" / "cat").iterdir())[1]
-    content = image.read_bytes()
-    try:
-        image.write_bytes(b"no image")
+    assert len(re.findall(r"saved .*teacher_mobilenet_v2_[01]\.\d{4}\.pt", result.stdout)) == 1
+    with unreadable(folder) as image:
         result = torchrun("--epochs", 1, "--cache", "off", "--model-name", "second")
-    finally:
-        image.write_bytes(content)
     assert result.returncode != 0
     assert result.stderr.count("train_teacher.py: error:") == 1
     assert f"train_teacher.py: error: cannot read the image {image}" in result.stderr

@@ -6,8 +6,7 @@ import itertools
 import math
 import random
 import re
-import subprocess
-import sys
+import signal
 import time
 
 import pytest
@@ -20,16 +19,16 @@ from common.system import distributed, files, hardware
 from common.system.errors import UserError
 from common.training import loop, resume
 from tests import processes
-from tests.conftest import REPOSITORY, write_images
+from tests.conftest import write_images
 
 SIDE = 32
 STAGES = {
-    "train_teacher": ["--teacher", "squeezenet1_1", "--pretrained", "none", "--epochs", 8],
+    "train_teacher": ["--teacher", "squeezenet1_1", "--pretrained", "none", "--epochs", 4],
     "train_student": ["--teacher", "teacher", "--student", "squeezenet1_1", "--pretrained", "none", "--mixup",
-                      "--epochs", 6],
-    "train_pruning": ["--weights", "teacher", "--teacher", "teacher", "--pruning-steps", 2, "--epochs", 6,
+                      "--epochs", 3],
+    "train_pruning": ["--weights", "teacher", "--teacher", "teacher", "--pruning-steps", 2, "--epochs", 4,
                       "--schedule", "step", "--optimizer", "sgd"],
-    "train_quantization": ["--weights", "teacher", "--epochs", 3],
+    "train_quantization": ["--weights", "teacher", "--epochs", 2],
 }  # fmt: skip
 
 
@@ -68,9 +67,17 @@ def test_a_stage_that_is_killed_several_times_ends_with_the_same_weights(
     assert processes.run_with_kills(script, arguments, log) == 0
     seconds = time.monotonic() - start
 
-    kills, rng, killed, run = pytestconfig.getoption("kills"), random.Random(0), 0, 0
+    kills = pytestconfig.getoption("kills") or (5 if pytestconfig.getoption("long") else 2)
     log = tmp_path / "log of the killed runs"
-    while killed < kills:
+    # first as soon as there is a state, then at random moments
+    process = processes.start(script, [*options, *data_options(images, tmp_path / "1")], log)
+    while not visible(tmp_path / "1", "*.resume"):
+        assert process.is_alive(), log.read_text()
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    rng, killed, run = random.Random(0), 1, 0
+    while not run or killed < kills:
         run += 1
         output = tmp_path / str(run)
         killed += processes.run_with_kills(
@@ -120,18 +127,18 @@ def states(tmp_path):
 
 
 def test_an_interrupted_run_names_resume_and_is_not_started_again_by_mistake(stage, tmp_path):
-    result = stage(stop_at=9)
+    result = stage(stop_at=5)
     assert result.code == 130
     assert result.err.endswith("interrupted; the same command with --resume continues\n")
     (state,) = states(tmp_path)
     before = state.read_bytes()
     again = stage()
     assert again.code == 2 and "resume it with --resume, or delete the file to start from" in again.err
-    assert "interrupted (epochs done: 4)" in again.err  # 17 images in batches of 8 are two steps
+    assert "interrupted (epochs done: 2)" in again.err  # 17 images in batches of 8 are two steps
     assert state.read_bytes() == before
     result = stage("--resume")
-    assert result.code == 0 and f"resumes {state} (epochs done: 4)" in result.out
-    assert "epoch 4/8" not in result.out and "epoch 5/8" in result.out and not states(tmp_path)
+    assert result.code == 0 and f"resumes {state} (epochs done: 2)" in result.out
+    assert "epoch 2/4" not in result.out and "epoch 3/4" in result.out and not states(tmp_path)
 
 
 def test_with_nothing_to_resume_a_run_starts_and_lists_runs_with_other_options(stage, tmp_path):
@@ -143,8 +150,8 @@ def test_with_nothing_to_resume_a_run_starts_and_lists_runs_with_other_options(s
 
 
 def test_the_learning_rate_may_be_changed_on_resuming_and_the_lineage_records_it(stage, tmp_path):
-    assert stage(stop_at=5).code == 130
-    result = stage("--resume", "--lr", 0.0005)
+    assert stage("--epochs", 8, stop_at=5).code == 130
+    result = stage("--epochs", 8, "--resume", "--lr", 0.0005)
     assert result.code == 0 and "note: the learning rate was 0.001 until here and is 0.0005" in result.out
     (path,) = visible(tmp_path / "w", "*.pt")
     row = checkpoint.load(path)["lineage"][-1]
@@ -246,7 +253,7 @@ def test_other_images_of_the_same_names_are_another_run():
 
 @pytest.mark.parametrize(("split", "resumes"), [("test", True), ("train", False)])
 def test_a_state_stays_usable_when_only_test_images_changed(stage, image_folder, tmp_path, split, resumes):
-    assert stage(stop_at=9).code == 130
+    assert stage(stop_at=5).code == 130
     for path in (image_folder / split / "fox").iterdir():
         Image.new("RGB", (40, 40), (*path.name.encode()[:2], 9)).save(path)
     result = stage("--resume")
@@ -304,29 +311,32 @@ def test_a_run_that_is_resumed_on_the_same_machine_prints_no_note(stage):
     assert "the run began with" not in stage("--resume").out
 
 
-def test_a_full_disk_ends_the_run_in_one_line_and_the_last_state_is_kept(image_folder, tmp_path):
+def _fill_the_disk(arguments, log):
+    """Runs a stage until its state can no longer be written."""
+    import resource  # not on Windows
+
     # in place of a full disk there is a limit on the size of a file: the state is really written up to there
-    command = """
-import math, resource, signal
-from common.cli import launch
-from common.training import resume
-import train_teacher
-resume.MIN_INTERVAL, resume.MAX_TIME_FRACTION = 0, math.inf
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-keep = resume.Progress.keep
-def keep_and_fill_the_disk(self, state, **options):
-    if state["epoch"] == 2:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
-    keep(self, state, **options)
-resume.Progress.keep = keep_and_fill_the_disk
-launch.run(train_teacher.main, train_teacher.parse_args)
-"""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    keep = resume.Progress.keep
+
+    def keep_and_fill_the_disk(self, state, **options):
+        if state["epoch"] == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
+        keep(self, state, **options)
+
+    resume.Progress.keep = keep_and_fill_the_disk
+    processes.run("train_teacher", arguments, log, {})
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_the_last_state_is_kept(image_folder, tmp_path):
     arguments = [*STAGES["train_teacher"], *data_options(image_folder, tmp_path / "w")]
-    result = subprocess.run(
-        [sys.executable, "-c", command, *map(str, arguments)], cwd=REPOSITORY, capture_output=True, text=True
-    )
-    assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert result.stderr.rstrip().rpartition("\n")[2].endswith(": File too large")
+    log = tmp_path / "log"
+    process = processes.CONTEXT.Process(target=_fill_the_disk, args=(arguments, log))
+    process.start()
+    process.join()
+    text = log.read_text()
+    assert process.exitcode == 2 and "Traceback" not in text
+    assert text.rstrip().rpartition("\n")[2].endswith(": File too large")
     (state,) = states(tmp_path)
     assert files.load_checked(state)["rounds"][0]["epoch"] == 1
     assert [path.name for path in (tmp_path / "w").iterdir()] == [state.name]
