@@ -35,9 +35,8 @@ def main(args):
     lineage.check_classes(content, splits.classes)
     samples = datasets.spread(splits.test, args.images)
     batches = loaders.eval_loader(samples, content, workers=args.workers)
-    if graph is None and (args.golden or args.schedule):
-        what = "--golden" if args.golden else output
-        raise UserError(f"{what} needs an int8 checkpoint without float layers, which {path} is not")
+    if args.golden and graph is None:
+        raise UserError(f"--golden needs an int8 checkpoint without float layers, which {path} is not")
     rounding = args.rounding if args.schedule else "once"
     model = ReferenceModel(graph, rounding) if graph else checkpoint.rebuild(content).eval()
 

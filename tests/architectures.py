@@ -10,6 +10,7 @@ import importlib
 import io
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from common.deployment import layers
 from common.evaluation import int8_agreement
 from common.models import checkpoint, integers
 from common.system.errors import UserError
+from tests.deployment import c_dumps
 
 CHANNELS_REMOVED, EPOCHS = 0.25, 1
+COMPILED = 40  # million parameters of the largest network that is compiled: C has 3 bytes for each
 # pixels; the others see 64
 SIDES = {"inception_v3": 96, "vit_b_16": 224, "maxvit_t": 224, "timm/vit_tiny_patch16_224": 224}
 
@@ -41,6 +44,7 @@ def main(arch: str, folder: Path, images: Path) -> dict:
         ("int8", "train_quantization", lambda: ["--weights", result["pruned"], "--epochs", 1, *training]),
         ("onnx", "export", lambda: [result["int8"], "--output", folder / "model.onnx", *data]),
         ("litert", "export", lambda: [result["int8"], "--output", folder / "model.tflite", *data]),
+        ("c", "export", lambda: [result["int8"], "--output", folder / "model.c", "--no-check", *data]),
     )
     for name, script, arguments in steps:
         output = io.StringIO()
@@ -49,8 +53,8 @@ def main(arch: str, folder: Path, images: Path) -> dict:
                 module = importlib.import_module(script)
                 module.main(module.parse_args([str(argument) for argument in arguments()]))
         except UserError as error:
-            if name == "litert":  # not every operator has a form there
-                result["no_litert"] = str(error)
+            if name in ("litert", "c"):  # not every operator has a form there
+                result[f"no_{name}"] = str(error)
                 continue
             trained = "epoch 1/" in output.getvalue()
             return result | {"refused": str(error), "by": script, "after_training": trained}
@@ -60,6 +64,9 @@ def main(arch: str, folder: Path, images: Path) -> dict:
             result["reconstructed"] = int(layers[1]) if layers else 0  # there is a note in place of it
             counts = re.search(r"parameters\s+([\d,]+) => ([\d,]+)", output.getvalue()).groups()
             result["parameters"] = [int(count.replace(",", "")) for count in counts]
+        if name == "c":
+            header = (folder / "model.h").read_text(encoding="utf-8")
+            result["c_ram_bytes"] = int(re.search(r"_RAM (\d+)", header)[1])
         if name == "int8":
             metrics = checkpoint.load(result["int8"])["metrics"]
             result |= {key: metrics.get(key) for key in ("macs", "ram_bytes", "int8_fraction")}
@@ -76,14 +83,19 @@ def bit_equal(result: dict) -> dict[str, str]:
         return {}
     images = torch.rand(4, 3, content["image_size"], content["image_size"]) * 2 - 1
     expected, kinds = layers.of_graph(graph, images), layers.in_graph(graph)
-    actual = {"onnx": layers.of_onnx(onnx.load(result["onnx"]), images)}
+
+    def first_difference(actual, expected=expected):
+        found = (each.layer for each in layers.differences(expected, actual) if each.count)
+        layer = next(found, None)
+        return kinds[layer][1].operator if layer else "all"
+
+    equal = {"onnx": first_difference(layers.of_onnx(onnx.load(result["onnx"]), images))}
     if "litert" in result:
-        actual["litert"] = layers.of_litert(Path(result["litert"]).read_bytes(), images)
-    first = {
-        name: next((each.layer for each in layers.differences(expected, values) if each.count), None)
-        for name, values in actual.items()
-    }
-    return {name: kinds[layer][1].operator if layer else "all" for name, layer in first.items()}
+        equal["litert"] = first_difference(layers.of_litert(Path(result["litert"]).read_bytes(), images))
+    if "c" in result and result["parameters"][1] <= COMPILED * 1e6 and shutil.which(c_dumps.COMPILER[0]):
+        actual = c_dumps.of_c(Path(result["c"]), graph, images)
+        equal["c"] = first_difference(actual, layers.of_graph(graph, images, "twice"))
+    return equal
 
 
 if __name__ == "__main__":

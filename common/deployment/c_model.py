@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from common.deployment import c_writer, metadata
-from common.integer import reference
+from common.integer import from_fx, reference
 from common.integer.graph import Graph
 from common.integer.graph import Tensor as GraphTensor
 from common.system.errors import UserError
@@ -113,14 +113,14 @@ class CModel(nn.Module):
 
 @contextlib.contextmanager
 def export(
-    checkpoint: dict, graph: Graph, path: Path, schedule: str, rounding: str, extra_macs: float = 0.0, *,
-    check: bool = True,
+    checkpoint: dict, model: nn.Module | Graph, path: Path, schedule: str, rounding: str,
+    extra_macs: float = 0.0, *, check: bool = True,
 ):  # fmt: skip
     """A context that writes NAME.c and NAME.h, and gives them to be checked before it puts them in place.
 
     Args:
         checkpoint: Its content goes into the metadata: see `metadata.of`.
-        graph: The integers of the checkpoint.
+        model: The int8 model of the checkpoint, or the graph of its integers.
         path: NAME.c; NAME becomes the beginning of its identifiers.
         schedule: Of `planner.SCHEDULES`.
         rounding: Of `reference.ROUNDINGS`.
@@ -131,13 +131,16 @@ def export(
         The network as a `CModel`; None without `check`.
 
     Raises:
-        UserError: An operator has no form in C, NAME is no identifier, a file cannot be written, or there is
-            no C compiler.
+        UserError: The model is not int8, an operator has no form in C, NAME is no identifier, a file cannot
+            be written, or there is no C compiler.
     """
     if not re.fullmatch("[a-z][a-z0-9_]*", path.stem):
         raise UserError(
             f"{path}: its name becomes a part of C identifiers: use a-z, 0-9 and _, such as net.c"
         )
+    if not checkpoint["int8"]:
+        raise UserError(f"{path} is not written: only int8 checkpoints have a form in C")
+    graph = model if isinstance(model, Graph) else from_fx.read(model, checkpoint["image_size"])
     written = c_writer.write(
         graph,
         path.stem,

@@ -206,6 +206,8 @@ def _concatenate(reader: Reader, node: fx.Node, tensors, dim: int = 0, *_grid) -
     others, grid = dim % reader.results[node].ndim != 1, reader.grids.get(node)
     if others or grid is None:
         raise reader.refuse(node, f" in dimension {dim}" if others else " of float32 values")
+    if not all(isinstance(each, Value) for each in tensors):
+        raise reader.refuse(node, " with a parameter")
     parts = [reader.tensor(node, reader.tabulate(node, each, grid, "_input")) for each in tensors]
     return reader.result(ops.Concatenate, node, parts)
 

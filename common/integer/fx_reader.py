@@ -81,7 +81,7 @@ class Reader(GridRunner):
             UserError: The node has no integer form.
         """
         result = super().run_node(node)
-        if node.op == "placeholder":
+        if node.op == "placeholder" and torch.is_tensor(result):  # an optional argument is None
             self.images = Tensor("input", tuple(result.shape[1:]), *self._input_grid(node))
             self.values[node] = replace(whole(self.images, result.shape), is_float=True)
         elif node.op != "output" and _has_tensors(result) and self.values.keys() & set(node.all_input_nodes):

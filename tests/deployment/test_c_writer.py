@@ -86,6 +86,12 @@ def test_two_operators_have_the_integers_of_the_reference(tmp_path):
     assert_equal(graphs, tmp_path)
 
 
+def test_a_mean_of_more_than_255_rows_has_the_integers_of_the_reference(tmp_path):
+    image = values((2, 260, 257), 0.1, 3)
+    mean = ops.AveragePool((image,), values((2, 1, 1), *image.grid, "mean"), (260, 257), (260, 257))
+    assert_equal([Graph(image, as_vector((mean,)))], tmp_path)
+
+
 def test_a_source_that_stops_ends_the_run(tmp_path):
     graph, rng, rows = small_graph(), np.random.default_rng(2), []
     image = torch.from_numpy(rng.integers(-128, 128, graph.input.shape).astype(np.int8))

@@ -191,6 +191,7 @@ def test_a_form_has_the_integers_of_torch(name):
         (nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"), "with reflect padding"),
         (lambda _, x: x.mean(1), r"over dimensions 1"),
         (lambda _, x: torch.cat([x, x], 2), "in dimension 2"),
+        (lambda net, x: torch.cat([net.scale.expand(x.shape[0], 8, 8, 8), x], 1), "with a parameter"),
         (lambda _, x: x.softmax(1), "softmax"),
         (nn.LayerNorm(8), "LayerNorm"),
         (lambda _, x: torch.matmul(x, x), "matmul"),
@@ -249,3 +250,16 @@ def test_a_network_in_float_is_refused():
 
     with pytest.raises(UserError, match=r"^images, the operator images of float32 values"):
         from_fx.read(torch.fx.symbolic_trace(Float()), SIDE)
+
+
+class WithMask(Net):
+    """With an optional argument, as the networks of timm with attention have."""
+
+    def forward(self, x, mask=None):
+        return super().forward(x)
+
+
+def test_an_optional_argument_is_not_taken_for_the_images():
+    graph, _, _ = read(WithMask(nn.ReLU()))
+    expected, _, _ = read(Net(nn.ReLU()))
+    assert graph.input.shape == (3, SIDE, SIDE) and kinds(graph) == kinds(expected)

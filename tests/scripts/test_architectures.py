@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torchvision
 
-from tests.architectures import SIDES
+from tests.architectures import COMPILED, SIDES
 from tests.conftest import REPOSITORY, write_images
 
 TORCHVISION = (
@@ -49,10 +49,11 @@ Which networks can be pruned, quantized and exported?
 | 2 | `train_quantization.py --target-device embedded` creates an int8 model |
 | 3 | `export.py` loads it, writes it as ONNX and checks the predictions |
 | 4 | `export.py` writes it as LiteRT and checks the predictions |
+| 5 | `export.py` writes it in C |
 
 Each network starts from **random weights**, and runs in a process of its own. {works} of {all} work. The
-others are refused in one line, before that stage trains. {litert} have a form in LiteRT. The images have 64
-pixels; some networks need larger ones: {larger}.
+others are refused in one line, before that stage trains. {litert} have a form in LiteRT, and {c} in C. The
+images have 64 pixels; some networks need larger ones: {larger}.
 
 {table}
 
@@ -65,9 +66,11 @@ pixels; some networks need larger ones: {larger}.
 - layers: how many layers were fitted to their former outputs by least squares
 - size: of the int8 file, as a fraction of the pruned float file
 - ONNX, LiteRT: size of the exported file, as a fraction of the int8 file, or what LiteRT has no form for
-- equal: "all" where ONNX Runtime and LiteRT (XNNPACK) compute the integers of the reference in every layer,
-  bit for bit, on four random images; else the operator of the first layer that differs.
-  "-": not compared since means and hard swish changed, or a part computes in float32
+- C: RAM of the static array, in KiB, with the schedule "rows"; or what has no form there
+- equal: "all" where ONNX Runtime, LiteRT (XNNPACK) and C compute the integers of the reference in every
+  layer, bit for bit, on four random images; else the operator of the first layer that differs.
+  "-": not compared since means and hard swish changed, or a part computes in float32, or (C) the pruned
+  network has more than {compiled} million parameters
 
 The networks are trained for only a moment, and saved even if int8 changes their predictions. The table shows
 that they run, not how accurate they become.
@@ -108,9 +111,9 @@ This file is written by `pytest tests/scripts/test_architectures.py --write-docs
 
 COLUMNS = (
     "architecture", "parameters", "MACs", "RAM", "int8", "layers", "size", "ONNX", "equal", "LiteRT", "equal",
-    "result",
+    "C", "equal", "result",
 )  # fmt: skip
-HEADER = f"| {' | '.join(COLUMNS)} |\n|{' :--- |'}{' ---: |' * 7}{' :--- |' * 4}"
+HEADER = f"| {' | '.join(COLUMNS)} |\n|{' :--- |'}{' ---: |' * 7}{' :--- |' * 6}"
 
 
 def chain(arch, folder, images):
@@ -135,7 +138,7 @@ def verdict(result):
 
 
 def row(result):
-    cells = [result["arch"], *["-"] * 10, verdict(result)]
+    cells = [result["arch"], *["-"] * 12, verdict(result)]
     if "bytes" in result:
         size, ram = result["bytes"], result["ram_bytes"]
         cells[1] = " => ".join(f"{count / 1e6:.2f}" for count in result["parameters"])
@@ -147,6 +150,8 @@ def row(result):
         cells[8] = result["equal"].get("onnx", "-")
         cells[9] = f"{size['litert'] / size['int8']:.2f}" if "litert" in size else result["no_litert"]
         cells[10] = result["equal"].get("litert", "-")
+        cells[11] = f"{result['c_ram_bytes'] / 1024:.0f}" if "c" in result else result["no_c"]
+        cells[12] = result["equal"].get("c", "-")
     return f"| {' | '.join(cells)} |"
 
 
@@ -179,14 +184,21 @@ def test_int8_and_exported_files_are_as_small_as_promised(results):
                 assert result["bytes"][file] <= 1.35 * result["bytes"]["int8"], (result["arch"], file)
 
 
+def test_c_has_the_integers_of_the_reference(results):
+    assert [result["arch"] for result in results if result.get("equal", {}).get("c", "all") != "all"] == []
+
+
 def text_of(rows):
     works = sum(line.endswith("| works |") for line in rows)
-    litert = sum(line.split("|")[10].strip().replace(".", "").isdigit() for line in rows)
+    litert, c = (
+        sum(line.split("|")[column].strip().replace(".", "").isdigit() for line in rows)
+        for column in (10, 12)
+    )
     pinned = (REPOSITORY / "tests" / "requirements.txt").read_text().partition("timm==")[2].split()[0]
     table = "\n".join([HEADER, *rows])
     return TEXT.format(
-        table=table, works=works, litert=litert, all=len(rows), timm=pinned,
-        part=len(EACH_TIME), long=len(LONG),
+        table=table, works=works, litert=litert, c=c, all=len(rows), timm=pinned,
+        part=len(EACH_TIME), long=len(LONG), compiled=COMPILED,
         larger=", ".join(f"{arch} ({side})" for arch, side in SIDES.items()),
     )  # fmt: skip
 
@@ -196,7 +208,7 @@ def test_the_document_contains_the_results(results, request):
         DOCUMENT.write_text(text_of([row(result) for result in results]), encoding="utf-8")
     lines = DOCUMENT.read_text(encoding="utf-8").splitlines()
     documented = {
-        cells[1].strip(): cells[12].strip() for line in lines if len(cells := line.split("|")) == 14
+        cells[1].strip(): cells[14].strip() for line in lines if len(cells := line.split("|")) == 16
     }
     assert {result["arch"]: verdict(result) for result in results}.items() <= documented.items()
     assert set(ARCHITECTURES) <= documented.keys()

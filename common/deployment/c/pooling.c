@@ -1,4 +1,3 @@
 struct pooling {
-  uint16_t columns, channels, output_columns;
-  uint8_t kernel_rows, kernel_columns, stride, left;
+  uint16_t columns, channels, output_columns, kernel_rows, kernel_columns, stride, left;
 };
