@@ -93,8 +93,8 @@ def bit_equal(result: dict) -> dict[str, str]:
     if "litert" in result:
         equal["litert"] = first_difference(layers.of_litert(Path(result["litert"]).read_bytes(), images))
     if "c" in result and result["parameters"][1] <= COMPILED * 1e6 and shutil.which(c_dumps.COMPILER[0]):
-        actual = c_dumps.of_c(Path(result["c"]), graph, images)
-        equal["c"] = first_difference(actual, layers.of_graph(graph, images, "twice"))
+        twice = layers.of_graph(graph, images, "twice")
+        equal["c"] = first_difference(c_dumps.of_c(Path(result["c"]), graph, images, twice), twice)
     return equal
 
 

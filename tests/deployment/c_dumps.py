@@ -21,42 +21,36 @@ CALL = "compute(operator, y);"
 KEEP = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_int, ctypes.POINTER(ctypes.c_int8))
 
 
-def of_c(path: Path, graph: Graph, images: Tensor) -> dict[str, np.ndarray]:
+def of_c(path: Path, graph: Graph, images: Tensor, expected: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What a file computes: each row is copied when it is there, since others take its place.
 
     Args:
         path: NAME.c, with NAME.h beside it.
         graph: The network of which it was written, without rows that are computed again.
         images: float32 [N, 3, S, S], normalized.
+        expected: What `layers.of_graph` returns; rows that no layer reads are not computed, and are these.
 
     Returns:
-        int8 [N, C, H, W] or [N, C] by the name of the layer, as `layers.of_graph`.
+        int8 [N, C, H, W] or [N, C] by the name of the layer.
     """
-    library, kept = _compiled(path, graph), {step.output.name: [] for step in graph.operators}
+    library, names = _compiled(path, graph), layers.in_graph(graph)
+    found = {name: expected[layer].copy() for layer, (name, _) in names.items()}
+    integers = reference.quantize(images, graph.input).numpy()
 
     @KEEP
-    def keep(operator, _row, values):
+    def keep(operator, row, values):
         output = graph.operators[operator].output
-        kept[output.name][-1] += ctypes.string_at(values, row_bytes(output))
+        content = np.ctypeslib.as_array(values, (row_bytes(output),))
+        place = found[output.name][number]  # [C, H, W] or [C]
+        place = place[:, row] if place.ndim == 3 else place[:, None]
+        place[:] = content.reshape(place.shape[::-1]).T
 
     ctypes.c_void_p.in_dll(library, "keep").value = ctypes.cast(keep, ctypes.c_void_p).value
-    inputs = reference.quantize(images, graph.input).permute(0, 2, 3, 1).contiguous().numpy()
-    logits = np.empty(graph.output.shape, np.int8)
-    for image in inputs:
-        for images_of_layer in kept.values():
-            images_of_layer.append(b"")
-        getattr(library, f"{path.stem}_run")(*(ctypes.c_void_p(each.ctypes.data) for each in (image, logits)))
-    kept[graph.input.name] = [image.tobytes() for image in inputs]
-    tensors = Network(graph).tensors
-    return {
-        layer: np.stack([_channels_first(each, tensors[name].shape) for each in kept[name]])
-        for layer, (name, _) in layers.in_graph(graph).items()
-    }
-
-
-def _channels_first(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    values = np.frombuffer(content, np.int8)
-    return values.reshape(*shape[1:], shape[0]).transpose(-1, *range(len(shape) - 1))
+    run, logits = getattr(library, f"{path.stem}_run"), np.empty(graph.output.shape, np.int8)
+    for number in range(len(integers)):
+        channels_last = np.ascontiguousarray(integers[number].transpose(1, 2, 0))
+        run(*(ctypes.c_void_p(each.ctypes.data) for each in (channels_last, logits)))
+    return {layer: found[name] for layer, (name, _) in names.items()}
 
 
 def _compiled(path: Path, graph: Graph) -> ctypes.CDLL:
