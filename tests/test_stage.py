@@ -176,7 +176,7 @@ def test_the_saved_checkpoint_is_evaluated_and_the_next_command_finds_the_same_d
 def test_the_child_is_compared_with_its_parent(arguments, teacher, capsys):
     path = saved(Stage("pruned", arguments(), parent=str(teacher)))
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if " => " in line}
-    assert list(lines) == ["top-1", "parameters", "MACs", "RAM", "bytes"]
+    assert list(lines) == ["top-1", "parameters", "MACs", "RAM,", "bytes"]
     assert checkpoint.load(path)["lineage"][-1]["parent"] == teacher.name
 
 

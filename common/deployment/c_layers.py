@@ -12,6 +12,7 @@ from common.integer.rows import Recomputed, height, is_pixelwise, is_view, row_b
 from common.system.errors import UserError
 
 SUM_LIMIT = 2**30  # of a sum of products: the kernels double it
+BYTE_MAX = 255  # of a field of the struct
 TILE = 4  # columns of the output that recompute.c computes at once
 LEFT_MAX = 20  # bits: with more, any sum but 0 exceeds any output all the same
 
@@ -149,6 +150,8 @@ class Layers(Collector):
         bias = operator.bias - source.zero_point * sums.sum(1)
         if (np.abs(bias) + -LOW * np.abs(sums).sum(1)).max() >= SUM_LIMIT:
             raise UserError(f"{output.name} has sums that do not fit into 31 bits")
+        if max(kernel_rows, kernel_columns, stride, dilation, left) > BYTE_MAX:
+            raise UserError(f"{output.name} has a kernel, a stride, a dilation or a padding above {BYTE_MAX}")
         packed = weight.transpose(1, 2, 3, 0) if _is_filter(operator) else blocks_of(weight, groups)
         fields = {
             "weights": self._array("ALIGNED int8_t", f"weights{suffix}", packed),

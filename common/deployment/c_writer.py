@@ -150,8 +150,9 @@ void {name}_quantize(const uint8_t *rgb, int pixels, int8_t *inputs);
 /* Computes the logits of an image, [rows][columns][3]. */
 int {name}_run(const int8_t *image, int8_t *logits);
 
-/* The same, with the rows of the image from a function, from the first to the last: it writes
- * {upper}_ROW_BYTES inputs and returns 0. Another value ends the run and is returned. */
+/* The same, with the rows of the image from a function, from the first on, in order: it writes
+ * {upper}_ROW_BYTES inputs and returns 0. Another value ends the run and is returned. Rows at the end that no
+ * layer reads are not asked for. */
 typedef int {name}_source(void *context, int row, int8_t *inputs);
 int {name}_run_rows({name}_source *source, void *context, int8_t *logits);
 

@@ -14,8 +14,9 @@ from common.deployment import c_writer
 from common.integer import operators as ops
 from common.integer import planner, reference
 from common.integer.graph import Graph
+from common.system.errors import UserError
 from tests.deployment.graphs import small_graph
-from tests.integer.graphs import values
+from tests.integer.graphs import values, weighted
 from tests.integer.test_runtimes import FIRST, KINDS, SECOND, image
 
 COMPILER = os.environ.get("CC", "cc")
@@ -114,3 +115,11 @@ def test_a_source_that_stops_ends_the_run(tmp_path):
             else:
                 assert returned == 7 and rows == list(range(stop + 1)) and not logits.any()
             rows.clear()
+
+
+def test_a_kernel_that_no_field_can_hold_is_refused():
+    source = values((1, 300, 1), name="x")
+    weights = weighted(np.ones((1, 1, 256, 1)))
+    layer = ops.Convolution((source,), values((1, 45, 1), name="y"), **weights)
+    with pytest.raises(UserError, match="y has a kernel, a stride, a dilation or a padding above 255"):
+        c_writer.write(Graph(source, as_vector((layer,))), "net", "rows", "once", ["?"] * 45, *STATS)
