@@ -177,7 +177,10 @@ def _compiled(path: Path, source: str, header: str) -> ctypes.CDLL:
     """Compiles a source into a library, and loads it."""
     compiler = shlex.split(os.environ.get("CC", "cc"))
     if not compiler or not shutil.which(compiler[0]):
-        raise UserError(f"{path} needs a C compiler to run: there is no {' '.join(compiler) or 'CC'} on PATH")
+        name = " ".join(compiler) or "CC"
+        raise UserError(
+            f"{path} needs a C compiler to run: there is no {name} on PATH; export.py --no-check needs none"
+        )
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         library, file = Path(folder, "network.so"), Path(folder, path.name)
         file.write_text(source, encoding="utf-8")
