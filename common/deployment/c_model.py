@@ -90,8 +90,12 @@ class CModel(nn.Module):
         found = METADATA.search(source)
         if not found:
             raise UserError(f"{self.path} was not written by export.py: it has no metadata")
-        texts = json.loads(found[1])
-        if _checksum(source.replace(texts[CHECKSUM], NO_CHECKSUM, 1), header) != texts[CHECKSUM]:
+        try:
+            texts = json.loads(found[1])
+            correct = _checksum(source.replace(texts[CHECKSUM], NO_CHECKSUM, 1), header) == texts[CHECKSUM]
+        except (ValueError, KeyError, TypeError):  # no JSON, or without a checksum
+            correct = False
+        if not correct:
             raise UserError(f"{self.path} or its header was changed: its content does not match its checksum")
         return texts
 

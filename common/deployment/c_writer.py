@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from common.data.transforms import Normalize
-from common.deployment.c_constants import array, c_string, padded
+from common.deployment.c_constants import array, bytes_of, c_string, padded
 from common.deployment.c_layers import TILE, Layers
 from common.integer import recomputation, reference
 from common.integer.graph import Graph
@@ -77,6 +77,7 @@ def write(
         defines += [f"TILE {TILE}", f"TILE_ROWS {layers.tile_rows}"]
     flags = {"ROUND_ONCE": rounding == "once", "LEFT_SHIFTS": layers.left_shifts, "LOWS": layers.lows}
     defines += [flag for flag, needed in flags.items() if needed]
+    order = _order(graph, plan)
     parts = [
         f'#include <string.h>\n\n#include "{name}.h"\n\n',
         *(f"#define {each}\n" for each in defines),
@@ -85,12 +86,11 @@ def write(
         *layers.constants,
         _memory(name, network, plan, numbers),
         _compute(layers),
-        _run(name, graph, plan, numbers),
+        _run(name, graph, order, numbers),
         _tables(name, graph, classes, mean, std),
     ]
-    flash = (
-        layers.flash + PLACE * len(numbers) + len(plan.events) + sum(len(each) + 5 for each in classes) + 768
-    )
+    names = sum(len(each.encode(errors="surrogateescape")) + 5 for each in classes)  # a pointer and the end
+    flash = layers.flash + PLACE * len(numbers) + bytes_of(*order) + names + 3 * 256
     return Written("".join(parts), _header(name, graph, schedule, rounding, ram), ram, flash)
 
 
@@ -214,15 +214,18 @@ static void compute(int operator, int y)
 """
 
 
-def _run(name: str, graph: Graph, plan: Plan, numbers: dict[str, int]) -> str:
+def _order(graph: Graph, plan: Plan) -> tuple[str, list[int]]:
     count = len(graph.operators)
-    order = [count if index == IMAGE else index for index, _ in plan.events]
-    kind = "uint8_t" if count < 256 else "uint16_t"
-    upper = name.upper()
+    values = [count if index == IMAGE else index for index, _ in plan.events]
+    return "uint8_t" if count < 256 else "uint16_t", values
+
+
+def _run(name: str, graph: Graph, order: tuple[str, list[int]], numbers: dict[str, int]) -> str:
+    count, (kind, values), upper = len(graph.operators), order, name.upper()
     result = f"  memcpy(logits, row({numbers[graph.output.name]}, 0), {upper}_CLASSES);\n  return 0;\n"
     return (
         f"\n/* The operators whose next rows are computed; {count}: a row of the image arrives. */\n"
-        + array(kind, "order", order)
+        + array(kind, "order", values)
         + f"""
 int {name}_run_rows({name}_source *source, void *context, int8_t *logits)
 {{
