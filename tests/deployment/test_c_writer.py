@@ -123,3 +123,17 @@ def test_a_kernel_that_no_field_can_hold_is_refused():
     layer = ops.Convolution((source,), values((1, 45, 1), name="y"), **weights)
     with pytest.raises(UserError, match="y has a kernel, a stride, a dilation or a padding above 255"):
         c_writer.write(Graph(source, as_vector((layer,))), "net", "rows", "once", ["?"] * 45, *STATS)
+
+
+def test_the_bytes_of_flash_count_two_for_each_row_of_a_network_with_many_operators():
+    source = values((1, 2, 1), name="t0")
+    steps = [
+        ops.Requantize((values((1, 2, 1), name=f"t{index}"),), values((1, 2, 1), name=f"t{index + 1}"))
+        for index in range(255)
+    ]
+    sizes = []
+    for count in (254, 255):  # with the reshape 255 and 256 operators
+        graph = Graph(source, as_vector(tuple(steps[:count])))
+        sizes.append(c_writer.write(graph, "net", "layers", "once", ["?"] * 2, *STATS).flash)
+    rows = 2 + 254 * 2 + 1  # of the image, of 254 tables, of the logits: one byte more for each
+    assert sizes[1] - sizes[0] == rows + 256 + 16 + 2 * 2

@@ -132,6 +132,14 @@ def test_a_changed_file_is_refused_and_so_is_one_without_its_header(run, data, t
         CModel(tmp_path / "net.c")
 
 
+@pytest.mark.parametrize("metadata", ['{"a": }', "{}", '{"sha256": 1}'])
+def test_damaged_metadata_are_one_line(data, tmp_path, metadata):
+    (tmp_path / "net.c").write_text(f"/* metadata {metadata} */\n")
+    (tmp_path / "net.h").write_text("")
+    with pytest.raises(UserError, match=r"does not match its checksum$"):
+        CModel(tmp_path / "net.c")
+
+
 @compiled
 def test_a_file_with_another_logit_is_not_written_and_the_former_one_stays(run, data, tmp_path, monkeypatch):
     for suffix in "ch":
