@@ -221,7 +221,7 @@ def parse_args(argv=None):
     )
     teacher_options.add_teacher_options(
         parser, required=False, default="the checkpoint of --weights",
-        distillation="dist for a student of more than two classes, else kd",
+        distillation="dist for a student of more than two classes, else kd", several=False,
     )  # fmt: skip
     options.add_data_options(parser, several_sizes=True)
     options.add_training_options(parser, epochs=20, lr=5e-4)

@@ -15,7 +15,7 @@ def main(args):
     # imported here, so that --help does not load torch
     from common.compression import importance, masking, pruning
     from common.stage import Stage
-    from common.training.loop import split_epochs
+    from common.training import batch_norm, loop
 
     # model, data
     stage = Stage("pruned", args, parent=args.weights, arch=args.model)
@@ -25,7 +25,7 @@ def main(args):
     budget = None if args.channel_ratio else stage.budget(model)
     log, history = [{"before": stage.validate(model, "before pruning")}], []
 
-    for step, epochs in enumerate(split_epochs(args.epochs, steps), start=1):
+    for step, epochs in enumerate(loop.split_epochs(args.epochs, steps), start=1):
         # 1. rank the channels; layers that must be pruned together form a group (DepGraph)
         kind = budget.kind if budget else ""
         score = importance.prepare(args.importance, model, stage.loaders.train, stage.device, kind)
@@ -47,7 +47,7 @@ def main(args):
             log[-1]["reconstructed"] = stage.validate(model, "reconstructed")
 
         # 4. compute the batch-norm statistics of the smaller layers anew
-        stage.recalibrate_batch_norm(model)
+        batch_norm.recalibrate(model, stage.loaders.train, stage.device)
         log[-1]["recalibrated"] = stage.validate(model, "with batch norm recalibrated")
 
         # 5. fine-tune in eval mode: with these statistics, without dropout

@@ -12,13 +12,13 @@ from common.cli.parser import Parser
 
 def main(args):
     # imported here, so that --help does not load torch
-    from common.compression.distillation import distillation_loss_fn
+    from common.compression.distillation import MeanOfLogits, distillation_loss_fn
     from common.models import architectures
     from common.stage import Stage
 
-    # teacher, student, data
-    stage = Stage("kd", args, parent=args.teacher, arch=args.student)
-    teacher = stage.model.to(stage.device)
+    # teacher, student, data; the first of several teachers is the parent
+    stage = Stage("kd", args, parent=args.teacher[0], arch=args.student)
+    teacher = MeanOfLogits([stage.model, *stage.open_teachers(args.teacher[1:])]).to(stage.device)
     student = architectures.build(args.student, stage.num_classes, args.pretrained)
     if finished := stage.begin(student, arch=args.student):
         return finished

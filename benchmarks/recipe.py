@@ -27,7 +27,7 @@ from common.budget.widths import widths_for_budget
 from common.cli import launch, options
 from common.cli.parser import Parser
 from common.compression import importance, masking, pruning, quantization, reconstruction
-from common.compression.distillation import cross_entropy, distillation_loss_fn
+from common.compression.distillation import cross_entropy, distillation_loss_fn, mixup
 from common.compression.target_devices import TARGET_DEVICES
 from common.data import datasets
 from common.data.loaders import Loaders, make_loaders
@@ -112,9 +112,10 @@ class Fold:
             self.fit(model, loss, loaders.train, **options), loaders.test, self.args.device
         )
 
-    def distill(self, weak=False, epochs=8, lr=2e-4, **settings):
+    def distill(self, weak=False, epochs=8, lr=2e-4, mixed=False, **settings):
         teacher = self.weak_teacher if weak else self.teacher
         loss = distillation_loss_fn(teacher, **KD | settings)
+        loss = mixup(loss, len(self.classes)) if mixed else loss
         seeding.seed_everything(self.number)
         return self.fine_tune(self.build(STUDENT), loss, lr=lr, epochs=epochs)
 
@@ -178,9 +179,9 @@ LOSSES = {
 STUDENTS = {
     "student": {},
     "student of a weak teacher": {"weak": True},
-    "student, mixup": {"mixup": True},
-    "student, 60 epochs, mixup": {"epochs": 60, "mixup": True},
-    "student of a weak teacher, 60 epochs, mixup": {"weak": True, "epochs": 60, "mixup": True},
+    "student, mixup": {"mixed": True},
+    "student, 60 epochs, mixup": {"epochs": 60, "mixed": True},
+    "student of a weak teacher, 60 epochs, mixup": {"weak": True, "epochs": 60, "mixed": True},
 }
 LONG_RUNS = {
     f"{epochs} epochs, rate {lr}": {"epochs": epochs, "lr": lr}
@@ -209,7 +210,7 @@ VARIANTS = {  # the first of each group is the one that the others are compared 
     },
     "student, standardized logits, mixup": {
         name: lambda fold, options=options: fold.distill(
-            **LOSSES["standardized logits"], mixup=True, **options
+            **LOSSES["standardized logits"], mixed=True, **options
         )
         for name, options in LONG_RUNS.items()
     },

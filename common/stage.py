@@ -1,7 +1,4 @@
-"""Stage: what the four training scripts have in common, from the command line to the saved checkpoint.
-
-A script creates one, and calls its methods in the order of its technique. The stage never calls the script.
-"""
+"""Stage: what the four training scripts have in common, from the command line to the saved checkpoint."""
 
 import argparse
 import itertools
@@ -13,8 +10,8 @@ from torch import nn
 from common.budget import costs
 from common.budget.target import Budget
 from common.cli import launch, options, targets, teacher_options
-from common.compression import reconstruction
-from common.compression.distillation import LossFn, cross_entropy, distillation_loss_fn
+from common.compression import distillation, reconstruction
+from common.compression.distillation import LossFn
 from common.compression.target_devices import TARGET_DEVICES
 from common.data import cache, datasets
 from common.data.loaders import make_loaders
@@ -23,7 +20,6 @@ from common.evaluation import memory, metrics, results, tables
 from common.models import architectures, checkpoint, lineage
 from common.system import distributed, hardware
 from common.system.errors import UserError
-from common.system.terminal import progress_bar
 from common.training import loop, resume
 
 
@@ -56,7 +52,7 @@ class Stage:
         Raises:
             UserError: Something is missing or does not fit.
         """
-        self.name, self.args, self.cpu, self.parent_path, self.teacher_path = name, args, CPU, None, None
+        self.name, self.args, self.cpu, self.parent_path, self.teacher_paths = name, args, CPU, None, []
         if arch is not None:
             architectures.check(arch)
         self.device = launch.start(args.output_dir, args.device, args.seed)
@@ -88,17 +84,29 @@ class Stage:
         """Cross-entropy, or with --teacher the distillation loss; to be called before `begin`.
 
         Raises:
-            UserError: The teacher is missing or does not fit, or an option needs one.
+            UserError: A teacher is missing or does not fit, or an option needs one.
         """
         args = self.args
         if args.teacher:
-            self.teacher_path, teacher = checkpoint.open_teacher(
-                args.teacher, args.output_dir, self.parent, self.splits
-            )
+            teacher = distillation.MeanOfLogits(self.open_teachers(args.teacher)).to(self.device)
             settings, precision = teacher_options.distillation_options(args), self.precision_for(teacher)
-            return distillation_loss_fn(teacher.to(self.device), **settings, precision=precision)
+            return distillation.distillation_loss_fn(teacher, **settings, precision=precision)
         teacher_options.require_none(args)
-        return cross_entropy
+        return distillation.cross_entropy
+
+    def open_teachers(self, references: list[str]) -> list[nn.Module]:
+        """Calls `checkpoint.open_teacher` for each, and keeps the paths for the lineage.
+
+        Args:
+            references: See `checkpoint.find`.
+
+        Returns:
+            The models.
+        """
+        place = self.args.output_dir, self.parent, self.splits
+        opened = [checkpoint.open_teacher(each, *place) for each in references]
+        self.teacher_paths = [path for path, _ in opened]
+        return [teacher for _, teacher in opened]
 
     def precision_for(self, model: nn.Module) -> torch.dtype:
         """Chooses the precision of a model by --precision.
@@ -137,7 +145,7 @@ class Stage:
         print(f"{self.arch}: {metrics.describe_size(model, self.image_size)}; {self.splits}\n{machine}")
         new_row = lineage.new_row(
             self.parent, self.parent_path, self.name, arch=arch, options=vars(args), machine=machine,
-            split=self.splits.training_fingerprint, teacher_path=self.teacher_path,
+            split=self.splits.training_fingerprint, teacher_paths=self.teacher_paths,
         )  # fmt: skip
         self.progress = resume.open_run(args.output_dir, new_row | row, resume=args.resume, images=images)
         self.row = distributed.broadcast(self.progress.row)
@@ -194,6 +202,8 @@ class Stage:
         Returns:
             (deployed, history): the deployed model of the selected epoch, and a row for each epoch.
         """
+        if self.args.mixup:
+            loss_fn = distillation.mixup(loss_fn, self.num_classes)
         return loop.fit(
             model, loss_fn, self.loaders.train, self.loaders.val, **options.fit_options(self.args),
             epochs=self.args.epochs if epochs is None else epochs,
@@ -217,16 +227,6 @@ class Stage:
             print(f"note: pruned without reconstruction: {error}")
             return
         print(reconstruction.summary(fits))
-
-    def recalibrate_batch_norm(self, model: nn.Module) -> None:
-        """Computes the batch-norm statistics anew, on one epoch of training images.
-
-        Args:
-            model: Moved to the device, and changed in place.
-        """
-        batches = progress_bar(self.loaders.train, desc="batch norm", unit="batch")
-        torch.optim.swa_utils.update_bn(batches, model.to(self.device), self.device)
-        distributed.broadcast_buffers(model)
 
     def test(self, model: nn.Module, device: torch.device | None = None) -> metrics.Score:
         """Evaluates a final model, in float32 or int8, on the split of --score.

@@ -8,14 +8,14 @@ from torch import nn
 
 import train_pruning
 from common.compression import reconstruction
-from common.compression.distillation import cross_entropy
+from common.compression.distillation import cross_entropy, kl_divergence
 from common.compression.reconstruction import Fit
 from common.evaluation.metrics import complexity, count_parameters
 from common.models import checkpoint, lineage
 from common.stage import Stage
 from common.system import distributed, hardware
 from common.system.errors import UserError
-from common.training import loop
+from common.training import batch_norm, loop
 
 pytestmark = pytest.mark.usefixtures("shallow_networks")
 
@@ -81,10 +81,10 @@ def test_a_mistyped_architecture_is_refused(arguments):
 
 def test_the_loss_is_cross_entropy_without_a_teacher(new_stage):
     stage = new_stage()
-    assert stage.loss_fn() is cross_entropy and stage.teacher_path is None
+    assert stage.loss_fn() is cross_entropy and stage.teacher_paths == []
 
 
-@pytest.mark.parametrize("option", ["--mixup", "--standardize-logits", "--distillation=dist"])
+@pytest.mark.parametrize("option", ["--standardize-logits", "--distillation=dist"])
 def test_an_option_of_distillation_without_a_teacher_is_refused(new_stage, option):
     with pytest.raises(UserError, match=f"{option.partition('=')[0]} needs --teacher"):
         new_stage(option).loss_fn()
@@ -100,9 +100,35 @@ def test_with_a_teacher_the_loss_is_that_of_distillation(new_stage, teacher):
     # a model that is its own teacher loses nothing
     loss, _ = new_stage("--teacher", teacher, "--alpha", 1).loss_fn()(model, images, labels)
     assert loss.item() == pytest.approx(0, abs=1e-5)
-    assert stage.teacher_path == teacher
+    assert stage.teacher_paths == [teacher]
     stage.begin(stage.model)
-    assert stage.row["teacher"] == teacher.name
+    assert stage.row["teacher"] == [teacher.name]
+
+
+def test_several_teachers_are_averaged_and_named_in_the_lineage(new_stage, teacher):
+    other = saved(new_stage("--model-name", "other", "--seed", 1))
+    images, labels = 100 * torch.randn(4, 3, SIDE, SIDE), torch.tensor([0, 1, 2, 0])
+    stage = new_stage("--teacher", teacher, other, "--alpha", 1, "--temperature", 2, "--precision", "fp32")
+    teachers = [checkpoint.rebuild(checkpoint.load(path)).eval() for path in (teacher, other)]
+    student = stage.model.eval()
+    loss, logits = stage.loss_fn()(student, images, labels)
+    mean = (teachers[0](images) + teachers[1](images)) / 2
+    assert loss.item() == pytest.approx(4 * kl_divergence(logits / 2, mean / 2).item(), rel=1e-4)
+    stage.begin(stage.model)
+    assert stage.row["teacher"] == [teacher.name, other.name]
+    assert stage.row["teacher_sha256"] == [lineage.sha256(teacher), lineage.sha256(other)]
+
+
+def test_mixup_needs_no_teacher(new_stage, monkeypatch):
+    seen = []
+    monkeypatch.setattr(loop, "fit", lambda model, loss_fn, *args, **options: seen.append(loss_fn))
+    for options in ([], ["--mixup"]):
+        stage = new_stage(*options)
+        stage.begin(stage.model)
+        stage.fit(stage.model, stage.loss_fn())
+    images, labels = torch.randn(4, 3, SIDE, SIDE), torch.tensor([0, 1, 2, 0])
+    plain, mixed = (loss_fn(stage.model.eval(), images, labels)[1] for loss_fn in seen)
+    assert torch.equal(plain, stage.model(images)) and not torch.equal(mixed, plain)
 
 
 def test_begin_prints_what_is_trained_and_on_what(new_stage, capsys):
@@ -274,7 +300,7 @@ def test_batch_norm_is_recalibrated_on_the_device_of_the_stage(new_stage, monkey
 
     monkeypatch.setattr(torch.optim.swa_utils, "update_bn", update_bn)
     stage.device = torch.device("meta")
-    stage.recalibrate_batch_norm(stage.model)
+    batch_norm.recalibrate(stage.model, stage.loaders.train, stage.device)
     assert devices == [({stage.device}, stage.device, len(stage.loaders.train))]
 
 
@@ -282,7 +308,7 @@ def test_batch_norm_gets_the_statistics_of_the_training_images(new_stage):
     stage = new_stage()
     stage.begin(stage.model)
     model = nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    stage.recalibrate_batch_norm(model)
+    batch_norm.recalibrate(model, stage.loaders.train, stage.device)
     means = torch.stack([images.mean((0, 2, 3)) for images, _ in stage.loaders.train.at(0)])
     assert torch.allclose(model[0].running_mean, means.mean(0), atol=1e-5)
 

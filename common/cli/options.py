@@ -124,6 +124,10 @@ def add_training_options(parser: Parser, *, epochs: int, lr: float) -> None:
         help="of the learning rate; cosine: warm-up, then half a cosine to 0; step: a tenth after every 15 "
         "epochs; default: cosine",
     )
+    group.add_argument(
+        "--mixup", action="store_true",
+        help="train on pairs of images mixed with each other, for long runs",
+    )  # fmt: skip
     group.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="default: 0")
     _add_machine_options(parser)
     _add_file_options(parser)

@@ -14,7 +14,7 @@ SETTINGS = {  # the defaults of each loss
     "kd": {"temperature": 3.0, "alpha": 0.9},
     "dist": {"temperature": 1.0, "alpha": 0.5},  # its paper: weights 1, 1, 1
 }
-NAMES = ("temperature", "alpha", "distillation", "standardize_logits", "mixup")
+NAMES = ("temperature", "alpha", "distillation", "standardize_logits")
 
 
 def add_teacher_options(
@@ -23,6 +23,7 @@ def add_teacher_options(
     required: bool,
     default: str = "none, the loss is cross-entropy only",
     distillation: str = "kd",
+    several: bool = True,
 ) -> None:
     """Adds `--teacher` and the settings of the distillation loss.
 
@@ -31,11 +32,13 @@ def add_teacher_options(
         required: Whether there must be a teacher.
         default: What happens without one, for the help.
         distillation: The default of `--distillation`, for the help: see `settle`.
+        several: Whether there may be more than one.
     """
     group = parser.add_argument_group("distillation")
     group.add_argument(
-        "--teacher", required=required, metavar="CHECKPOINT",
-        help=CHECKPOINT + ("" if required else f"; default: {default}"),
+        "--teacher", required=required, nargs="+" if several else None, metavar="CHECKPOINT",
+        help=CHECKPOINT + ("; the logits of several are averaged" if several else "")
+        + ("" if required else f"; default: {default}"),
     )  # fmt: skip
     group.add_argument(
         "--distillation", choices=SETTINGS,
@@ -54,10 +57,6 @@ def add_teacher_options(
     group.add_argument(
         "--standardize-logits", action="store_true", help="of both networks, before they are compared"
     )
-    group.add_argument(
-        "--mixup", action="store_true",
-        help="both networks see pairs of images mixed with each other: for long runs",
-    )  # fmt: skip
 
 
 def check(args: argparse.Namespace, num_classes: int) -> None:
@@ -121,7 +120,7 @@ def require_none(args: argparse.Namespace) -> None:
     Raises:
         UserError: One is given.
     """
-    for option in ("mixup", "standardize_logits", "distillation"):
+    for option in ("standardize_logits", "distillation"):
         if getattr(args, option) not in (False, "kd"):
             raise UserError(f"--{option.replace('_', '-')} needs --teacher")
 

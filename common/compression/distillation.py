@@ -1,4 +1,4 @@
-"""The losses that the stages train with: cross-entropy, or knowledge distillation from a teacher."""
+"""The losses that the stages train with: cross-entropy, or knowledge distillation from teachers; mixup."""
 
 from collections.abc import Callable
 
@@ -90,7 +90,7 @@ def distillation_loss(
     Args:
         student_logits: float [N, C].
         teacher_logits: float [N, C]; no gradient flows into them.
-        labels: int64 [N].
+        labels: int64 [N], or float [N, C], the probabilities of the classes.
         temperature: T, above 0; a higher one makes the probabilities softer.
         alpha: Weight of the first term, from 0 to 1.
         distillation: The distance, of `DISTANCES`.
@@ -112,7 +112,7 @@ def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Ten
     Args:
         model: The model in training.
         images: float [N, 3, S, S].
-        labels: int64 [N].
+        labels: int64 [N], or float [N, C], the probabilities of the classes.
 
     Returns:
         (loss, logits): the mean over the batch, a scalar, and float32 [N, C].
@@ -128,7 +128,6 @@ def distillation_loss_fn(
     alpha: float,
     distillation: str = "kd",
     standardize_logits: bool = False,
-    mixup: bool = False,
     precision: torch.dtype = torch.float32,
 ) -> LossFn:
     """Builds a loss function, called like `cross_entropy`, with the loss of `distillation_loss`.
@@ -141,9 +140,6 @@ def distillation_loss_fn(
         alpha: See `distillation_loss`.
         distillation: See `distillation_loss`.
         standardize_logits: See `distillation_loss`.
-        mixup: Whether both models see each image mixed with another of the batch, in a proportion drawn
-            uniformly from 0 to 1 at every step, the losses of the two labels weighted alike (Zhang et al.,
-            "mixup: Beyond Empirical Risk Minimization", ICLR 2018).
         precision: That of the teacher's layers.
 
     Returns:
@@ -153,17 +149,49 @@ def distillation_loss_fn(
     settings = (temperature, alpha, distillation, standardize_logits)
 
     def loss_fn(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        if mixup:
-            weight, order = float(torch.rand(())), torch.randperm(len(images), device=images.device)
-            images = weight * images + (1 - weight) * images[order]
         with torch.inference_mode(), hardware.autocast(images.device, precision):
             teacher_logits = teacher(images)
         teacher_logits = teacher_logits.float().clone()  # inference tensors cannot take part in a loss
         logits = model(images).float()
-        loss = distillation_loss(logits, teacher_logits, labels, *settings)
-        if mixup:
-            other = distillation_loss(logits, teacher_logits, labels[order], *settings)
-            loss = weight * loss + (1 - weight) * other
-        return loss, logits
+        return distillation_loss(logits, teacher_logits, labels, *settings), logits
 
     return loss_fn
+
+
+class MeanOfLogits(nn.ModuleList):
+    """Several teachers as one: its logits are the mean of theirs."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Computes the logits.
+
+        Args:
+            images: float [N, 3, S, S].
+
+        Returns:
+            float32 [N, C].
+        """
+        return torch.stack([teacher(images).float() for teacher in self]).mean(0)
+
+
+def mixup(loss_fn: LossFn, num_classes: int) -> LossFn:
+    """Mixes each image of a batch with another one, and their labels alike.
+
+    w * image + (1 - w) * other, w drawn uniformly from 0 to 1 for each batch. Student and teacher see the
+    same mixed images. Source: Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization",
+    ICLR 2018, equation 1.
+
+    Args:
+        loss_fn: Linear in the labels; it takes them as probabilities, float [N, C].
+        num_classes: C.
+
+    Returns:
+        A loss function that takes labels as int64 [N].
+    """
+
+    def mixed(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        weight, order = float(torch.rand(())), torch.randperm(len(images), device=images.device)
+        targets = F.one_hot(labels, num_classes).float()
+        pairs = [weight * each + (1 - weight) * each[order] for each in (images, targets)]
+        return loss_fn(model, *pairs)
+
+    return mixed

@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -122,7 +123,7 @@ def new_row(
     options: dict,
     machine: str,
     split: str,
-    teacher_path: Path | None = None,
+    teacher_paths: Sequence[Path] = (),
 ) -> dict:
     """The row of the lineage that a stage adds.
 
@@ -134,7 +135,7 @@ def new_row(
         options: Those of the command line, with `model_name`.
         machine: What the training computes with.
         split: The fingerprint of the training and validation images.
-        teacher_path: The file of the teacher, where one is used in pruning or quantization.
+        teacher_paths: The files of the teachers that are not the parent.
 
     Returns:
         Plain values.
@@ -148,8 +149,8 @@ def new_row(
         "parent": parent_path and parent_path.name,
         "parent_sha256": parent_path and sha256(parent_path),
         "parent_bytes": parent_path and parent_path.stat().st_size,
-        "teacher": teacher_path and teacher_path.name,
-        "teacher_sha256": teacher_path and sha256(teacher_path),
+        "teacher": [path.name for path in teacher_paths] or None,
+        "teacher_sha256": [sha256(path) for path in teacher_paths] or None,
         "pretrained_sha256": _sha256_of_pretrained(options, parent_path),
         "versions": {
             "python": platform.python_version(),

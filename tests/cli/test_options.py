@@ -79,8 +79,8 @@ def test_training_and_distillation_get_their_own_options():
         "alpha": 0.5,
         "distillation": "dist",
         "standardize_logits": False,
-        "mixup": True,
     }
+    assert args.mixup
 
 
 def test_only_the_second_distillation_of_a_search_is_kd(monkeypatch):

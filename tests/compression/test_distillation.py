@@ -10,10 +10,12 @@ import train_student
 from common.cli import teacher_options
 from common.compression.distillation import (
     DISTANCES,
+    MeanOfLogits,
     correlation_distance,
     cross_entropy,
     distillation_loss,
     distillation_loss_fn,
+    mixup,
     standardize,
 )
 
@@ -172,9 +174,8 @@ def test_mixup_mixes_the_images_of_both_models_and_the_labels(monkeypatch):
     monkeypatch.setattr(torch, "randperm", lambda count, device: order)
     teacher, student = nn.Linear(4, 3), nn.Linear(4, 3)
     images, labels = torch.randn(3, 4), torch.tensor([0, 1, 2])
-    loss, logits = distillation_loss_fn(teacher, temperature=3.0, alpha=0.6, mixup=True)(
-        student, images, labels
-    )
+    loss_fn = mixup(distillation_loss_fn(teacher, temperature=3.0, alpha=0.6), num_classes=3)
+    loss, logits = loss_fn(student, images, labels)
     mixed = 0.25 * images + 0.75 * images[[1, 2, 0]]
     assert torch.allclose(logits, student(mixed))
     targets = 0.25 * F.one_hot(labels, 3) + 0.75 * F.one_hot(labels[[1, 2, 0]], 3)
@@ -182,6 +183,29 @@ def test_mixup_mixes_the_images_of_both_models_and_the_labels(monkeypatch):
     divergence = (soft * (soft.log() - F.log_softmax(student(mixed) / 3, dim=1))).sum(1).mean()
     cross_entropies = -(targets * F.log_softmax(student(mixed), dim=1)).sum(1).mean()
     assert loss.item() == pytest.approx((0.6 * 9 * divergence + 0.4 * cross_entropies).item(), abs=1e-5)
+
+
+def test_mixup_without_a_teacher_is_cross_entropy_with_mixed_labels(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda size: torch.tensor(0.75))
+    monkeypatch.setattr(torch, "randperm", lambda count, device: torch.tensor([1, 0]))
+    images, labels = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1])
+    loss, logits = mixup(cross_entropy, num_classes=2)(nn.Identity(), images, labels)
+    assert logits.tolist() == [[0.75, 0.5], [0.25, 1.5]]
+    # -log softmax of a pair (a, b) at a is log(1 + exp(b - a))
+    expected = [
+        0.75 * math.log1p(math.exp(-0.25)) + 0.25 * math.log1p(math.exp(0.25)),
+        0.25 * math.log1p(math.exp(1.25)) + 0.75 * math.log1p(math.exp(-1.25)),
+    ]
+    assert loss.item() == pytest.approx(sum(expected) / 2, abs=1e-6)
+
+
+def test_the_logits_of_several_teachers_are_averaged():
+    one, other = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        one.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        other.weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 5.0]]))
+    logits = MeanOfLogits([one, other])(torch.tensor([[1.0, 2.0]]))
+    assert logits.tolist() == [[2.0, 6.0]] and logits.dtype == torch.float32
 
 
 def test_teacher_and_student_each_compute_in_their_own_precision():

@@ -13,8 +13,8 @@ from common.data import datasets, synthetic
 from common.data.loaders import make_loaders
 from common.evaluation import int8_agreement, metrics, plots
 from common.models import checkpoint, lineage
-from common.stage import Stage
 from common.system import files
+from common.training import batch_norm
 
 pytestmark = pytest.mark.usefixtures("shallow_networks")
 
@@ -55,13 +55,13 @@ def stage(run, options, tmp_path, monkeypatch):
 @pytest.fixture
 def statistics(monkeypatch):
     """The state of a network after each recalibration of its batch norm."""
-    states, recalibrate = [], Stage.recalibrate_batch_norm
+    states, recalibrate = [], batch_norm.recalibrate
 
-    def recorded(self, model):
-        recalibrate(self, model)
+    def recorded(model, *arguments):
+        recalibrate(model, *arguments)
         states.append(copy.deepcopy(model.state_dict()))
 
-    monkeypatch.setattr(Stage, "recalibrate_batch_norm", recorded)
+    monkeypatch.setattr(batch_norm, "recalibrate", recorded)
     return states
 
 
@@ -159,8 +159,8 @@ def test_a_teacher_can_be_used_in_pruning_and_quantization(stage):
             created[name] = checkpoint.load(path)
         alone, distilled = created["alone"]["lineage"][-1], created["distilled"]["lineage"][-1]
         assert alone["machine"].startswith("cpu, ") and alone["machine"].endswith(("bfloat16", "float32"))
-        assert alone["teacher"] is None and distilled["teacher"] == teacher.name
-        assert distilled["teacher_sha256"] == lineage.sha256(teacher)
+        assert alone["teacher"] is None and distilled["teacher"] == [teacher.name]
+        assert distilled["teacher_sha256"] == [lineage.sha256(teacher)]
         one, other = (files.checksum(created[name]["state_dict"]) for name in ("alone", "distilled"))
         assert one != other
 
