@@ -27,7 +27,7 @@ from common.compression.target_devices import TARGET_DEVICES
 SHARED = (  # options that all stages get as they are given here
     "dataset", "data_dir", "workers", "cache", "val_fraction", "batch_size", "weight_decay", "optimizer",
     "schedule", "seed", "device", "precision", "temperature", "alpha",
-    "distillation", "standardize_logits", "mixup",
+    "distillation", "standardize_logits", "mixup", "crops",
 )  # fmt: skip
 
 

@@ -84,7 +84,7 @@ def test_the_loss_is_cross_entropy_without_a_teacher(new_stage):
     assert stage.loss_fn() is cross_entropy and stage.teacher_paths == []
 
 
-@pytest.mark.parametrize("option", ["--standardize-logits", "--distillation=dist"])
+@pytest.mark.parametrize("option", ["--standardize-logits", "--distillation=dist", "--crops=4"])
 def test_an_option_of_distillation_without_a_teacher_is_refused(new_stage, option):
     with pytest.raises(UserError, match=f"{option.partition('=')[0]} needs --teacher"):
         new_stage(option).loss_fn()

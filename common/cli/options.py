@@ -142,7 +142,8 @@ def fit_options(args: argparse.Namespace) -> dict:
     Returns:
         The arguments of `loop.fit` with the same names.
     """
-    return {name: getattr(args, name) for name in ("lr", "weight_decay", "optimizer", "schedule", "seed")}
+    names = ("lr", "weight_decay", "optimizer", "schedule", "seed")
+    return {name: getattr(args, name) for name in names} | {"crops": vars(args).get("crops")}
 
 
 def _add_machine_options(parser: Parser) -> None:

@@ -57,6 +57,11 @@ def add_teacher_options(
     group.add_argument(
         "--standardize-logits", action="store_true", help="of both networks, before they are compared"
     )
+    group.add_argument(
+        "--crops", type=number(int, 1), metavar="N",
+        help="random crops of each image, which the epochs repeat: the teacher computes each only once; "
+        "default: new ones in every epoch",
+    )  # fmt: skip
 
 
 def check(args: argparse.Namespace, num_classes: int) -> None:
@@ -120,8 +125,8 @@ def require_none(args: argparse.Namespace) -> None:
     Raises:
         UserError: One is given.
     """
-    for option in ("standardize_logits", "distillation"):
-        if getattr(args, option) not in (False, "kd"):
+    for option in ("standardize_logits", "distillation", "crops"):
+        if getattr(args, option) not in (False, "kd", None):
             raise UserError(f"--{option.replace('_', '-')} needs --teacher")
 
 
@@ -134,4 +139,4 @@ def distillation_options(args: argparse.Namespace) -> dict:
     Returns:
         The arguments of `distillation_loss_fn` with the same names.
     """
-    return {name: getattr(args, name) for name in NAMES}
+    return {name: getattr(args, name) for name in NAMES} | {"keep_logits": args.crops is not None}

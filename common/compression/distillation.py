@@ -129,6 +129,7 @@ def distillation_loss_fn(
     distillation: str = "kd",
     standardize_logits: bool = False,
     precision: torch.dtype = torch.float32,
+    keep_logits: bool = False,
 ) -> LossFn:
     """Builds a loss function, called like `cross_entropy`, with the loss of `distillation_loss`.
 
@@ -141,17 +142,25 @@ def distillation_loss_fn(
         distillation: See `distillation_loss`.
         standardize_logits: See `distillation_loss`.
         precision: That of the teacher's layers.
+        keep_logits: Whether the teacher computes each batch once only: its logits, 4 * C bytes for each crop,
+            are kept by the seed of the step, of which the batch is a function (see `loop.fit`).
 
     Returns:
         The loss function.
     """
     hardware.set_memory_format(teacher.eval(), torch.channels_last)
-    settings = (temperature, alpha, distillation, standardize_logits)
+    settings, kept = (temperature, alpha, distillation, standardize_logits), {}
+
+    def logits_of_teacher(images: Tensor) -> Tensor:
+        with torch.inference_mode(), hardware.autocast(images.device, precision):
+            logits = teacher(images)
+        return logits.float().clone()  # inference tensors cannot take part in a loss
 
     def loss_fn(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.inference_mode(), hardware.autocast(images.device, precision):
-            teacher_logits = teacher(images)
-        teacher_logits = teacher_logits.float().clone()  # inference tensors cannot take part in a loss
+        seed = torch.initial_seed()
+        teacher_logits = kept[seed] if seed in kept else logits_of_teacher(images)
+        if keep_logits:
+            kept[seed] = teacher_logits
         logits = model(images).float()
         return distillation_loss(logits, teacher_logits, labels, *settings), logits
 

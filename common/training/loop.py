@@ -37,6 +37,7 @@ def fit(
     optimizer: str = "adamw",
     schedule: str = "cosine",
     seed: int = 0,
+    crops: int | None = None,
     progress: Progress | None = None,
     deploy: Callable[[nn.Module], nn.Module] = copy.deepcopy,
     deploy_device: torch.device | None = None,
@@ -44,7 +45,7 @@ def fit(
 ) -> tuple[nn.Module, list[dict]]:
     """Trains a model, and selects the epoch with the highest top-1 on validation, on a tie the lower loss.
 
-    Random numbers are a function of the seed, the epoch and the step.
+    Random numbers, those of the crops too, are a function of the seed, the epoch and the step.
 
     Args:
         model: Moved to `device`, and trained in place.
@@ -60,6 +61,7 @@ def fit(
         optimizer: See `optimizers.build`.
         schedule: "cosine" or "step", see `optimizers`.
         seed: Of all random numbers.
+        crops: After so many epochs the batches are repeated, and with them all random numbers; None: never.
         progress: Where the state is kept; training resumes from the state that it has.
         deploy: Creates from the model in training the one that is evaluated, selected and returned: a copy,
             or its int8 form.
@@ -77,7 +79,8 @@ def fit(
     training = _Training(
         model, loss_fn, optimizers.build(optimizer, model, lr, weight_decay),
         functools.partial(optimizers.SCHEDULES[schedule], epochs=epochs, steps=len(train_loader)),
-        device=device, precision=precision, seed=seed, progress=progress or Progress(),
+        device=device, precision=precision, seed=seed, crops=crops or math.inf,
+        progress=progress or Progress(),
     )  # fmt: skip
     state = training.state
     # what is deployed on another device is int8, without autocast
@@ -154,9 +157,15 @@ class _Training:
     `schedule(step)` is the fraction of the highest learning rate at a step, from 0 over all epochs.
     """
 
-    def __init__(self, model, loss_fn, optimizer, schedule, *, device, precision, seed, progress):
+    def __init__(self, model, loss_fn, optimizer, schedule, *, device, precision, seed, crops, progress):
         self.model, self.loss_fn, self.optimizer, self.schedule = model, loss_fn, optimizer, schedule
-        self.device, self.precision, self.seed, self.progress = device, precision, seed, progress
+        self.device, self.precision, self.seed, self.crops, self.progress = (
+            device,
+            precision,
+            seed,
+            crops,
+            progress,
+        )
         self.lr, self.memory_format = optimizer.defaults["lr"], hardware.memory_format(model, device)
         self.state = _State()
         if (saved := progress.begin()) is not None:
@@ -181,13 +190,12 @@ class _Training:
     def train_epoch(self, loader: DeviceLoader, title: str, start: float) -> dict[str, float]:
         """Trains on the rest of the epoch; returns its first learning rate, mean loss and top-1."""
         state, epoch = self.state, self.state.epoch
-        epoch_of_run = self.progress.epochs_before + epoch  # each call of fit draws other random numbers
+        # each call of fit draws other random numbers
+        drawn = int((self.progress.epochs_before + epoch) % self.crops)
         recent = torch.zeros(3, dtype=torch.float64, device=self.device)  # losses, correct, images
         with progress_bar(total=len(loader), initial=state.step, desc=title, unit="batch") as bar:
-            for images, labels in loader.at(epoch_of_run, state.step):
-                torch.manual_seed(
-                    seeding.derive_seed(self.seed, epoch_of_run, state.step, distributed.rank())
-                )
+            for images, labels in loader.at(drawn, state.step):
+                torch.manual_seed(seeding.derive_seed(self.seed, drawn, state.step, distributed.rank()))
                 lr = self.lr * self.schedule(epoch * len(loader) + state.step)
                 recent += self._step(images, labels, lr, loader.count(state.step))
                 state.step += 1

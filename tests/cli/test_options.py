@@ -72,6 +72,7 @@ def test_training_and_distillation_get_their_own_options():
         "optimizer": "sgd",
         "schedule": "cosine",
         "seed": 3,
+        "crops": None,
     }
     teacher_options.settle(args, "kd", 37)
     assert teacher_options.distillation_options(args) == {
@@ -79,6 +80,7 @@ def test_training_and_distillation_get_their_own_options():
         "alpha": 0.5,
         "distillation": "dist",
         "standardize_logits": False,
+        "keep_logits": False,
     }
     assert args.mixup
 

@@ -208,6 +208,27 @@ def test_the_logits_of_several_teachers_are_averaged():
     assert logits.tolist() == [[2.0, 6.0]] and logits.dtype == torch.float32
 
 
+def test_a_teacher_computes_the_batch_of_a_seed_once():
+    seen = []
+
+    class Teacher(nn.Linear):
+        def forward(self, images):
+            seen.append(images)
+            return super().forward(images)
+
+    teacher, student, labels = Teacher(4, 3), nn.Linear(4, 3), torch.tensor([0, 1])
+    first, second = torch.randn(2, 2, 4)
+    for keep, calls in ((False, 3), (True, 2)):
+        loss_fn, losses = distillation_loss_fn(teacher, temperature=3.0, alpha=0.9, keep_logits=keep), []
+        for seed, images in ((1, first), (2, second), (1, first)):
+            torch.manual_seed(seed)
+            torch.rand(3)  # as mixup does
+            losses.append(loss_fn(student, images, labels)[0].item())
+        assert losses[0] == losses[2] != losses[1]
+        assert len(seen) == calls
+        seen.clear()
+
+
 def test_teacher_and_student_each_compute_in_their_own_precision():
     seen = []
 

@@ -114,6 +114,35 @@ def test_random_numbers_depend_on_the_seed_and_not_on_earlier_ones():
     assert not torch.equal(weights(1), weights(2))
 
 
+@pytest.mark.parametrize(("crops", "expected"), [(None, [0, 1, 2, 3, 4]), (2, [0, 1, 0, 1, 0])])
+def test_batches_and_random_numbers_are_repeated_after_some_epochs(crops, expected):
+    asked, seeds = [], []
+
+    class Asked(Listed):
+        def at(self, epoch, first=0):
+            asked.append(epoch)
+            return super().at(epoch, first)
+
+    def loss_fn(model, images, labels):
+        seeds.append(torch.initial_seed())
+        return cross_entropy(model, images, labels)
+
+    fit(
+        Flat(),
+        loss_fn,
+        Asked(separable(16)),
+        None,
+        epochs=5,
+        lr=0.1,
+        weight_decay=0.0,
+        device=CPU,
+        crops=crops,
+    )
+    assert asked == expected
+    of_epochs = [tuple(seeds[start : start + 2]) for start in range(0, 10, 2)]
+    assert [of_epochs.index(each) for each in of_epochs] == expected
+
+
 def test_a_loss_that_grows_far_beyond_its_start_stops_the_training():
     losses = itertools.count()
 
