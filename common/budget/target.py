@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from common.evaluation.memory import LiveTensor
 from common.system import units
 from common.system.errors import UserError
 
@@ -20,6 +21,8 @@ class Budget:
         cost: What a float model costs, or with `precision` "int8" what it will cost once it is quantized.
         precision: "fp32" or "int8".
         conditions: How the cost is measured.
+        peak: Of "ram" the cost of a model, and the tensors that are kept while it is reached.
+        hint: What else lowers the cost, for a limit that cannot be reached.
     """
 
     TRIALS = 64  # how finely widths are searched where each cost is a measurement
@@ -30,6 +33,8 @@ class Budget:
     cost: Callable[[nn.Module], float]
     precision: str = "fp32"
     conditions: str = ""
+    peak: Callable[[nn.Module], tuple[float, tuple[LiveTensor, ...]]] | None = None
+    hint: str = ""
 
     @property
     def exact(self) -> bool:
@@ -53,7 +58,7 @@ class Budget:
         """
         return UserError(
             f"this network cannot be pruned to {self.describe(self.limit)}: {self.describe(least)} is "
-            f"the least, {least / start:.1%} of {self.describe(start)}"
+            f"the least, {least / start:.1%} of {self.describe(start)}{self.hint}"
         )
 
     def describe(self, cost: float) -> str:
