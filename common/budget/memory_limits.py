@@ -8,13 +8,14 @@ from torch import fx, nn
 from common.compression import quantization
 from common.compression.reparameterization import fuse_branches
 from common.compression.target_devices import TargetDevice
-from common.deployment import c_memory
+from common.deployment import c_memory, c_writer
 from common.evaluation import memory
 from common.evaluation.memory import LiveTensor
 from common.integer import from_fx, planner, recomputation
 from common.integer.arena import Block
 from common.integer.graph import Graph
 from common.integer.planner import Plan
+from common.models import integers
 from common.system.errors import UserError
 
 WAYS = (
@@ -133,13 +134,41 @@ def find_way(graph: Graph, ram: int) -> tuple[str, float]:
     Raises:
         UserError: None fits.
     """
-    needed = {}
-    for schedule, extra in WAYS:
-        needed[schedule, extra] = c_memory.array_bytes(*recomputation.plan(graph, schedule, extra))
-        if needed[schedule, extra] <= ram:
-            return schedule, extra
-    least, side = min(needed.values()), graph.input.shape[1]
-    raise UserError(f"at {side} pixels the network needs {least:,} bytes of RAM in C, more than {ram:,}")
+    least, schedule, extra = _best_way(graph, ram)
+    if least > ram:
+        side = graph.input.shape[1]
+        raise UserError(f"at {side} pixels the network needs {least:,} bytes of RAM in C, more than {ram:,}")
+    return schedule, extra
+
+
+def size_in_c(content: dict, ram: int) -> tuple[int, int]:
+    """Measures a finished network in C, by the schedule of `find_way`, or by that with the least RAM.
+
+    Args:
+        content: That of an int8 checkpoint.
+        ram: Bytes.
+
+    Returns:
+        Bytes of RAM, and of flash for constants.
+
+    Raises:
+        UserError: An operator has no form in C.
+    """
+    graph = integers.read(content)
+    _, schedule, extra = _best_way(graph, ram)
+    images = content["classes"], content["mean"], content["std"]
+    written = c_writer.write(graph, "network", schedule, "twice", *images, extra)
+    return written.ram, written.flash
+
+
+def _best_way(graph: Graph, ram: int) -> tuple[int, str, float]:
+    """Bytes of RAM, schedule and extra MACs of the first of `WAYS` that fits, else of that with the least."""
+    found = []
+    for way in WAYS:
+        found.append((c_memory.array_bytes(*recomputation.plan(graph, *way)), *way))
+        if found[-1][0] <= ram:
+            return found[-1]
+    return min(found)
 
 
 def _skeleton(model: nn.Module, target: TargetDevice, image_size: int) -> fx.GraphModule:

@@ -56,9 +56,10 @@ class Budget:
         Returns:
             The error, to be raised.
         """
+        lowest, now = (units.FORMATS[self.kind].format(cost) for cost in (least, start))
         return UserError(
-            f"this network cannot be pruned to {self.describe(self.limit)}: {self.describe(least)} is "
-            f"the least, {least / start:.1%} of {self.describe(start)}{self.hint}"
+            f"this network cannot be pruned to {self.describe(self.limit)}: {lowest} is the least, "
+            f"{least / start:.1%} of {now}{self.hint}"
         )
 
     def describe(self, cost: float) -> str:
