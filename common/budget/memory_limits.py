@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import fx, nn
 
@@ -95,8 +96,10 @@ def peak_function(
         return lambda model: peak(model, target, image_size, schedule)
 
     def layer_by_layer(model: nn.Module) -> tuple[int, tuple[LiveTensor, ...]]:
-        found = memory.peak(model, image_size)
-        return memory.BYTES[precision] * found.values, found.tensors
+        size = memory.BYTES[precision]
+        tensors = memory.peak(model, image_size).tensors
+        tensors = tuple(replace(each, values=size * each.values) for each in tensors)
+        return sum(each.values for each in tensors), tensors
 
     return layer_by_layer
 

@@ -21,7 +21,8 @@ class Budget:
         cost: What a float model costs, or with `precision` "int8" what it will cost once it is quantized.
         precision: "fp32" or "int8".
         conditions: How the cost is measured.
-        peak: Of "ram" the cost of a model, and the tensors that are kept while it is reached.
+        peak: Of "ram" the cost of a model, and the tensors that are kept while it is reached,
+            their values in bytes.
         hint: What else lowers the cost, for a limit that cannot be reached.
     """
 

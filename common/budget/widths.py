@@ -160,7 +160,7 @@ def _narrowed(groups: list[Group], widths: Widths, tensors: Iterable[LiveTensor]
     the peak shrinks. By importance alone it would often be one with few values there, which would lose most
     of its channels.
     """
-    saved = {group.layers: _values_per_channel(group, tensors) for group in groups}
+    saved = {group.layers: _bytes_per_channel(group, tensors) for group in groups}
     widths = dict(widths)
     while excess > 0:
         choices = [group for group in groups if saved[group.layers] and _can_shrink(group, widths)]
@@ -187,8 +187,8 @@ def _give_back(groups: list[Group], widths: Widths, fits: Callable[[Widths], boo
     return widths
 
 
-def _values_per_channel(group: Group, tensors: Iterable[LiveTensor]) -> float:
-    """How many values the peak would shrink by with one channel less."""
+def _bytes_per_channel(group: Group, tensors: Iterable[LiveTensor]) -> float:
+    """How many bytes the peak would shrink by with one channel less."""
     return sum(each.values / each.channels for each in tensors if each.layers & set(group.layers))
 
 
