@@ -141,7 +141,10 @@ def test_a_pruning_target_out_of_reach_names_the_smallest_network(refused):
         (["--target-latency", "1us"], "ms (fp32 ONNX Runtime on"),
         (["--target-latency", "1us", "--latency-in", "torch"], "ms (fp32 on"),
         (["--target-ram", "1KB"], "cannot be pruned to 1,000 bytes of RAM (layer by layer): "),
-        (["--target-ram", "1KB", "--target-precision", "int8"], "1,000 bytes of RAM (int8, layer by layer): "),
+        (
+            ["--target-ram", "1KB", "--target-precision", "int8"],
+            "1,000 bytes of RAM (int8, layer by layer): ",
+        ),
         (["--target-ram", "1KB", "--ram-schedule", "rows"], "row by row with --ram-schedule camera"),
         (["--target-ram", "1KB", "--ram-schedule", "camera"], "(int8 in C, schedule camera): "),
         (["--target-macs", "1M", "--ram-schedule", "rows"], "--ram-schedule needs --target-ram"),
