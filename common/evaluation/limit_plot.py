@@ -60,8 +60,8 @@ def draw(networks: list[tuple[str, float, tuple[float, float]]], limits: list[Li
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         axes.grid(alpha=0.3)
-        axes.legend(loc="upper left", fontsize=8)
-    panels[0].set_ylabel("top-1 on validation")
+        axes.legend(fontsize=8)
+    panels[0].set_ylabel("top-1 on validation, 95 % interval")
     panels[0].yaxis.set_major_formatter(PercentFormatter(1))
     names = [f"{number}  {printable(name)}" for number, (name, *_) in enumerate(networks, start=1)]
     figure.supxlabel("\n".join(names), fontsize=8)
