@@ -5,7 +5,7 @@
     python compress.py --weights mobilenet_v2 --part nrf52840 --image-size 224 160
 
 reads    weights/teacher_resnet50_<top-1>.pt, and the images of --dataset
-writes   the winner into weights/, its report (.md) beside it, every checkpoint tried into weights/candidates/
+writes   the winner into weights/, its report (.md, .png) beside it, all others into weights/candidates/
          for a microcontroller (--part, or --target-ram with --target-size) the winner in C, golden integers
 
 The candidates are compared in short trials, and only the most promising are trained for all epochs: see
@@ -13,6 +13,7 @@ common/budget/search.py. The same command again resumes a search that was interr
 """
 
 import functools
+import os
 import re
 from pathlib import Path
 
@@ -29,6 +30,8 @@ SHARED = (  # options that all stages get as they are given here
     "schedule", "seed", "device", "precision", "temperature", "alpha",
     "distillation", "standardize_logits", "mixup", "crops",
 )  # fmt: skip
+# of firmware/Makefile
+BOARDS = {"Cortex-M4": "mps2-an386", "Cortex-M7": "mps2-an500", "Cortex-M33": "mps3-an524"}
 
 
 def main(args):
@@ -76,8 +79,9 @@ def main(args):
     created["metrics"] = score.as_dict("test") | images | kept
     path = checkpoint.save(created, args.output_dir, once=True)
     report += f"\n\nOn the test images, which no other candidate has seen: {score}"
-    results.write_text(report, path.with_suffix(".md"))
-    print(f"\n{report}\nsaved {path}, {path.with_suffix('.md')}")
+    results.write_text(f"{report}\n\n![limits]({path.stem}.png)", path.with_suffix(".md"))
+    draw(args, search, path.with_suffix(".png"))
+    print(f"\n{report}\nsaved {path}, {path.with_suffix('.md')}, {path.with_suffix('.png')}")
     return deploy(args, path, created)
 
 
@@ -108,6 +112,35 @@ def sizes_that_fit(args, content):
     return fitting
 
 
+def draw(args, search, path):
+    """Draws the accuracy of what was finished against the budget; in C against both limits."""
+    from common.budget import memory_limits
+    from common.evaluation import limit_plot
+    from common.evaluation.limit_plot import Limit
+    from common.models import checkpoint
+    from common.system import units
+
+    finished = [each for each in search.tried if each.cost is not None]
+    networks = [(f"{each.path.name}: {each.recipe}", each.top1, each.ci95) for each in finished]
+    costs = [each.cost for each in finished]
+    limits = [
+        Limit("limit", units.describe(search.kind, search.limit).partition(" ")[2], search.limit, costs)
+    ]
+    if args.memory:
+        part = f"{args.part}: " if args.part else ""
+        sizes = [memory_limits.size_in_c(checkpoint.load(each.path), args.memory[0]) for each in finished]
+        limits = [
+            Limit(
+                f"{part}{kind} limit",
+                f"{kind} in C, KiB",
+                args.memory[index] / 1024,
+                [each[index] / 1024 for each in sizes],
+            )
+            for index, kind in enumerate(("RAM", "flash"))
+        ]
+    limit_plot.draw(networks, limits, path)
+
+
 def deploy(args, path, content):
     """Writes the winner in C for a microcontroller, by the first schedule that fits, and golden integers."""
     from common.budget import memory_limits
@@ -131,7 +164,8 @@ def deploy(args, path, content):
     )
     report = path.with_suffix(".md")
     results.write_text(f"{report.read_text(encoding='utf-8').rstrip()}\n\n{text}\n", report)
-    print(text)
+    board = BOARDS.get(parts.PARTS[args.part].core if args.part else None, "mps2-an500")
+    print(f"{text}\nnext: make -C firmware run BOARD={board} NET={os.path.relpath(output, 'firmware')}")
     return output
 
 

@@ -2,6 +2,7 @@
 
     python train_pruning.py --weights kd_resnet18 --pruning-ratio 0.4
     python train_pruning.py --weights kd_resnet18 --target-size 2MB --target-precision int8
+    python train_pruning.py --weights kd_resnet18 --target-ram 150KB --ram-schedule camera
 
 reads    weights/kd_resnet18_<top-1>.pt, and the images of --dataset
 writes   weights/pruned_kd_resnet18_<top-1>.pt, and its log and curves beside it
@@ -106,11 +107,7 @@ def parse_args(argv=None):
     target.add_argument("--pruning-ratio", **ratio, help="fraction of the PARAMETERS to keep; default: 0.5")
     target.add_argument("--channel-ratio", **ratio, help="fraction of each layer's CHANNELS to remove")
     targets.add_budget_options(target)
-    group.add_argument(
-        "--target-precision", choices=("fp32", "int8"), default="fp32",
-        help="int8: the target is for what train_quantization.py will create, and a fraction of latency or "
-        "RAM is one of the unpruned network in int8; default: fp32",
-    )  # fmt: skip
+    targets.add_precision_options(group)
     targets.add_conditions(group)
     targets.add_width_option(group)
     group.add_argument(
@@ -142,7 +139,7 @@ def parse_args(argv=None):
     options.add_data_options(parser)
     options.add_training_options(parser, epochs=20, lr=5e-4)
     options.add_stage_options(parser)
-    return parser.parse_args(argv)
+    return targets.with_precision(parser, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

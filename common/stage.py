@@ -169,8 +169,8 @@ class Stage:
         if (target := targets.budget(args)) is None:
             return costs.parameter_budget(model, args.pruning_ratio or 0.5)
         return costs.make_budget(
-            *target, model, self.parent, self.row,
-            precision=args.target_precision, target=TARGET_DEVICES[args.target_device],
+            *target, model, self.parent, self.row, precision=args.target_precision,
+            target=TARGET_DEVICES[args.target_device], ram_schedule=args.ram_schedule or "layers",
             threads=args.threads, latency_in=args.latency_in, parent_bytes=self.row["parent_bytes"],
         )  # fmt: skip
 

@@ -120,7 +120,8 @@ def report(
     ahead = f", {100 * (winner.top1 - max(others)):.2f} points ahead of the next" if others else ""
     return (
         f"{tables.markdown(rows, left=2)}\n\n"
-        f"{1 + len(others)} of them were finished and meet the budget, {units.describe(kind, limit)}. "
+        f"{1 + len(others)} of them {'were' if others else 'was'} finished and meet{'s' * (not others)} the "
+        f"budget, {units.describe(kind, limit)}. "
         f"The winner has the highest top-1 on validation, {winner.top1:.2%}{ahead}.\n\n"
         f"The search trained {sum(each.epochs for each in tried)} epochs of {images} images in all, "
         f"{sum(each.seconds for each in tried):.0f} s."

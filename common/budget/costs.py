@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from common.budget import memory_limits
 from common.budget.target import Budget
 from common.compression import int8_engines, int8_state, quantization
 from common.compression.reparameterization import fuse_branches
@@ -55,12 +56,12 @@ def make_budget(
     threads: int = 1,
     latency_in: str = "onnxruntime",
     parent_bytes: int | None = None,
+    ram_schedule: str = "layers",
 ) -> Budget:
     """Builds the budget that a user asks for.
 
     Args:
-        kind: "macs", "size", "latency" (the median for one image on this machine) or "ram" (the peak of the
-            activations of one image).
+        kind: "macs", "size", "latency" (the median for one image on this machine) or "ram" (for one image).
         text: An amount, see `units.parse`. A fraction is one of what `model` costs now, in `precision`; of a
             size one of the file in float32, since that is the file that exists.
         model: The float model of `parent`; not changed.
@@ -71,6 +72,8 @@ def make_budget(
         threads: Of a latency.
         latency_in: "onnxruntime": of the ONNX file; "torch": with torch's fastest engine.
         parent_bytes: Size of the parent's file, of which a fraction is one.
+        ram_schedule: "layers" for the peak of the activations, layer by layer; another of
+            `planner.SCHEDULES` for the static array of the network in C, in int8.
 
     Returns:
         The budget.
@@ -85,11 +88,12 @@ def make_budget(
         quantization.prepare(fuse_branches(model), target, image_size, check)
     else:
         target = None
+    peak = memory_limits.peak_function(image_size, precision, target, ram_schedule)
     costs = {
         "macs": lambda: _macs(image_size, fuse_branches if target else lambda model: model),
         "size": lambda: _int8_file_bytes(model, parent, row, target) if target else _file_bytes(parent, row),
         "latency": lambda: _milliseconds(parent, threads, latency_in, target),
-        "ram": lambda: _activation_bytes(image_size, precision),
+        "ram": lambda: lambda model: peak(model)[0],
     }
     cost = costs[kind]()
     start = cost(model)
@@ -98,11 +102,13 @@ def make_budget(
         limit *= parent_bytes or _file_bytes(parent, row)(model)
     elif is_fraction:
         limit *= start
-    conditions = ""
+    conditions = hint = ""
     if kind == "latency":
         engine = engine if latency_in == "torch" else f"{precision} ONNX Runtime"
         conditions = f"{engine} on {latency.cpu()}, {threads} thread(s)"
-    return Budget(kind, limit, start, cost, precision, conditions)
+    elif kind == "ram":
+        conditions, hint = memory_limits.describe(ram_schedule, image_size)
+    return Budget(kind, limit, start, cost, precision, conditions, peak, hint)
 
 
 def checkpoint_budget(
@@ -209,10 +215,6 @@ def _int8_file_bytes(model: nn.Module, parent: dict, row: dict, target: TargetDe
         return files.file_bytes(content) + RESERVE
 
     return cost
-
-
-def _activation_bytes(image_size: int, precision: str) -> Cost:
-    return lambda model: memory.BYTES[precision] * memory.peak(model, image_size).values
 
 
 def _milliseconds(parent: dict, threads: int, latency_in: str, target: TargetDevice | None) -> Cost:

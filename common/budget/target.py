@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from common.evaluation.memory import LiveTensor
 from common.system import units
 from common.system.errors import UserError
 
@@ -20,6 +21,9 @@ class Budget:
         cost: What a float model costs, or with `precision` "int8" what it will cost once it is quantized.
         precision: "fp32" or "int8".
         conditions: How the cost is measured.
+        peak: Of "ram" the cost of a model, and the tensors that are kept while it is reached,
+            their values in bytes.
+        hint: What else lowers the cost, for a limit that cannot be reached.
     """
 
     TRIALS = 64  # how finely widths are searched where each cost is a measurement
@@ -30,6 +34,8 @@ class Budget:
     cost: Callable[[nn.Module], float]
     precision: str = "fp32"
     conditions: str = ""
+    peak: Callable[[nn.Module], tuple[float, tuple[LiveTensor, ...]]] | None = None
+    hint: str = ""
 
     @property
     def exact(self) -> bool:
@@ -51,9 +57,10 @@ class Budget:
         Returns:
             The error, to be raised.
         """
+        lowest, now = (units.FORMATS[self.kind].format(cost) for cost in (least, start))
         return UserError(
-            f"this network cannot be pruned to {self.describe(self.limit)}: {self.describe(least)} is "
-            f"the least, {least / start:.1%} of {self.describe(start)}"
+            f"this network cannot be pruned to {self.describe(self.limit)}: {lowest} is the least, "
+            f"{least / start:.1%} of {now}{self.hint}"
         )
 
     def describe(self, cost: float) -> str:

@@ -2,19 +2,19 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from torch import nn
 
 from common.budget.target import Budget
 from common.compression.pruning import ROUND_TO, Group, Widths, prune, widths_for_fraction
-from common.evaluation import memory
-from common.evaluation.memory import Peak
+from common.evaluation.memory import LiveTensor
 from common.system import distributed
 
 MEASURED_MARGIN = 0.97  # of the limit is aimed at where each measurement is a little different
 FAST_MULTIPLE = 16  # of channels: at 24 a depthwise int8 layer is slower than at 32, see docs/EXPERIMENTS.md
+At = tuple[float, tuple[LiveTensor, ...]]  # see `Budget.peak`
 CLOSE_ENOUGH = 0.005  # of the cost before pruning: half of the point that is promised
 
 
@@ -57,11 +57,10 @@ def widths_for_budget(
     groups = [replace(group, multiple=math.lcm(multiple, group.multiple)) for group in groups]
     found = None
     if distributed.is_main_process():
-        start = budget.cost(model)
-        if start <= budget.limit:
+        if budget.kind == "ram":
+            found = _search_peak(groups, budget, lambda widths: budget.peak(pruned(widths)))
+        elif (start := budget.cost(model)) <= budget.limit:
             found = {}
-        elif budget.kind == "ram":
-            found = _search_peak(groups, budget, lambda widths: memory.peak(pruned(widths), image_size))
         else:
             found = _search(groups, budget, lambda widths: budget.cost(pruned(widths)), start)
     return distributed.broadcast(found)
@@ -134,31 +133,44 @@ def _bisect(too_large: Callable[[int], bool], low: int, high: int) -> tuple[int,
     return low, high
 
 
-def _search_peak(groups: list[Group], budget: Budget, peak: Callable[[Widths], Peak]) -> Widths:
-    """Removes a few channels at a time, where the peak is, until the activations fit.
+def _search_peak(groups: list[Group], budget: Budget, peak: Callable[[Widths], At]) -> Widths:
+    """Removes channels where the peak is, until the activations fit.
 
     A fraction of all channels, as for the other budgets, would first remove channels of late layers, in vain:
-    their outputs are small. Of the groups with outputs at the peak, the one is pruned that loses the least
-    importance for each value by which the peak shrinks. By importance alone it would often be one with few
-    values there, which would lose most of its channels.
+    their outputs are small. What is at the peak is narrowed until it should fit; then the peak of the smaller
+    network is looked for, which may be elsewhere.
     """
+    narrowest = {name: each.multiple for each in groups for name in each.layers if _can_shrink(each, {})}
+    widths, (cost, tensors) = {}, peak({})
+    if cost > budget.limit and (least := peak(narrowest)[0]) > budget.limit:
+        raise budget.unreachable(least, cost)
+    while cost > budget.limit:
+        smaller = _narrowed(groups, widths, tensors, cost - budget.limit)
+        if smaller == widths:
+            smaller = narrowest
+        widths = smaller
+        cost, tensors = peak(widths)
+    return _give_back(groups, widths, lambda candidate: peak(candidate)[0] <= budget.limit)
 
-    def cost(at: Peak) -> float:
-        return memory.BYTES[budget.precision] * at.values
 
-    widths, now = {}, peak({})
-    start = cost(now)
-    while cost(now) > budget.limit:
-        saved = {group.layers: _values_per_channel(group, now) for group in groups}
-        choices = [
-            group for group in groups if saved[group.layers] and _width(group, widths) > group.multiple
-        ]
+def _narrowed(groups: list[Group], widths: Widths, tensors: Iterable[LiveTensor], excess: float) -> Widths:
+    """The widths with a few channels less at a time, until the tensors at the peak have shrunk by `excess`.
+
+    Of the groups with outputs there, the one is pruned that loses the least importance for each byte by which
+    the peak shrinks. By importance alone it would often be one with few values there, which would lose most
+    of its channels.
+    """
+    saved = {group.layers: _bytes_per_channel(group, tensors) for group in groups}
+    widths = dict(widths)
+    while excess > 0:
+        choices = [group for group in groups if saved[group.layers] and _can_shrink(group, widths)]
         if not choices:
-            raise budget.unreachable(cost(now), start)
+            break
         chosen = min(choices, key=lambda each: _importance(each, widths, -1) / saved[each.layers])
-        widths |= dict.fromkeys(chosen.layers, _next_width(chosen, widths, -1))
-        now = peak(widths)
-    return _give_back(groups, widths, lambda candidate: cost(peak(candidate)) <= budget.limit)
+        width = _next_width(chosen, widths, -1)
+        excess -= saved[chosen.layers] * (_width(chosen, widths) - width)
+        widths |= dict.fromkeys(chosen.layers, width)
+    return widths
 
 
 def _give_back(groups: list[Group], widths: Widths, fits: Callable[[Widths], bool]) -> Widths:
@@ -175,9 +187,13 @@ def _give_back(groups: list[Group], widths: Widths, fits: Callable[[Widths], boo
     return widths
 
 
-def _values_per_channel(group: Group, at: Peak) -> float:
-    """How many values the peak would shrink by with one channel less."""
-    return sum(each.values / each.channels for each in at.tensors if each.layers & set(group.layers))
+def _bytes_per_channel(group: Group, tensors: Iterable[LiveTensor]) -> float:
+    """How many bytes the peak would shrink by with one channel less."""
+    return sum(each.values / each.channels for each in tensors if each.layers & set(group.layers))
+
+
+def _can_shrink(group: Group, widths: Widths) -> bool:
+    return _width(group, widths) > group.multiple
 
 
 def _width(group: Group, widths: Widths) -> int:

@@ -5,7 +5,8 @@ Imports no torch, so that `--help` prints at once.
 
 import argparse
 
-from common.cli.parser import amount, number
+from common.cli.options import RAM_SCHEDULE, RAM_SCHEDULES
+from common.cli.parser import Parser, amount, number
 from common.compression.target_devices import ENGINES, TARGET_DEVICES
 
 IMPORTANCES = ("reconstruction", "lamp", "magnitude", "taylor", "bn-scale", "random")
@@ -14,7 +15,7 @@ TARGETS = {
     "macs": "multiply-accumulates: 0.5 for half of them, or 300M",
     "size": "the file: 2MB, 500KB, or a fraction of the file now, in float32",
     "latency": "for one image on this machine: 5ms, or a fraction of the latency now",
-    "ram": "the peak of the activations of one image, layer by layer, at 4 bytes for each value, in "
+    "ram": "for one image: the peak of the activations, layer by layer, at 4 bytes for each value, in "
     "int8 at 1: 512KB, or a fraction of the peak now",
 }
 
@@ -55,6 +56,43 @@ def add_device_option(group) -> None:
         default="embedded",
         help=f"what int8 models are quantized for; {rows}; default: embedded",
     )
+
+
+def add_precision_options(group) -> None:
+    """Adds `--target-precision` and `--ram-schedule`, for scripts that prune once; see `with_precision`.
+
+    Args:
+        group: A group of a parser.
+    """
+    group.add_argument(
+        "--target-precision", choices=("fp32", "int8"),
+        help="int8: the target is for what train_quantization.py will create, and a fraction of latency or "
+        "RAM is one of the unpruned network in int8; default: fp32, with rows or camera int8",
+    )  # fmt: skip
+    group.add_argument(
+        "--ram-schedule", choices=RAM_SCHEDULES,
+        help="rows or camera: --target-ram is for the static array of the network in C, which export.py "
+        f"--schedule writes; {RAM_SCHEDULE}; default: layers",
+    )  # fmt: skip
+
+
+def with_precision(parser: Parser, args: argparse.Namespace) -> argparse.Namespace:
+    """Settles the options of `add_precision_options`: a network in C is int8.
+
+    Args:
+        parser: Reports a mistake.
+        args: The parsed command line.
+
+    Returns:
+        The same, with a precision.
+    """
+    in_c = args.ram_schedule in RAM_SCHEDULES[1:]
+    if args.ram_schedule and not args.target_ram:
+        parser.error("--ram-schedule needs --target-ram")
+    if in_c and args.target_precision == "fp32":
+        parser.error(f"--ram-schedule {args.ram_schedule} is of C, which has no --target-precision fp32")
+    args.target_precision = args.target_precision or ("int8" if in_c else "fp32")
+    return args
 
 
 def add_conditions(group) -> None:

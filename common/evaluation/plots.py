@@ -1,23 +1,20 @@
 """Plots: training curves, accuracy against cost, sensitivity, confusion matrices, labeled images."""
 
-import functools
 import math
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from matplotlib import font_manager, ft2font
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from torch import Tensor
 
 from common.compression.pruning import Group
 from common.compression.sensitivity import FRACTIONS
 from common.evaluation.comparison import Row, pareto_front
+from common.evaluation.figures import printable, save
 from common.models.schema import STAGES
-from common.system.files import atomic_write
 
 COLORS = ("tab:blue", "tab:green", "tab:orange", "tab:red", "tab:purple", "tab:brown")
 STAGE_COLORS = dict(zip(STAGES, COLORS, strict=False))
@@ -29,40 +26,7 @@ COSTS: dict[str, Callable[[Row], float | None]] = {
         row.latencies["ONNX Runtime"].p50 if "ONNX Runtime" in row.latencies else None
     ),
 }
-DPI = 120
-FONTS_OF_OTHER_SCRIPTS = {
-    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "Noto Sans Arabic", "Noto Sans Devanagari"),
-    *("Arial Unicode MS", "Droid Sans Fallback", "WenQuanYi Zen Hei", "Unifont", "FreeSans"),
-}
 LEGIBLE = 200  # classes: with more, a confusion matrix has neither names nor counts
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """Saves in the format of the suffix; raises UserError where the file cannot be written."""
-    for text in figure.findobj(Text):
-        text.set_fontfamily(_fonts())
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=DPI)
-
-
-@functools.cache
-def _fonts() -> list[str]:
-    """matplotlib's own font, then those of other scripts that are installed."""
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    return ["DejaVu Sans", *sorted(installed & FONTS_OF_OTHER_SCRIPTS)]
-
-
-@functools.cache
-def _characters() -> frozenset[int]:
-    """The characters that these fonts can draw."""
-    files = (font_manager.findfont(name) for name in _fonts())
-    return frozenset().union(*(ft2font.FT2Font(file).get_charmap() for file in files))
-
-
-def _escaped(name: str) -> str:
-    """The name of a file or class: dollars start no formula; what no font can draw is escaped."""
-    text = name.encode(errors="backslashreplace").decode().replace("$", r"\$")
-    return "".join(char if char == "\n" or ord(char) in _characters() else ascii(char)[1:-1] for char in text)
 
 
 def draw_curves(history: list[dict], path: Path) -> None:
@@ -87,8 +51,8 @@ def draw_curves(history: list[dict], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend()
     figure.axes[1].yaxis.set_major_formatter(PercentFormatter(1))
-    figure.suptitle(_escaped(path.stem))
-    _save(figure, path)
+    figure.suptitle(printable(path.stem))
+    save(figure, path)
 
 
 def draw_tradeoffs(rows: list[Row], path: Path, note: str) -> None:
@@ -140,7 +104,7 @@ def draw_tradeoffs(rows: list[Row], path: Path, note: str) -> None:
             [],
             [],
             color=STAGE_COLORS.get(row.content["stage"], "grey"),
-            label=f"{index + 1}  {_escaped(row.path.name.removesuffix('.pt'))} ({row.engine.split()[0]})",
+            label=f"{index + 1}  {printable(row.path.name.removesuffix('.pt'))} ({row.engine.split()[0]})",
         )
         for index, row in enumerate(rows)
     ]
@@ -152,7 +116,7 @@ def draw_tradeoffs(rows: list[Row], path: Path, note: str) -> None:
         title=textwrap.fill(note, 170),
         title_fontsize=8,
     )
-    _save(figure, path)
+    save(figure, path)
 
 
 def _draw_arrows(axes, rows: list[Row], points: dict[int, tuple[float, float]]) -> None:
@@ -203,7 +167,7 @@ def draw_sensitivity(groups: list[Group], table: Tensor, path: str) -> None:
     )
     bar = figure.colorbar(image, shrink=0.6, label="top-1")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
-    _save(figure, Path(path))
+    save(figure, Path(path))
 
 
 def draw_confusion(confusion: np.ndarray, classes: list[str], path: Path) -> None:
@@ -227,13 +191,13 @@ def draw_confusion(confusion: np.ndarray, classes: list[str], path: Path) -> Non
         for i, j in zip(*np.nonzero(confusion), strict=True):
             color = "white" if fractions[i, j] > 0.5 else "black"
             axes.text(j, i, confusion[i, j], ha="center", va="center", fontsize=size - 1, color=color)
-        names = [_escaped(name) for name in classes]
+        names = [printable(name) for name in classes]
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
         axes.set_yticks(range(len(names)), names, fontsize=size)
-    axes.set(xlabel="prediction", ylabel="label", title=_escaped(path.stem.removesuffix("_confusion")))
+    axes.set(xlabel="prediction", ylabel="label", title=printable(path.stem.removesuffix("_confusion")))
     bar = figure.colorbar(image, shrink=0.6, label="fraction of the label's images")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_predictions(images: list[tuple], path: Path) -> None:
@@ -254,14 +218,14 @@ def draw_predictions(images: list[tuple], path: Path) -> None:
         axes.set_axis_off()
     for axes, (image, title, lines) in zip(grid, images, strict=False):
         axes.imshow(image)
-        axes.set_title(_escaped(title), fontsize=8)
+        axes.set_title(printable(title), fontsize=8)
         axes.text(
             0.5,
             -0.03,
-            _escaped("\n".join(lines)),
+            printable("\n".join(lines)),
             transform=axes.transAxes,
             ha="center",
             va="top",
             fontsize=9,
         )
-    _save(figure, path)
+    save(figure, path)

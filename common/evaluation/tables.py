@@ -78,7 +78,7 @@ def before_after(before: dict, before_path: Path | None, after: dict, after_path
             for key in ("limit", "achieved")
         )
         rows.append(("target", limit, achieved))
-    return "\n".join(f"  {name:<11}{old:>15} => {new}" for name, old, new in rows)
+    return "\n".join(f"  {name:<19}{old:>15} => {new}" for name, old, new in rows)
 
 
 def accuracy_table(rows: list[Row], width: int | None = None) -> str:

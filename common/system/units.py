@@ -18,6 +18,7 @@ FORMATS = {
     "latency": "{:.2f} ms",
     "ram": "{:,.0f} bytes of RAM",
 }
+CONDITIONS = {"ram": "layer by layer"}  # where none are given
 
 
 def parse(kind: str, text: str) -> tuple[float, bool]:
@@ -71,6 +72,7 @@ def describe(kind: str, amount: float, precision: str = "fp32", conditions: str 
     Returns:
         Such as "1,200,000 bytes (int8)".
     """
+    conditions = conditions or CONDITIONS.get(kind, "")
     named = precision == "int8" and not conditions.startswith(precision)
     notes = [precision] * named + [conditions] * bool(conditions)
     return FORMATS[kind].format(amount) + (f" ({', '.join(notes)})" if notes else "")

@@ -41,10 +41,10 @@ def test_a_cost_is_described_with_its_unit_and_its_conditions():
 
 
 def test_an_unreachable_limit_is_an_error_that_names_the_least():
-    error = Budget("ram", 1000, 4000, count_parameters, "int8").unreachable(1500, 4000)
-    assert str(error) == (
-        "this network cannot be pruned to 1,000 bytes of RAM (int8): 1,500 bytes of RAM (int8) is the least, "
-        "37.5% of 4,000 bytes of RAM (int8)"
+    budget = Budget("ram", 1000, 4000, count_parameters, "int8", hint="; crop the image")
+    assert str(budget.unreachable(1500, 4000)) == (
+        "this network cannot be pruned to 1,000 bytes of RAM (int8, layer by layer): 1,500 bytes of RAM is "
+        "the least, 37.5% of 4,000 bytes of RAM; crop the image"
     )
 
 

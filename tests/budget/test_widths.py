@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchvision.models import MobileNetV2
 
-from common.budget import costs, widths
+from common.budget import costs, memory_limits, widths
 from common.budget.target import Budget
 from common.compression import pruning
 from common.evaluation import memory, metrics
@@ -176,10 +176,8 @@ def test_one_latency_that_is_measured_too_high_does_not_prune_more():
 
 
 def ram(limit, start, precision="int8", image_size=8):
-    def cost(model):
-        return memory.BYTES[precision] * memory.peak(model, image_size).values
-
-    return Budget("ram", limit, start, cost, precision)
+    peak = memory_limits.peak_function(image_size, precision, None, "layers")
+    return Budget("ram", limit, start, lambda model: peak(model)[0], precision, peak=peak)
 
 
 def found_for(model, budget, network, quantiles=None, multiple=None):

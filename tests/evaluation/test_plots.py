@@ -8,16 +8,18 @@ from PIL import Image
 
 from common.compression.pruning import Group
 from common.compression.sensitivity import FRACTIONS
-from common.evaluation import plots
+from common.evaluation import figures, limit_plot, plots
+from common.evaluation.limit_plot import Limit
 from tests.evaluation.rows import row_of, score_of
 
 
 @pytest.fixture
 def saved(monkeypatch):
     """Every figure that is drawn, as matplotlib has it."""
-    figures, save = [], plots._save
-    monkeypatch.setattr(plots, "_save", lambda figure, path: (figures.append(figure), save(figure, path)))
-    return figures
+    drawn = []
+    for module in (plots, limit_plot):
+        monkeypatch.setattr(module, "save", lambda *given: (drawn.append(given[0]), figures.save(*given)))
+    return drawn
 
 
 @pytest.fixture
@@ -54,6 +56,25 @@ def test_a_file_whose_macs_are_not_known_is_not_in_that_plot(rows, saved, tmp_pa
     rows[0].content["metrics"]["macs"] = None
     plots.draw_tradeoffs(rows, tmp_path / "p.png", "")
     assert [note.get_text() for note in saved[0].axes[1].texts if note.get_text()] == ["2", "3"]
+
+
+def test_each_limit_has_a_panel_with_a_line_and_all_networks(saved, tmp_path):
+    networks = [("small.pt: lamp", 0.5, (0.4, 0.6)), ("large.pt: $x", 0.75, (0.7, 0.8))]
+    limits = [
+        Limit("part: RAM limit", "RAM, KiB", 240, [47.5, 90]),
+        Limit("flash limit", "KiB", 992, [900, 999]),
+    ]
+    limit_plot.draw(networks, limits, tmp_path / "l.png")
+    for axes, limit in zip(saved[0].axes, limits, strict=True):
+        assert axes.get_xlabel() == limit.unit
+        (line,) = (each for each in axes.lines if each.get_label().startswith(limit.name))
+        assert line.get_label() == f"{limit.name}: {limit.amount}" and set(line.get_xdata()) == {limit.amount}
+        points = [(note.get_text(), *note.xy) for note in axes.texts]
+        assert points == [("1", limit.costs[0], 0.5), ("2", limit.costs[1], 0.75)]
+        assert axes.get_xlim()[0] == 0 and axes.get_xlim()[1] > max(limit.amount, *limit.costs)
+    assert saved[0].get_supxlabel() == "1  small.pt: lamp\n2  large.pt: \\$x"
+    with Image.open(tmp_path / "l.png") as image:
+        assert image.width > 1000
 
 
 def test_the_sensitivity_has_a_row_for_each_group_and_no_number_where_nothing_was_pruned(saved, tmp_path):
@@ -105,7 +126,7 @@ def test_names_with_dollars_and_names_that_are_no_text_can_be_drawn(tmp_path):
 
 
 def test_the_confusion_matrix_of_a_thousand_classes_fits_into_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "DPI", 20)
+    monkeypatch.setattr(figures, "DPI", 20)
     plots.draw_confusion(np.eye(1000, dtype=int), [str(label) for label in range(1000)], tmp_path / "c.png")
     with Image.open(tmp_path / "c.png") as image:
         assert image.width < 20 * 60

@@ -136,12 +136,22 @@ def test_a_pruning_target_out_of_reach_names_the_smallest_network(refused):
     ("options", "message"),
     [
         (["--target-size", "1KB"], "cannot be pruned to 1,000 bytes"),
-        (["--target-size", "1KB", "--target-precision", "int8"], "bytes (int8) is the least"),
+        (["--target-size", "1KB", "--target-precision", "int8"], "1,000 bytes (int8): "),
         (["--target-macs", "1000"], "MACs is the least"),
         (["--target-latency", "1us"], "ms (fp32 ONNX Runtime on"),
         (["--target-latency", "1us", "--latency-in", "torch"], "ms (fp32 on"),
-        (["--target-ram", "1KB"], "cannot be pruned to 1,000 bytes of RAM"),
-        (["--target-ram", "1KB", "--target-precision", "int8"], "bytes of RAM (int8) is the least"),
+        (["--target-ram", "1KB"], "cannot be pruned to 1,000 bytes of RAM (layer by layer): "),
+        (
+            ["--target-ram", "1KB", "--target-precision", "int8"],
+            "1,000 bytes of RAM (int8, layer by layer): ",
+        ),
+        (["--target-ram", "1KB", "--ram-schedule", "rows"], "row by row with --ram-schedule camera"),
+        (["--target-ram", "1KB", "--ram-schedule", "camera"], "(int8 in C, schedule camera): "),
+        (["--target-macs", "1M", "--ram-schedule", "rows"], "--ram-schedule needs --target-ram"),
+        (
+            ["--target-ram", "9KB", "--ram-schedule", "rows", "--target-precision", "fp32"],
+            "--ram-schedule rows is of C, which has no --target-precision fp32",
+        ),
         (
             ["--target-latency", "5 parsecs"],
             "'5 parsecs' is not a number with one of us, ms, s, nor a fraction",

@@ -10,7 +10,7 @@ from common.budget import search
 from common.data import datasets, loaders
 from common.deployment import dumps
 from common.deployment.c_model import CModel
-from common.evaluation import int8_agreement, memory
+from common.evaluation import int8_agreement, limit_plot, memory
 from common.evaluation.metrics import evaluate
 from common.models import checkpoint
 from common.system import files
@@ -60,7 +60,7 @@ def test_the_winner_meets_the_budget_and_only_it_is_evaluated_on_test(script, te
     budget = ("--target-size", "0.5MB", "--student", "squeezenet1_1", "--pretrained", "none")
     out = script("compress", "--weights", "squeezenet1_1", *budget, *OPTIONS, "--width-multiple", 16)
     assert out.count("--width-multiple=16") == out.count("$ python train_pruning.py") > 0
-    created = place / "weights" / re.search(r"saved \S*/(\S+\.pt), \S+\.md\n", out)[1]
+    created = place / "weights" / re.search(r"saved \S*/(\S+\.pt), \S+\.md, \S+\.png\n", out)[1]
     content = checkpoint.load(created)
     assert created.stat().st_size <= 0.5e6
     assert content["metrics"]["split"] == "test" and content["metrics"]["n"] == 12
@@ -70,7 +70,8 @@ def test_the_winner_meets_the_budget_and_only_it_is_evaluated_on_test(script, te
 
     # the winner is the most accurate on validation of those that meet the budget
     text = created.with_suffix(".md").read_text()
-    assert text in f"{out}\n" and text.count("the winner |") == 1
+    report, _, picture = text.rpartition("\n\n")
+    assert report in out and picture == f"![limits]({created.stem}.png)\n" and text.count("the winner |") == 1
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
     finished = {row[1]: row for row in rows[2:] if row[4].endswith("bytes")}
     best = round(100 * content["metrics"]["validation"]["top1"], 2)
@@ -88,7 +89,7 @@ def test_several_image_sizes_compete_and_finished_stages_are_not_run_again(
     full = memory.checkpoint_bytes(content := checkpoint.load(teacher), checkpoint.rebuild(content))
     compress = ("compress", "--weights", "squeezenet1_1", "--target-ram", 0.6, *OPTIONS)
     first = script(*compress, "--image-size", 32, 24)
-    created = place / "weights" / re.search(r"saved \S*/(\S+\.pt), \S+\.md\n", first)[1]
+    created = place / "weights" / re.search(r"saved \S*/(\S+\.pt), \S+\.md, \S+\.png\n", first)[1]
     content = checkpoint.load(created)
     size, metrics = content["image_size"], content["metrics"]
     assert size in (32, 24) and metrics["image_size"] == size and metrics["split"] == "test"
@@ -125,7 +126,7 @@ def test_several_image_sizes_compete_and_finished_stages_are_not_run_again(
 def test_a_budget_that_cannot_be_met_names_the_least_of_every_precision(script, teacher):
     err = script("compress", "--weights", "squeezenet1_1", "--target-size", "9KB", *OPTIONS, code=2)
     assert err.count("\n") == 1 and err.startswith("compress.py: error: nothing meets 9,000 bytes: in fp32")
-    assert len(re.findall(r"[\d,]+ bytes(?: \(int8\))? is the least", err)) == 2
+    assert len(re.findall(r"[\d,]+ bytes is the least", err)) == 2
 
 
 def test_a_budget_that_is_met_already_is_refused(script, teacher):
@@ -189,6 +190,8 @@ def test_the_accuracies_before_and_after_each_step_are_stored(script, teacher, p
 @pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler")
 def test_for_a_microcontroller_the_winner_is_written_in_c(script, teacher, place, monkeypatch):
     monkeypatch.setattr(search, "RECIPES", (("lamp", "global"),))
+    drawn, draw = [], limit_plot.draw
+    monkeypatch.setattr(limit_plot, "draw", lambda *given: (drawn.append(given[:2]), draw(*given)))
     limits = ("--target-ram", "13KB", "--target-size", "0.5MB", "--image-size", 64, 32)
     out = script("compress", "--weights", "squeezenet1_1", *limits, *OPTIONS)
     assert "SqueezeNet fits at 32 pixels: " in out and "at 64 pixels the network needs " in out
@@ -199,6 +202,13 @@ def test_for_a_microcontroller_the_winner_is_written_in_c(script, teacher, place
     assert dumps.read_manifest(golden).rounding == "twice" and (golden / "images.bin").exists()
     assert "C and the checkpoint agree on 100.00%" in out
     report = next((place / "weights").glob("quantized_*.md")).read_text()
+    picture, (_, limits) = next((place / "weights").glob("quantized_*.png")), drawn[0]
+    assert f"({picture.name})" in report
+    assert [(each.name, each.unit, each.amount) for each in limits] == [
+        ("RAM limit", "RAM in C, KiB", 13_000 / 1024), ("flash limit", "flash in C, KiB", 500_000 / 1024)
+    ]  # fmt: skip
+    assert (model.ram / 1024, model.flash / 1024) in zip(*(each.costs for each in limits), strict=True)
+    assert re.search(r"next: make -C firmware run BOARD=mps2-an500 NET=\S+\.c\n", out)
     assert f"{model.ram:,} bytes of RAM, the limit is 13,000; {model.flash:,} bytes of flash" in report
 
 

@@ -1,5 +1,7 @@
 """train_pruning.py with the targets that a user of a device feels: RAM and latency."""
 
+import shutil
+
 import pytest
 from torch import nn
 
@@ -41,6 +43,26 @@ def test_a_target_of_ram_is_met(prune, precision, size, steps):
     peak = memory.peak(checkpoint.rebuild(content), 48)
     assert target["achieved"] == size * peak.values <= full / 2
     assert f"{full // 2:,} bytes of RAM" in result.out
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler")
+@pytest.mark.parametrize(("schedule", "limit", "steps"), [("rows", "12KB", 1), ("camera", "0.5", 2)])
+def test_a_target_of_ram_in_c_is_met_by_the_exported_file(
+    prune, run, image_folder, tmp_path, schedule, limit, steps
+):
+    chosen = ("--ram-schedule", schedule, "--pruning-steps", steps, "--epochs", 0)
+    result, content = prune("--target-ram", limit, *chosen)
+    assert result.code == 0, result.err
+    target = content["metrics"]["target"]
+    assert f" => {target['achieved']:,} bytes of RAM (int8 in C, schedule {schedule})\n" in result.out
+
+    data = ("--dataset", "folder", "--data-dir", image_folder, "--output-dir", tmp_path / "w", "--workers", 0)
+    assert not run("train_quantization", "--weights", "pruned_squeezenet1_1", "--epochs", 0, *data).code
+    output = tmp_path / "net.c"
+    written = run("export", "quantized", "--output", output, "--schedule", schedule, *data)
+    assert written.code == 0, written.err
+    ram = int(output.with_suffix(".h").read_text().partition("_RAM ")[2].split()[0])
+    assert ram == target["achieved"] <= target["limit"] and f"{ram:,} bytes of RAM, " in written.out
 
 
 @pytest.mark.parametrize("target", [("--target-macs", 0.6), ("--channel-ratio", 0.4)])

@@ -78,7 +78,8 @@ def test_the_exact_text_of_an_amount_is_parsed_to_the_same_amount_and_never_to_a
         (("latency", 4.567, "fp32", "2 threads"), "4.57 ms (2 threads)"),
         (("latency", 4.567, "int8", "2 threads"), "4.57 ms (int8, 2 threads)"),
         (("latency", 4.567, "int8", "int8 ONNX Runtime"), "4.57 ms (int8 ONNX Runtime)"),
-        (("ram", 1_505_280, "int8"), "1,505,280 bytes of RAM (int8)"),
+        (("ram", 1_505_280, "int8"), "1,505,280 bytes of RAM (int8, layer by layer)"),
+        (("ram", 9, "int8", "int8 in C, schedule rows"), "9 bytes of RAM (int8 in C, schedule rows)"),
     ],
 )
 def test_an_amount_is_described_with_its_precision_and_conditions(arguments, text):
