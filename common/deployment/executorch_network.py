@@ -1,4 +1,4 @@
-"""The PyTorch form of a graph of integers: float operators between dequantize and quantize, for `torch.export`.
+"""The PyTorch form of a graph of integers, for ExecuTorch: float operators between dequantize and quantize.
 
 ExecuTorch's XNNPACK backend fuses each operator with the pairs around it into its int8 kernel (what the pairs
 mean: Jacob et al., CVPR 2018, equations 3 to 7). Its portable kernels compute what XNNPACK has not: tables,
@@ -33,8 +33,9 @@ class Network(nn.Module):
         self.graph = graph
         for operator in graph.operators:
             for name, values in _constants(operator).items():
-                # a copy, since ExecuTorch refuses the strides of 0 that numpy gives to new axes
-                self.register_buffer(_buffer(operator, name), torch.from_numpy(values).clone())
+                # ExecuTorch refuses strides of 0, which numpy gives to new axes, and weights in channels_last
+                values = torch.from_numpy(values).clone(memory_format=torch.contiguous_format)
+                self.register_buffer(_buffer(operator, name), values)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Computes the logits.
@@ -75,7 +76,7 @@ class Network(nn.Module):
         """The output of an operator in float, before its ReLU."""
         match operator:
             case ops.Convolution():
-                padded, padding = _padded(operator, first, 0.0)
+                padded, padding = _padded(operator, operator.weight.shape[2:], first, 0.0)
                 how = operator.stride, padding, operator.dilation, operator.groups
                 return F.conv2d(padded, self._weight(operator), self._constant(operator, "bias"), *how)
             case ops.Linear():
@@ -89,9 +90,8 @@ class Network(nn.Module):
             case ops.Concatenate():
                 return torch.cat([first, *others], 1)
             case ops.MaxPool():
-                padded, padding = _padded(
-                    operator, first, (LOW - operator.source.zero_point) * operator.source.scale
-                )
+                lowest = (LOW - operator.source.zero_point) * operator.source.scale
+                padded, padding = _padded(operator, operator.kernel, first, lowest)
                 return F.max_pool2d(padded, operator.kernel, operator.stride, padding)
             case ops.AveragePool():
                 return first.mean((2, 3), keepdim=True)
@@ -155,22 +155,29 @@ def _is_odd_mean(pool: ops.AveragePool) -> bool:
 
 
 def _mean(pool: ops.AveragePool, integers: torch.Tensor) -> torch.Tensor:
-    """A mean that rounds halves away from the integer 0: a factor moves them, and nothing else, over the half."""
-    above, below, left, right = pool.padding
-    if (above, left) != (below, right):
+    """A mean that rounds halves away from the integer 0: the factor moves them, but nothing else, across."""
+    if not _is_native(pool.padding, pool.kernel):
         text = f"average pooling that is padded by {pool.padding}, has no form in ExecuTorch"
         raise UserError(f"{pool.output.name}, {text}")
-    means = F.avg_pool2d(integers.float(), pool.kernel, pool.stride, (above, left), count_include_pad=False)
+    how = pool.kernel, pool.stride, pool.padding[::2]
+    means = F.avg_pool2d(integers.float(), *how, count_include_pad=False)
     return (means * (1 + 1 / (256 * math.prod(pool.kernel)))).round().to(torch.int8)
 
 
-def _padded(operator, values: torch.Tensor, outside: float) -> tuple[torch.Tensor, tuple[int, int]]:
-    """Pads what PyTorch's operators cannot, and gives the padding that is left to them."""
-    above, below, left, right = operator.padding
-    if (above, left) == (below, right):
-        return values, (above, left)
+def _padded(
+    operator: ops.Convolution | ops.MaxPool, kernel: ops.Pair, values: torch.Tensor, outside: float
+) -> tuple[torch.Tensor, ops.Pair]:
+    """Pads by an operator of its own where PyTorch's cannot; gives the padding that is left to them."""
+    if _is_native(operator.padding, kernel):
+        return values, operator.padding[::2]
     integers = _quantize(_pad(values, operator.padding, outside), operator.source)
     return _dequantize(integers, operator.source), (0, 0)
+
+
+def _is_native(padding: ops.Padding, kernel: ops.Pair) -> bool:
+    """Whether PyTorch's poolings have a padding: equal on both sides, and at most half of the kernel."""
+    above, below, left, right = padding
+    return (above, left) == (below, right) and 2 * above <= kernel[0] and 2 * left <= kernel[1]
 
 
 def _pad(values: torch.Tensor, padding: ops.Padding, outside: float) -> torch.Tensor:
