@@ -2,7 +2,7 @@
 
 ExecuTorch's XNNPACK backend fuses each operator with the pairs around it into its int8 kernel (what the pairs
 mean: Jacob et al., CVPR 2018, equations 3 to 7). Its portable kernels compute what XNNPACK has not: tables,
-selections, and means that can lie between two integers.
+selections, and means that can lie halfway between two integers.
 """
 
 import math
@@ -66,7 +66,7 @@ class Network(nn.Module):
                 return self._selected(operator, inputs[0])
             case ops.AveragePool() if not _is_odd_mean(operator):
                 return _mean(operator, inputs[0])
-        # each reader has its own dequantize: XNNPACK's partitioner finds a cycle where two share one
+        # each reader has its own dequantize: the partitioner finds a cycle where two share one
         values = [_dequantize(each, tensor) for each, tensor in zip(inputs, operator.inputs, strict=True)]
         result = self._values(operator, *values)
         result = F.relu(result) if getattr(operator, "relu", False) else result
@@ -149,7 +149,7 @@ def _is_clamp(table: ops.Table) -> bool:
 
 
 def _is_odd_mean(pool: ops.AveragePool) -> bool:
-    """Whether a mean over the whole image cannot lie between two integers, which XNNPACK would round up."""
+    """Whether no mean over the whole image lies halfway between two integers: XNNPACK rounds half to even."""
     whole = pool.kernel == pool.source.shape[1:] and not any(pool.padding)
     return whole and math.prod(pool.kernel) % 2 == 1
 
