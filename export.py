@@ -1,4 +1,4 @@
-"""Write a checkpoint as an ONNX, LiteRT or C file, which runs without PyTorch, and check its predictions.
+"""Write a checkpoint as an ONNX, LiteRT, ExecuTorch or C file, which runs without PyTorch, and check it.
 
     python export.py quantized_pruned_kd_resnet18 --output resnet18.onnx
     python export.py quantized_pruned_kd_resnet18 --output resnet18.tflite --golden golden --rounding twice
@@ -6,7 +6,7 @@
 
 reads    a checkpoint, and the test images of --dataset to check with
 writes   FILE.onnx: float, or of an int8 checkpoint int8 weights behind DequantizeLinear;
-         or FILE.tflite: of an int8 checkpoint;
+         or FILE.tflite, or FILE.pte (pip install executorch==1.5.1): of an int8 checkpoint;
          or FILE.c and FILE.h: of an int8 checkpoint, C99 without a library;
          and with --golden a new folder: what a device should compute
 """
@@ -53,13 +53,13 @@ def main(args):
 
 def write(args, content, model, output):
     """A context that writes the file and gives it, ready to run; None for C without a check."""
-    from common.deployment import c_model, litert_model, onnx_model
+    from common.deployment import c_model, executorch_model, litert_model, onnx_model
 
     if args.schedule:
         how = args.schedule, args.rounding, args.extra_macs
         return c_model.export(content, model, output, *how, check=args.check)
-    form = onnx_model if output.suffix.lower() == ".onnx" else litert_model
-    return form.export(content, model, output)
+    forms = {".onnx": onnx_model, ".tflite": litert_model, ".pte": executorch_model}
+    return forms[output.suffix.lower()].export(content, model, output)
 
 
 def check(output, exported, model, batches):
@@ -108,8 +108,8 @@ def parse_args(argv=None):
     group = parser.add_argument_group("export")
     group.add_argument("checkpoint", metavar="CHECKPOINT", help=options.CHECKPOINT)
     group.add_argument(
-        "--output", required=True, type=new_file(".onnx", ".tflite", ".c"), metavar="FILE.onnx|.tflite|.c",
-        help="replaced once the check has passed",
+        "--output", required=True, type=new_file(".onnx", ".tflite", ".pte", ".c"),
+        metavar="FILE.onnx|.tflite|.pte|.c", help="replaced once the check has passed",
     )  # fmt: skip
     group.add_argument(
         "--images",

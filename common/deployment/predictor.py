@@ -9,7 +9,7 @@ from torch import nn
 
 from common.compression.reparameterization import fuse_branches
 from common.data.transforms import eval_transform
-from common.deployment import c_model, litert_model, onnx_model
+from common.deployment import c_model, executorch_model, litert_model, onnx_model
 from common.deployment.integer_model import IntegerModel
 from common.evaluation import metrics
 from common.models import checkpoint, integers
@@ -18,6 +18,7 @@ EXPORTED = {
     ".onnx": ("ONNX Runtime", onnx_model.OnnxModel),
     ".tflite": ("LiteRT", litert_model.LiteRtModel),
     ".c": ("C", c_model.CModel),
+    ".pte": ("ExecuTorch", executorch_model.ExecuTorchModel),
 }
 
 
@@ -30,7 +31,7 @@ class Classifier:
     Attributes:
         path: Its file.
         model: On the CPU, in eval mode.
-        runtime: "torch", "ONNX Runtime", "LiteRT" or "C"; "integers" of an int8 checkpoint.
+        runtime: "torch", "ONNX Runtime", "LiteRT", "C" or "ExecuTorch"; "integers" of an int8 checkpoint.
         kind: What runs it, such as "int8 onednn".
         memory_format: That of its images.
         content: That of the checkpoint without the weights; of an exported file what its metadata contain.

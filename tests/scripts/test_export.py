@@ -1,4 +1,5 @@
 import importlib
+import importlib.util
 import json
 import shutil
 
@@ -80,6 +81,28 @@ def test_a_litert_file_is_exported_checked_compared_and_predicts(run, place, bri
     for model in (folder / "m.tflite", "quantized_squeezenet1_1"):
         predicted = run("predict", model, image, "--output-dir", folder / "w")
         assert predicted.code == 0 and predicted.out.split()[2] == "cat"
+
+
+def test_without_executorch_its_file_is_refused_in_one_line_and_the_former_one_stays(run, place, monkeypatch):
+    folder, data = place
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (folder / "m.pte").write_bytes(b"former")
+    result = run("export", "quantized_squeezenet1_1", "--output", folder / "m.pte", *data)
+    assert result.code == 2 and "m.pte needs the package executorch: pip install executorch==" in result.err
+    assert (folder / "m.pte").read_bytes() == b"former" and not list(folder.glob(".unfinished*"))
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("executorch"), reason="the optional executorch is missing")
+def test_an_executorch_file_is_exported_checked_compared_and_predicts(run, place, brief_timing):
+    folder, data = place
+    result = run("export", "quantized_squeezenet1_1", "--output", folder / "m.pte", *data)
+    assert result.code == 0, result.err
+    assert "ExecuTorch and the checkpoint agree on 100.00%, with equal logits for 12" in result.out
+    compared = run("evaluate", "quantized_squeezenet1_1", folder / "m.pte", "--runtimes", *data)
+    assert compared.code == 0 and "int8 ExecuTorch" in compared.out, compared.err
+    image = next((folder / "images" / "test" / "cat").iterdir())
+    predicted = run("predict", folder / "m.pte", image, "--output-dir", folder / "w")
+    assert predicted.code == 0 and predicted.out.split()[2] == "cat"
 
 
 def test_a_float_checkpoint_is_refused_as_litert_and_no_other_ending_is_known(run, place):
