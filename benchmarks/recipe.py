@@ -5,9 +5,9 @@
 The training images are divided into three folds. Each variant is trained three times, with seed k on all
 folds but the k-th, and its last epoch is evaluated on the k-th: every image is evaluated once, by a model
 that has not seen it, and no epoch is selected. Student, pruning and quantization start from the fold's own
-teacher, which has not seen it either. --pretrained contains mobilenet_v2.pth and squeezenet1_1.pth. Each run
-adds a line of JSON to --output; runs that are there are not repeated. The table comes from that file. On CUDA
-only the students were run.
+teacher, which has not seen it either. --pretrained contains mobilenet_v2.pth, squeezenet1_1.pth and, for
+several teachers, tf_efficientnet_lite1.pth. Each run adds a line of JSON to --output; runs that are there are
+not repeated. The table comes from that file. On CUDA only the students were run.
 """
 
 import copy
@@ -27,11 +27,16 @@ from common.budget.widths import widths_for_budget
 from common.cli import launch, options
 from common.cli.parser import Parser
 from common.compression import importance, masking, pruning, quantization, reconstruction
-from common.compression.distillation import cross_entropy, distillation_loss_fn, mixup
+from common.compression.distillation import (
+    MeanOfLogits,
+    cross_entropy,
+    distillation_loss_fn,
+    mixup,
+)
 from common.compression.target_devices import TARGET_DEVICES
 from common.data import datasets
 from common.data.loaders import Loaders, make_loaders
-from common.data.transforms import resized_side
+from common.data.transforms import renormalized, resized_side
 from common.evaluation import metrics
 from common.models import architectures, lineage
 from common.system import seeding
@@ -40,6 +45,7 @@ from common.training import loop, optimizers
 FOLDS, CPU = 3, torch.device("cpu")
 SIDE = 128  # pixels: a third of the time of 224
 TEACHER, STUDENT = "mobilenet_v2", "squeezenet1_1"
+SECOND_TEACHER = "timm/tf_efficientnet_lite1"
 DEFAULTS = {"epochs": 6, "lr": 5e-4, "weight_decay": 0.05}
 KD = {"temperature": 3.0, "alpha": 0.9}
 DIST = {"distillation": "dist", "temperature": 1.0, "alpha": 0.5}  # its paper: weights 1, 1, 1
@@ -80,7 +86,7 @@ class Fold:
         return loaders
 
     def build(self, arch: str):
-        return architectures.build(arch, len(self.classes), f"{self.args.pretrained}/{arch}.pth")
+        return architectures.build(arch, len(self.classes), f"{self.args.pretrained}/{Path(arch).name}.pth")
 
     def fit(self, model, loss, loader, **options):
         settings = DEFAULTS | {"seed": self.number, "device": self.args.device} | options
@@ -90,6 +96,15 @@ class Fold:
     def teacher(self):
         loaders = self.loaders()
         return self.fit(self.build(TEACHER), cross_entropy, loaders.train).eval()
+
+    @functools.cached_property
+    def second_teacher(self):
+        loaders, images = self.loaders(), architectures.input_config(SECOND_TEACHER)
+        model = renormalized(self.build(SECOND_TEACHER), images, self.view)
+        return self.fit(model, cross_entropy, loaders.train).eval()
+
+    def teachers(self, names):
+        return MeanOfLogits([getattr(self, name) for name in names])
 
     @functools.cached_property
     def weak_teacher(self):
@@ -112,16 +127,16 @@ class Fold:
             self.fit(model, loss, loaders.train, **options), loaders.test, self.args.device
         )
 
-    def distill(self, weak=False, epochs=8, lr=2e-4, mixed=False, **settings):
-        teacher = self.weak_teacher if weak else self.teacher
-        loss = distillation_loss_fn(teacher, **KD | settings)
+    def distill(self, teachers=("teacher",), epochs=8, lr=2e-4, mixed=False, **settings):
+        loss = distillation_loss_fn(self.teachers(teachers), **KD | settings)
         loss = mixup(loss, len(self.classes)) if mixed else loss
         seeding.seed_everything(self.number)
         return self.fine_tune(self.build(STUDENT), loss, lr=lr, epochs=epochs)
 
     def prune(
         self, taught=True, recalibrate=True, *, kind="parameters", fraction=0.5, criterion="lamp",
-        scope="global", reconstruct=False, mode=nn.Module.train, distillation=KD, **options,
+        scope="global", reconstruct=False, mode=nn.Module.train, distillation=KD, teachers=("teacher",),
+        mixed=False, crops=None, **options,
     ):  # fmt: skip
         teacher, batches = self.teacher, self.loaders().train
         network = {"classifier": architectures.classifier(teacher, len(self.classes)), "image_size": SIDE}
@@ -138,8 +153,14 @@ class Fold:
             reconstruction.least_squares(model, teacher, kept, itertools.islice(batches, 8), self.args.device)
         if recalibrate:
             update_bn(batches, model)
-        loss = distillation_loss_fn(teacher, **distillation) if taught else cross_entropy
-        return self.fine_tune(model, loss, before_epoch=lambda model, _epoch: mode(model), **options)
+        loss = cross_entropy
+        if taught:
+            loss = distillation_loss_fn(
+                self.teachers(teachers), keep_logits=crops is not None, **distillation
+            )
+        loss = mixup(loss, len(self.classes)) if mixed else loss
+        options |= {"crops": crops, "before_epoch": lambda model, _epoch: mode(model)}
+        return self.fine_tune(model, loss, **options)
 
     def quantize(self, taught: bool, epochs=2):
         loaders = self.loaders()
@@ -178,11 +199,23 @@ LOSSES = {
 }
 STUDENTS = {
     "student": {},
-    "student of a weak teacher": {"weak": True},
+    "student of a weak teacher": {"teachers": ("weak_teacher",)},
     "student, mixup": {"mixed": True},
     "student, 60 epochs, mixup": {"epochs": 60, "mixed": True},
-    "student of a weak teacher, 60 epochs, mixup": {"weak": True, "epochs": 60, "mixed": True},
+    "student of a weak teacher, 60 epochs, mixup": {
+        "teachers": ("weak_teacher",),
+        "epochs": 60,
+        "mixed": True,
+    },
 }
+TEACHERS = {
+    "MobileNetV2, the network itself": {"teachers": ("teacher",)},
+    "EfficientNet-Lite1": {"teachers": ("second_teacher",)},
+    "mean of both": {"teachers": ("teacher", "second_teacher")},
+}
+TO_A_FIFTH = {  # of the parameters
+    "criterion": "reconstruction", "reconstruct": True, "mode": nn.Module.eval, "fraction": 0.2,
+}  # fmt: skip
 LONG_RUNS = {
     f"{epochs} epochs, rate {lr}": {"epochs": epochs, "lr": lr}
     for epochs, lr in ((60, 2e-4), (60, 5e-4), (60, 1e-3), (150, 2e-4), (150, 5e-4))
@@ -244,6 +277,24 @@ VARIANTS = {  # the first of each group is the one that the others are compared 
         }
         for text, target in itertools.islice(TARGETS.items(), 2)
         for epochs in (0, 4, 16)
+    },
+    "teachers": {
+        name: lambda fold, name=name: metrics.evaluate(
+            fold.teachers(TEACHERS[name]["teachers"]), fold.loaders().test, fold.args.device
+        )
+        for name in TEACHERS
+    },
+    "student, teachers": {
+        name: lambda fold, options=options: fold.distill(**options, **DIST)
+        for name, options in TEACHERS.items()
+    },
+    "pruning, teachers": {
+        name: lambda fold, options=options: fold.prune(**TO_A_FIFTH, **options, epochs=8)
+        for name, options in TEACHERS.items()
+    },
+    "pruning, mixup, 12 epochs": {
+        name: lambda fold, crops=crops: fold.prune(**TO_A_FIFTH, epochs=12, mixed=True, crops=crops)
+        for name, crops in {"new crops in each epoch": None, "--crops 3": 3}.items()
     },
     "quantization": {
         "teacher": lambda fold: fold.quantize(True),
