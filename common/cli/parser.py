@@ -81,8 +81,9 @@ class Parser(argparse.ArgumentParser):
             option = f"--{str(key).replace('_', '-')}"
             if option not in options or option in ("--config", "--help"):
                 self.error(f"--config {path}: unknown option {key!r}{did_you_mean(option, options)}")
-            if isinstance(value, list | dict) or value is None:
-                self.error(f"--config {path}: {key} needs one plain value")
+            several = options[option].nargs == "+" and isinstance(value, list)
+            if any(isinstance(each, list | dict | None) for each in (value if several else [value])):
+                self.error(f"--config {path}: {key} needs {'plain values' if several else 'one plain value'}")
             if options[option].nargs == 0:
                 if not isinstance(value, bool):
                     self.error(f"--config {path}: {key} is true or false, not {value!r}")
@@ -95,7 +96,7 @@ class Parser(argparse.ArgumentParser):
             if not any(
                 given & set(action.option_strings) for group in rivals for action in group._group_actions
             ):
-                arguments.append(f"{option}={value}")
+                arguments += [option, *map(str, value)] if several else [f"{option}={value}"]
         return arguments
 
     def _read_config(self, path: str) -> dict:

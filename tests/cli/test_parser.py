@@ -125,6 +125,17 @@ def test_device_names_of_this_and_of_older_tools(text, expected):
     assert train_teacher.parse_args(["--teacher", "resnet18", "--device", text]).device == expected
 
 
+def test_an_option_of_several_values_is_a_list_in_a_config(tmp_path, capsys):
+    given = ["--student", "b", "--config"]
+    for text, teachers in (("a", ["a"]), ("[a, 2]", ["a", "2"])):
+        config = write(tmp_path / "c.yaml", f"teacher: {text}\nepochs: 3\n")
+        assert train_student.parse_args([*given, config]).teacher == teachers
+        assert train_student.parse_args([*given, config, "--teacher", "c", "d"]).teacher == ["c", "d"]
+    for text, message in (("[a, [b]]", "teacher needs plain values"), ("[]", "at least one argument")):
+        config = write(tmp_path / "c.yaml", f"teacher: {text}\n")
+        assert message in refused(capsys, train_student.parse_args, *given, config)
+
+
 def test_a_switch_in_a_config_is_true_or_false(tmp_path, capsys):
     given = ["--teacher", "a", "--student", "b", "--config"]
     for text, value in (("true", True), ("false", False)):
