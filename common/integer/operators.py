@@ -34,8 +34,9 @@ class _Weighted(Operator):
 
     def __post_init__(self):
         outputs = self.weight.shape[0]
-        narrow = self.weight_bits == 4 and nibbles.fit(self.weight)
-        require(narrow or self.weight_bits == 8, self.output, f"weights that do not fit {self.weight_bits} bits")
+        limit = {4: nibbles.LARGEST, 8: -LOW}.get(self.weight_bits, -1)
+        fits = np.abs(self.weight.astype(np.int16)).max() <= limit
+        require(bool(fits), self.output, f"weights that do not fit {self.weight_bits} bits")
         kinds = (self.weight.dtype, self.weight_scales.dtype, self.bias.dtype)
         require(kinds == (np.int8, np.float32, np.int32), self.output, f"weights of {kinds}")
         shapes = self.weight_scales.shape == self.bias.shape == (outputs,)
