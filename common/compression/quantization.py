@@ -58,7 +58,7 @@ def prepare(
         target: The device to quantize for.
         image_size: Side of the images, in pixels.
         check: Gets the int8 model of that trial, and raises UserError for one that cannot be deployed.
-        weight_bits: Of all layers, 8 or 4.
+        weight_bits: Of all layers of that trial, 8 or 4.
 
     Returns:
         The traced copy on the CPU, its batch norms fused with the convolutions.
@@ -72,11 +72,10 @@ def prepare(
     # what the tracer cannot follow: control flow, unsupported calls, assertions of the network's own
     except (TypeError, RuntimeError, AttributeError, AssertionError, ValueError, LookupError) as error:
         raise UserError(f"{name} cannot be traced for quantization: {first_line(error)}") from None
-    if weight_bits == 4:
-        for layer in narrow.layers_of(prepared).values():
-            narrow.use_4_bits(layer)
     try:
         trial = copy.deepcopy(prepared)
+        for layer in narrow.layers_of(trial).values() if weight_bits == 4 else ():
+            narrow.use_4_bits(layer)
         images = torch.rand(4, 3, image_size, image_size)
         calibrate(trial, [(images, None)], torch.device("cpu"), 1)
         int8_model = convert(trial).int8  # its tensors are exported: not in inference mode

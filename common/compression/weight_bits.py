@@ -18,19 +18,13 @@ FRACTIONS = torch.linspace(0.4, 1, 31).tolist()  # of the largest absolute value
 
 
 class ClippedWeightObserver(WeightObserver):
-    """Observes a fraction of the range of each channel: that of the least squared error of the first weights."""
+    """Sets the range of each channel once: that of the least squared error of the weights.
 
-    def __init__(self, **settings):
-        """Starts without a fraction.
-
-        Args:
-            **settings: Those of torch's class.
-        """
-        super().__init__(**settings)
-        self.register_buffer("fraction", torch.empty(0))
+    The scales stay while the network trains. A range that follows the largest weight would shrink.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Updates the moving averages.
+        """Observes the first weights that it gets.
 
         Args:
             x: float [O, ...].
@@ -38,9 +32,9 @@ class ClippedWeightObserver(WeightObserver):
         Returns:
             `x` itself.
         """
-        if not self.fraction.numel():
-            self.fraction = best_fraction(x.detach().flatten(1), self.quant_max)
-        super().forward(x.detach() * self.fraction.view(-1, *[1] * (x.ndim - 1)))
+        if not self.min_val.numel():
+            fraction = best_fraction(x.detach().flatten(1), self.quant_max)
+            super().forward(x.detach() * fraction.view(-1, *[1] * (x.ndim - 1)))
         return x
 
 
@@ -78,7 +72,7 @@ def layers_of(prepared: fx.GraphModule) -> dict[str, nn.Module]:
 
 
 def use_4_bits(layer: nn.Module) -> None:
-    """Lets a layer have weights of 4 bits; they are observed at once.
+    """Lets the weights of a layer have 4 bits; they are observed at once.
 
     Args:
         layer: One of `layers_of`; changed in place.
@@ -114,6 +108,18 @@ def factor_of(layer: nn.Module) -> Tensor:
     if not isinstance(layer, ConvBn2d | ConvBnReLU2d):
         return torch.ones((), device=layer.weight.device)
     return (layer.bn.weight / torch.sqrt(layer.bn.running_var + layer.bn.eps)).detach().view(-1, 1, 1, 1)
+
+
+def bias_of(layer: nn.Module) -> nn.Parameter | None:
+    """What is added to the outputs of a layer.
+
+    Args:
+        layer: One of `layers_of`.
+
+    Returns:
+        The bias of its batch norm, else its own; None without either.
+    """
+    return layer.bn.bias if isinstance(layer, ConvBn2d | ConvBnReLU2d) else layer.bias
 
 
 @torch.no_grad()
