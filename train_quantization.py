@@ -16,7 +16,7 @@ from common.compression.target_devices import TARGET_DEVICES
 
 def main(args):
     # imported here, so that --help does not load torch
-    from common.compression import int8_engines, quantization, reparameterization, rounding, weight_bits
+    from common.compression import int8_engines, quantization, reparameterization
     from common.deployment import integer_model, onnx_model
     from common.evaluation import int8_agreement
     from common.stage import Stage
@@ -40,11 +40,7 @@ def main(args):
     )
 
     # 2. weights of 4 bits in some layers, rounded so that the errors of a layer compensate each other
-    for name in layers_of_4_bits(stage, prepared, model, target):
-        weight_bits.use_4_bits(prepared.get_submodule(name))
-    if args.weight_rounding == "compensated":
-        images = itertools.islice(stage.loaders.train, args.calibration_batches)
-        print(rounding.summary(rounding.compensate(prepared, images, stage.device)))
+    lower_bits(stage, prepared, model, target)
 
     # 3. train with fake quantization and fixed batch-norm statistics; of each epoch the integers are
     # evaluated and kept
@@ -70,16 +66,27 @@ def main(args):
     )  # fmt: skip
 
 
-def layers_of_4_bits(stage, prepared, model, target):
-    """The names of the layers whose weights get 4 bits."""
+def lower_bits(stage, prepared, model, target):
+    """Chooses the layers whose weights get 4 bits, and rounds the weights."""
+    from common.compression import rounding, weight_bits
+
+    args, layers = stage.args, weight_bits.layers_of(prepared)
+    names = {"8": list, "4": lambda: layers, "mixed": lambda: choose_layers(stage, prepared, model, target)}
+    for name in names[args.weight_bits]():
+        weight_bits.use_4_bits(layers[name])
+    if args.weight_rounding == "compensated":
+        images = itertools.islice(stage.loaders.train, args.calibration_batches)
+        print(rounding.summary(rounding.compensate(prepared, images, stage.device)))
+
+
+def choose_layers(stage, prepared, model, target):
+    """The names of the layers of --weight-bits mixed that get 4 bits."""
     from common.budget import costs
-    from common.compression import mixed_precision, weight_bits
+    from common.compression import mixed_precision
     from common.deployment import integer_model
     from common.system import units
 
     args = stage.args
-    if args.weight_bits != "mixed":
-        return list(weight_bits.layers_of(prepared)) if args.weight_bits == "4" else []
     images = itertools.islice(stage.loaders.train, mixed_precision.BATCHES)
     rows, limit = mixed_precision.measure(prepared, images, stage.device), None
     content = integer_model.to_content(integer_model.convert(prepared, stage.image_size), model, target)

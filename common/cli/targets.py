@@ -101,7 +101,8 @@ def add_bits_options(group) -> None:
         "--weight-bits",
         choices=("8", "4", "mixed"),
         default="8",
-        help="of all layers; or mixed: 8 where 4 would change the predictions most for the bytes that they save",
+        help="of all layers; or mixed: 8 where 4 would change the predictions most for the bytes that "
+        "it saves; default: 8",
     )
     group.add_argument(
         "--target-size",
@@ -112,8 +113,8 @@ def add_bits_options(group) -> None:
     group.add_argument(
         "--weight-rounding",
         choices=("nearest", "compensated"),
-        help="before the training: to the nearest integers, or so that the errors of a layer compensate each other "
-        "(GPTQ); default: compensated below 8 bits",
+        help="before the training: to the nearest integers, or so that the errors in a layer compensate "
+        "each other (GPTQ); default: compensated below 8 bits",
     )
 
 

@@ -24,7 +24,7 @@ def extract(model: nn.Module) -> dict:
 
 
 def fractions(state: dict) -> dict[str, float]:
-    """How much of a model is quantized: some networks call functions in place of layers, which stay in float32.
+    """How much of a model is quantized: some networks call functions in place of layers, which stay in float.
 
     Args:
         state: The result of `extract`.

@@ -1,4 +1,4 @@
-"""Runs a network on some images up to one layer after the other, so that each layer can be changed on its way."""
+"""Runs a network on some images, up to one layer after the other, which can be changed before it runs."""
 
 import copy
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
-"""Which layers get weights of 4 bits: those whose rounding changes the predictions least for the bytes that it saves."""
+"""Which layers get weights of 4 bits: those that change the predictions least for a byte that is saved."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -65,8 +65,8 @@ def choose(rows: list[Layer], bytes_of_8_bits: float, limit: float | None) -> li
     Args:
         rows: The result of `measure`.
         bytes_of_8_bits: Of the file with 8 bits in all layers.
-        limit: Of the file, bytes. None: the divergences of the chosen layers add up to at most `DIVERGENCE` of
-            the sum of all.
+        limit: Of the file, bytes. None: the divergences of the chosen layers add up to at most `DIVERGENCE`
+            of the sum of all.
 
     Returns:
         Their names.
@@ -102,7 +102,7 @@ def summary(rows: list[Layer], chosen: list[str]) -> str:
     others = [row for row in rows if row.name not in chosen]
     others.sort(key=lambda row: row.divergence, reverse=True)
     names = ", ".join(f"{row.name} ({row.divergence:.4f})" for row in others)
-    return f"{len(chosen)} layers with 4 bits; with 8 bits, by the divergence that 4 would add: {names or 'none'}"
+    return f"{len(chosen)} layers have 4 bits; 8 bits, and the divergence that 4 would add: {names or 'none'}"
 
 
 @torch.no_grad()

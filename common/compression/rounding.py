@@ -1,12 +1,12 @@
 """Rounding of weights in which later weights compensate the errors of earlier ones.
 
-Rounded to the nearest integer, each weight has the least error, but not the sum of products. Here the weights of an
-output channel are rounded one after the other, and each error is spread over those that are left, so that the
-outputs on training images change least: with the inverse U^T U of the covariance H of the inputs, the error of weight k
-changes each later weight j by error * U[k, j] / U[k, k]. The mean of what is left of the errors becomes part of the
-bias. Sources: Frantar, Singh, Alistarh, "Optimal Brain Compression", NeurIPS 2022, arXiv:2208.11580; Frantar,
-Ashkboos, Hoefler, Alistarh, "GPTQ", ICLR 2023, arXiv:2210.17323; bias: Nagel et al., "Data-Free Quantization", ICCV
-2019, arXiv:1906.04721, section 4.2.
+Rounded to the nearest integer, each weight has the least error, but not the sum of products. Here the weights
+of an output channel are rounded one after the other, and each error is spread over those that are left, so
+that the outputs on training images change least: with the inverse U^T U of the covariance of the inputs, the
+error of weight k changes each later weight j by -error * U[k, j] / U[k, k]. The mean of what is left becomes
+part of the bias. Sources: Frantar, Singh, Alistarh, "Optimal Brain Compression", NeurIPS 2022,
+arXiv:2208.11580; Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ", ICLR 2023, arXiv:2210.17323; bias: Nagel et
+al., "Data-Free Quantization", ICCV 2019, arXiv:1906.04721, section 4.2.
 """
 
 from collections.abc import Iterable
@@ -22,6 +22,7 @@ from common.system import hardware
 from common.system.terminal import progress_bar
 
 DAMPING = 0.01  # of the mean diagonal of the covariance, added to it
+PRECISION = 1e-9  # of a covariance, relative to the mean of the squares
 
 
 def summary(fits: list[Fit]) -> str:
@@ -35,17 +36,17 @@ def summary(fits: list[Fit]) -> str:
     """
     nearest, compensated = (sum(getattr(fit, key) for fit in fits) / len(fits) for key in ("before", "after"))
     return (
-        f"rounded the weights of {len(fits)} layers: relative error of the outputs {nearest:.4f} with the nearest "
-        f"integers, {compensated:.4f} with errors compensated"
+        f"rounded the weights of {len(fits)} layers: relative error of the outputs {nearest:.4f} with the "
+        f"nearest integers, {compensated:.4f} with errors compensated"
     )
 
 
 @torch.no_grad()
 def compensate(prepared: fx.GraphModule, batches: Iterable, device: torch.device) -> list[Fit]:
-    """Rounds the weights of all layers, in the order of the network; each sees what the layers before it yield.
+    """Rounds the weights of all layers, in their order; each reads what the rounded ones before it yield.
 
-    Layers with more than `regression.LARGEST` weights for an output channel stay as they are. The sums are those
-    of all processes.
+    Layers with more than `regression.LARGEST` weights for an output channel stay as they are. The sums are
+    those of all processes.
 
     Args:
         prepared: A calibrated model with fake quantization; its weights become multiples of their scales.
@@ -84,7 +85,9 @@ def _round_layer(layer: nn.Module, name: str, sums: regression.Sums) -> Fit:
     quantizer = layer.weight_fake_quant
     scale = quantizer.scale.double().cpu().view(groups, -1, 1)
     nearest = (weight / scale).round().clamp(quantizer.quant_min, quantizer.quant_max)
-    rounded = columns(weight / scale, sums.covariance(), quantizer.quant_max)
+    # inputs that are nearly constant have a covariance of rounding errors
+    noise = torch.diag_embed(PRECISION * sums.gram[:, :-1, :-1].diagonal(dim1=1, dim2=2))
+    rounded = columns(weight / scale, sums.covariance() + noise, quantizer.quant_max)
     error, before = (scale * each - weight for each in (rounded, nearest))
     shift = -(error @ sums.mean()).flatten()
     weight_bits.set_weight(layer, (scale * rounded).view_as(folded).to(folded))

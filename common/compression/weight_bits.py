@@ -1,8 +1,8 @@
 """Weights of 4 bits beside those of 8: the ranges of their integers, and the scales of 15 values.
 
-The largest weight of a channel sets the scale of 8 bits. With 4 bits a smaller range is better: a few weights are
-clipped, and all others are rounded in finer steps. The range with the least squared error is used (Nagel et
-al., "A White Paper on Neural Network Quantization", arXiv:2106.08295, section 3.1).
+The largest weight of a channel sets the scale of 8 bits. With 4 bits a smaller range is better: a few
+weights are clipped, and all others are rounded in finer steps. The range with the least squared error is used
+(Nagel et al., "A White Paper on Neural Network Quantization", arXiv:2106.08295, section 3.1).
 """
 
 import torch

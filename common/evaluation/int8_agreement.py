@@ -76,8 +76,9 @@ def as_metrics(converted: Converted, scores: dict[str, Score], state: dict) -> d
         state: The result of `int8_state.extract`.
 
     Returns:
-        The `int8_state.fractions`; integers: whether the accuracy is that of the integers, and not that of an engine of
-        torch, which is named if not; and for each other score top1 and the agreement with int8, from 0 to 1.
+        The `int8_state.fractions`; integers: whether the accuracy is that of the integers, and not that of an
+        engine of torch, which is named if not; and for each other score top1 and the agreement with int8,
+        from 0 to 1.
     """
     metrics = int8_state.fractions(state) | {"integers": converted.network is not converted.int8}
     if not metrics["integers"]:

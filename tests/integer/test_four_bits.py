@@ -1,7 +1,7 @@
 """Random layers with weights of 4 bits: the integers of each runtime are those of the reference.
 
-ONNX Runtime rounds once. TensorFlow Lite for Microcontrollers and LiteRT's reference kernels round twice. XNNPACK
-has no kernels for 4 bits: LiteRT runs its own in their place, which round in both ways.
+ONNX Runtime rounds once. TensorFlow Lite for Microcontrollers and LiteRT's reference kernels round twice.
+XNNPACK has no kernels for 4 bits: LiteRT runs its own in their place, which round in both ways.
 """
 
 from dataclasses import replace
