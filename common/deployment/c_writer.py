@@ -60,7 +60,7 @@ def write(
     Raises:
         UserError: An operator has no form in C; the message names it.
     """
-    narrow = any(getattr(operator, "weight_bits", 8) == 4 for operator in graph.operators)
+    narrow = graph.has_4_bits
     graph, plan = recomputation.plan(graph, schedule, extra_macs)
     network = Network(graph)
     numbers = {tensor: index for index, tensor in enumerate(network.tensors)}

@@ -5,7 +5,28 @@ static void filter4(const struct weighted *layer, const int8_t *const *taps, int
   const int channels = layer->channels, row = (channels + 1) / 2;
   const int8_t *const *const end = taps + 2 * layer->kernel_rows * layer->kernel_columns, *const *tap;
   int c = 0;
-#if defined(WIDE)
+#if defined(__ARM_FEATURE_MVE)
+  for (; c + 8 <= channels; c += 8) { /* 4 even and 4 odd channels */
+    const int8_t *w = layer->weights + c / 2;
+    int32x4x2_t sums = {{vdupq_n_s32(0), vdupq_n_s32(0)}}, next_sums = sums;
+    for (tap = taps; tap < end; tap += 2, w += row) {
+      const int32x4_t both = vldrbq_s32(w), v = vshrq_n_s32(vshlq_n_s32(both, 28), 28), u = vshrq_n_s32(both, 4);
+      const int16x8_t x = vldrbq_s16(tap[0] + c), z = vldrbq_s16(tap[1] + c);
+      sums.val[0] = vaddq_s32(sums.val[0], vmulq_s32(vmovlbq_s16(x), v));
+      sums.val[1] = vaddq_s32(sums.val[1], vmulq_s32(vmovltq_s16(x), u));
+      next_sums.val[0] = vaddq_s32(next_sums.val[0], vmulq_s32(vmovlbq_s16(z), v));
+      next_sums.val[1] = vaddq_s32(next_sums.val[1], vmulq_s32(vmovltq_s16(z), u));
+    }
+    int32_t each[8], next_each[8];
+    vst2q_s32(each, sums);
+    vst2q_s32(next_each, next_sums);
+    for (int k = 0; k < 8; k += 4) {
+      const struct four four = four_from(layer, c + k);
+      requantize4(&four, vld1q_s32(next_each + k), next + c + k);
+      requantize4(&four, vld1q_s32(each + k), output + c + k);
+    }
+  }
+#elif defined(WIDE)
   for (; c + 4 <= channels; c += 4) {
     const int8_t *w = layer->weights + c / 2;
     int32_t a = 0, b = 0, d = 0, e = 0, next_a = 0, next_b = 0, next_d = 0, next_e = 0;

@@ -8,8 +8,69 @@ static inline const int8_t *four_outputs(const struct weighted *layer, int size,
   return layer->weights + (group * blocks + o / 4) * 2 * ((size + 7) & ~7);
 }
 
-#if defined(WIDE)
+#if defined(__ARM_FEATURE_MVE)
+/* The same 4 values for each of 4 outputs */
+static inline int8x16_t repeated(const int8_t *x)
+{
+  uint32_t word;
+  memcpy(&word, x, sizeof word);
+  return vreinterpretq_s8_u32(vdupq_n_u32(word));
+}
+
+/* The products of neighbors, added: two sums for each output */
+static inline int16x8_t pairs(int8x16_t x, int8x16_t v)
+{
+  return vaddq_s16(vmullbq_int_s8(x, v), vmulltq_int_s8(x, v));
+}
+
+/* Four outputs of a pixel, 8 values at a time; 16 bits hold the sums of 64 values: 32 * 7 * 128 = 28,672. */
+static inline int32x4_t four_narrow_sums(const int8_t *x, const int8_t *v, int count)
+{
+  int32x4_t sums = vdupq_n_s32(0);
+  while (count > 0) {
+    int16x8_t part = vdupq_n_s16(0);
+    for (int step = 0; step < 8 && count > 0; step++, count -= 8, x += 8, v += 16) {
+      const int8x16_t both = vld1q_s8(v), low = vshrq_n_s8(vshlq_n_s8(both, 4), 4);
+      part = vaddq_s16(part, vaddq_s16(pairs(repeated(x), low), pairs(repeated(x + 4), vshrq_n_s8(both, 4))));
+    }
+    sums = vaddq_s32(sums, vaddq_s32(vmovlbq_s16(part), vmovltq_s16(part)));
+  }
+  return sums;
+}
+
+/* The outputs of a group, of `count` pixels */
+static void products4(const struct weighted *layer, const int8_t *pixels, int size, int count, int group,
+                      int8_t *output)
+{
+  const int all = layer->outputs, outputs = all / layer->groups, row = padded(size), first = group * outputs;
+  int o = 0;
+  for (; o + 4 <= outputs; o += 4) {
+    const struct four four = four_from(layer, first + o);
+    const int8_t *v = four_outputs(layer, size, group, o);
+    for (int p = 0; p < count; p++)
+      requantize4(&four, four_narrow_sums(pixels + p * row, v, row), output + p * all + first + o);
+  }
+  for (int p = 0; o < outputs && p < count; p++) {
+    int8_t *const to = output + p * all;
+    int32_t sums[4];
+    vst1q_s32(sums, four_narrow_sums(pixels + p * row, four_outputs(layer, size, group, o), row));
+    for (int k = 0; o + k < outputs; k++) requantize(layer, first + o + k, sums[k], sums[k], to, to);
+  }
+}
+#elif defined(WIDE)
 #define UPPER 0xf0f0f0f0u
+
+/* 4 values of two pixels, and the weights of two outputs in the upper halves of the bytes */
+#define FOUR_VALUES(p, q)                                                                   \
+  {                                                                                         \
+    const int32_t v_even = even(p), u_even = even(q), v_odd = odd(p), u_odd = odd(q);       \
+    LOAD(x_even, x_odd, x, 8);                                                              \
+    a = dual(x_odd, v_odd, dual(x_even, v_even, a));                                        \
+    b = dual(x_odd, u_odd, dual(x_even, u_even, b));                                        \
+    LOAD(x_even, x_odd, z, 8);                                                              \
+    c = dual(x_odd, v_odd, dual(x_even, v_even, c));                                        \
+    d = dual(x_odd, u_odd, dual(x_even, u_even, d));                                        \
+  }
 
 /* The outputs of a group, of one pixel or two: two outputs of two pixels at a time. */
 static void products4(const struct weighted *layer, const int8_t *pixels, int size, int count, int group,
@@ -25,16 +86,8 @@ static void products4(const struct weighted *layer, const int8_t *pixels, int si
       uint32_t V, U;
       int32_t x_even, x_odd;
       LOAD(V, U, v, 16);
-      for (int half = 0; half < 2; half++) {
-        const uint32_t p = (half ? V : V << 4) & UPPER, q = (half ? U : U << 4) & UPPER;
-        const int32_t v_even = even(p), u_even = even(q), v_odd = odd(p), u_odd = odd(q);
-        LOAD(x_even, x_odd, x, 8);
-        a = dual(x_odd, v_odd, dual(x_even, v_even, a));
-        b = dual(x_odd, u_odd, dual(x_even, u_even, b));
-        LOAD(x_even, x_odd, z, 8);
-        c = dual(x_odd, v_odd, dual(x_even, v_even, c));
-        d = dual(x_odd, u_odd, dual(x_even, u_even, d));
-      }
+      FOUR_VALUES(V << 4 & UPPER, U << 4 & UPPER)
+      FOUR_VALUES(V & UPPER, U & UPPER)
     }
     requantize(layer, first + o, a / 16, c / 16, output, next);
     if (o + 1 < outputs) requantize(layer, first + o + 1, b / 16, d / 16, output, next);
