@@ -1,8 +1,8 @@
 """Quantization-aware training in FX graph mode: prepare, calibrate, freeze, convert.
 
 Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
-Inference", CVPR 2018. Other modules that import torch.ao: `fake_quantization`,
-`observers`, `int8_plain`, `integer.from_fx` and `deployment.qdq`.
+Inference", CVPR 2018. Other modules that import torch.ao: `fake_quantization`, `observers`, `weight_bits`,
+`rounding`, `mixed_precision`, `int8_plain`, `integer.from_fx` and `deployment.qdq`.
 """
 
 import contextlib
