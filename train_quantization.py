@@ -7,6 +7,7 @@ writes   weights/quantized_pruned_kd_resnet18_<top-1>.pt, and its log and curves
 """
 
 import functools
+import itertools
 
 from common.cli import launch, options, targets, teacher_options
 from common.cli.parser import Parser, number
@@ -26,7 +27,8 @@ def main(args):
     model, target = reparameterization.fuse_branches(stage.model), TARGET_DEVICES[args.target_device]
     int8_engines.use(target, args.engine)
     check = functools.partial(onnx_model.check, stage.parent)
-    prepared = quantization.prepare(model, target, stage.image_size, check)
+    bits = 8 if args.weight_bits == "8" else 4
+    prepared = quantization.prepare(model, target, stage.image_size, check, bits)
     loss_fn = stage.loss_fn()
     if finished := stage.begin(model):
         return finished
@@ -37,7 +39,10 @@ def main(args):
         prepared.to(stage.device), stage.loaders.train, stage.device, args.calibration_batches
     )
 
-    # 2. train with fake quantization and fixed batch-norm statistics; of each epoch the integers are
+    # 2. weights of 4 bits in some layers, rounded so that the errors of a layer compensate each other
+    lower_bits(stage, prepared, model, target)
+
+    # 3. train with fake quantization and fixed batch-norm statistics; of each epoch the integers are
     # evaluated and kept
     converted, history = stage.fit(
         prepared, loss_fn, deploy_device=stage.cpu,
@@ -45,7 +50,7 @@ def main(args):
         before_epoch=functools.partial(quantization.freeze, epochs=args.epochs),
     )  # fmt: skip
 
-    # 3. test the integers, and compare them with the models that they were created from
+    # 4. test the integers, and compare them with the models that they were created from
     scores = {"int8": stage.test(converted, stage.cpu)}
     if args.engine:
         scores[args.engine] = stage.test(converted.int8, stage.cpu)
@@ -61,6 +66,39 @@ def main(args):
     )  # fmt: skip
 
 
+def lower_bits(stage, prepared, model, target):
+    """Chooses the layers whose weights get 4 bits, and rounds the weights."""
+    from common.compression import rounding, weight_bits
+
+    args, layers = stage.args, weight_bits.layers_of(prepared)
+    names = {"8": list, "4": lambda: layers, "mixed": lambda: choose_layers(stage, prepared, model, target)}
+    for name in names[args.weight_bits]():
+        weight_bits.use_4_bits(layers[name])
+    if args.weight_rounding == "compensated":
+        images = itertools.islice(stage.loaders.train, args.calibration_batches)
+        print(rounding.summary(rounding.compensate(prepared, images, stage.device)))
+
+
+def choose_layers(stage, prepared, model, target):
+    """The names of the layers of --weight-bits mixed that get 4 bits."""
+    from common.budget import costs
+    from common.compression import mixed_precision
+    from common.deployment import integer_model
+    from common.system import units
+
+    args = stage.args
+    images = itertools.islice(stage.loaders.train, mixed_precision.BATCHES)
+    rows, limit = mixed_precision.measure(prepared, images, stage.device), None
+    content = integer_model.to_content(integer_model.convert(prepared, stage.image_size), model, target)
+    size = costs.int8_file_bytes(stage.parent, stage.row, content)
+    if args.target_size:
+        limit, is_fraction = units.parse("size", args.target_size)
+        limit *= stage.row["parent_bytes"] if is_fraction else 1
+    chosen = mixed_precision.choose(rows, size, limit)
+    print(mixed_precision.summary(rows, chosen))
+    return chosen
+
+
 def parse_args(argv=None):
     parser = Parser(__doc__, __file__)
     group = parser.add_argument_group("quantization")
@@ -74,12 +112,15 @@ def parse_args(argv=None):
         help="batches of training images that set the first scales; with --epochs 0 (post-training "
         "quantization) the only ones; default: 16",
     )
+    targets.add_bits_options(group)
     targets.add_engine_option(group, "evaluate with this engine of torch too")
     teacher_options.add_teacher_options(parser, required=False)
     options.add_data_options(parser)
     options.add_training_options(parser, epochs=10, lr=5e-5)
     options.add_stage_options(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    targets.settle_bits(parser, args)
+    return args
 
 
 if __name__ == "__main__":

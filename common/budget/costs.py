@@ -181,6 +181,20 @@ def checkpoint_cost(kind: str, path: Path, *, threads: int, latency_in: str) -> 
     return path.stat().st_size if kind == "size" else content["metrics"]["macs"]
 
 
+def int8_file_bytes(parent: dict, row: dict, content: dict) -> int:
+    """Estimates the file of a model that is quantized.
+
+    Args:
+        parent: The checkpoint that it is created from.
+        row: What its lineage gets.
+        content: Its "state_dict" and "int8".
+
+    Returns:
+        Bytes.
+    """
+    return files.file_bytes(lineage.child(parent, row, metrics=PLACEHOLDERS, **content)) + RESERVE
+
+
 def _macs(image_size: int, deployed: Callable[[nn.Module], nn.Module]) -> Cost:
     return lambda model: metrics.complexity(deployed(model), image_size)["macs"]
 

@@ -129,6 +129,45 @@ def add_width_option(group) -> None:
     )
 
 
+def add_bits_options(group) -> None:
+    """Adds `--weight-bits` and what depends on it.
+
+    Args:
+        group: A group of a parser.
+    """
+    group.add_argument(
+        "--weight-bits",
+        choices=("8", "4", "mixed"),
+        default="8",
+        help="of all layers; or mixed: 8 where 4 would change the predictions most for the bytes that "
+        "it saves; default: 8",
+    )
+    group.add_argument(
+        "--target-size",
+        type=amount("size"),
+        metavar="AMOUNT",
+        help=f"of --weight-bits mixed: {TARGETS['size']}; default: as small as the predictions allow",
+    )
+    group.add_argument(
+        "--weight-rounding",
+        choices=("nearest", "compensated"),
+        help="before the training: to the nearest integers, or so that the errors in a layer compensate "
+        "each other (GPTQ); default: compensated below 8 bits",
+    )
+
+
+def settle_bits(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Sets the default that depends on the bits, and refuses a size without `mixed`.
+
+    Args:
+        parser: For the error.
+        args: The parsed command line; changed.
+    """
+    if args.target_size and args.weight_bits != "mixed":
+        parser.error("--target-size needs --weight-bits mixed")
+    args.weight_rounding = args.weight_rounding or ("nearest" if args.weight_bits == "8" else "compensated")
+
+
 def add_engine_option(group, text: str = "run int8 checkpoints with this engine of torch") -> None:
     """Adds `--engine`, for scripts that run int8 models.
 

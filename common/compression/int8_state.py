@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from common.compression import quantization
+from common.integer import nibbles, plain
 from common.system.errors import UserError, first_line
 
 
@@ -15,29 +16,33 @@ def extract(model: nn.Module) -> dict:
 
     Returns:
         Values by name. A quantized weight becomes {"int8": int8, "scale": float32 [channels]}; its zero point
-        is 0. The packed weight and bias of a Linear become a list, a tensor without dimensions a number.
+        is 0. One of 4 bits becomes {"int4": uint8, "shape": list, "scale": ...}: see `nibbles.pack`. The
+        packed weight and bias of a Linear become a list, a tensor without dimensions a number.
     """
     state = model.state_dict().items()
     return {key: _to_plain(value) for key, value in state if not isinstance(value, torch.dtype)}
 
 
-def int8_fraction(state: dict) -> float:
-    """How much of a model is int8: some networks call functions in place of layers, which stay in float32.
+def fractions(state: dict) -> dict[str, float]:
+    """How much of a model is quantized: some networks call functions in place of layers, which stay in float.
 
     Args:
         state: The result of `extract`.
 
     Returns:
-        The fraction of the weights that are int8, from 0 to 1; biases and scales do not count.
+        "int8_fraction": the fraction of the weights that are integers, from 0 to 1; biases and scales do not
+        count. Where some have 4 bits, "int4_fraction" too: the fraction of those.
     """
-    counts = {"int8": 0, "float": 0}
+    counts = {"int8": 0, "int4": 0, "float": 0}
     for value in state.values():
         for part in value if isinstance(value, list) else [value]:
             if isinstance(part, dict):
-                counts["int8"] += part["int8"].numel()
+                counts["int4" if "int4" in part else "int8"] += plain.integers_of(part).numel()
             elif torch.is_tensor(part) and part.ndim > 1:
                 counts["float"] += part.numel()
-    return counts["int8"] / max(1, sum(counts.values()))
+    total = max(1, sum(counts.values()))
+    found = {"int8_fraction": (counts["int8"] + counts["int4"]) / total}
+    return found | ({"int4_fraction": counts["int4"] / total} if counts["int4"] else {})
 
 
 def resize(state: dict, shapes: dict[str, list[int]]) -> dict:
@@ -55,7 +60,7 @@ def resize(state: dict, shapes: dict[str, list[int]]) -> dict:
         if isinstance(value, list):  # weight and bias of a Linear
             return [resized(part, shape) for part in value]
         if isinstance(value, dict):
-            return {"int8": value["int8"].new_zeros(shape), "scale": resized(value["scale"], shape)}
+            return {"int8": torch.zeros(shape, dtype=torch.int8), "scale": resized(value["scale"], shape)}
         return value.new_zeros(shape[:1]) if torch.is_tensor(value) and value.ndim else value
 
     modules = {key: key.partition("._packed_params")[0].removesuffix(".weight") for key in state}
@@ -95,7 +100,12 @@ def _to_plain(value):
     if value is None:  # the bias of a convolution without one
         return None
     if value.is_quantized:
-        return {"int8": value.int_repr(), "scale": value.q_per_channel_scales().float()}  # as observed
+        scale = {"scale": value.q_per_channel_scales().float()}  # as observed
+        integers = value.int_repr()
+        if not nibbles.fit(integers.numpy()):
+            return {"int8": integers} | scale
+        packed = torch.from_numpy(nibbles.pack(integers.numpy()))
+        return {"int4": packed, "shape": list(integers.shape)} | scale
     return value.detach() if value.ndim else value.item()
 
 
@@ -108,7 +118,7 @@ def _from_plain(value, own):
     if not isinstance(value, dict):
         return value
     # earlier files have zero points, and one scale for all channels where the target device was embedded
-    integers, scale = value["int8"].double(), value["scale"].double()
+    integers, scale = plain.integers_of(value).double(), value["scale"].double()
     if scale.ndim == 0:
         return torch.quantize_per_tensor((integers * scale).float(), scale.item(), 0, torch.qint8)
     real = integers * scale.view(-1, *[1] * (integers.ndim - 1))

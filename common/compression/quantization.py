@@ -1,8 +1,8 @@
 """Quantization-aware training in FX graph mode: prepare, calibrate, freeze, convert.
 
 Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
-Inference", CVPR 2018. Other modules that import torch.ao: `fake_quantization`,
-`observers`, `int8_plain`, `integer.from_fx` and `deployment.qdq`.
+Inference", CVPR 2018. Other modules that import torch.ao: `fake_quantization`, `observers`, `weight_bits`,
+`rounding`, `mixed_precision`, `int8_plain`, `integer.from_fx` and `deployment.qdq`.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from torch.ao.quantization import disable_observer
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
 
 from common.compression import scales
+from common.compression import weight_bits as narrow
 from common.compression.fake_quantization import (
     clip,
     clipped_layers,
@@ -45,6 +46,7 @@ def prepare(
     target: TargetDevice,
     image_size: int,
     check: Callable[[fx.GraphModule], None] | None = None,
+    weight_bits: int = 8,
 ) -> nn.Module:
     """Inserts fake quantization into a copy of a model, ready for training.
 
@@ -56,6 +58,7 @@ def prepare(
         target: The device to quantize for.
         image_size: Side of the images, in pixels.
         check: Gets the int8 model of that trial, and raises UserError for one that cannot be deployed.
+        weight_bits: Of all layers of that trial, 8 or 4.
 
     Returns:
         The traced copy on the CPU, its batch norms fused with the convolutions.
@@ -71,6 +74,8 @@ def prepare(
         raise UserError(f"{name} cannot be traced for quantization: {first_line(error)}") from None
     try:
         trial = copy.deepcopy(prepared)
+        for layer in narrow.layers_of(trial).values() if weight_bits == 4 else ():
+            narrow.use_4_bits(layer)
         images = torch.rand(4, 3, image_size, image_size)
         calibrate(trial, [(images, None)], torch.device("cpu"), 1)
         int8_model = convert(trial).int8  # its tensors are exported: not in inference mode
@@ -204,6 +209,7 @@ def convert(prepared: nn.Module) -> Converted:
         The int8 model and its fake-quant model, on the CPU, in eval mode, observers disabled.
     """
     copied = copy.deepcopy(prepared).cpu().eval().apply(disable_observer)
+    narrow.clip(copied)
     converted = Converted(_round_biases(scales.adjust(copied)))
     use_exact_sums(converted.fake_quant, converted.int8)
     return converted

@@ -12,19 +12,16 @@ Post-hoc Compensation by Linear Reconstruction for Compressed Networks", CPAL 20
 network.
 """
 
-import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from common.compression import regression
+from common.compression.layerwise import Progress, Traced
 from common.system import hardware
-from common.system.errors import UserError
 from common.system.terminal import progress_bar
-
-CACHE_BYTES = 2**30  # of the values between two layers, for all images; what is larger is computed again
 
 
 @dataclass(frozen=True)
@@ -82,13 +79,17 @@ def least_squares(
     Raises:
         UserError: The network has control flow, or uses a layer more than once.
     """
-    both, fits = _Pair(pruned.to(device).eval(), original.to(device).eval(), batches), []
+    images = [each for each, _ in batches]
+    new, old = (Progress(Traced(each.to(device).eval()), images) for each in (pruned, original))
+    network, fits = new.network, []
     with hardware.full_float32():
-        for index in progress_bar(both.layers, desc="least squares", unit="layer"):
-            layer, name = both.new.layer(index), both.new.nodes[index].target
-            norm, channels = both.new.batch_norm_after(index), kept[name].to(device)
-            sums = regression.Sums()
-            for number, (inputs, outputs, original_outputs) in enumerate(both.run_to(index)):
+        for index in progress_bar(network.fitted, desc="least squares", unit="layer"):
+            layer, node = network.layer(index), network.nodes[index]
+            norm, channels = network.batch_norm_after(index), kept[node.target].to(device)
+            sums, runs = regression.Sums(), zip(new.run_to(index), old.run_to(index + 1), strict=True)
+            for number, (values, old_values) in enumerate(runs):
+                inputs = values[node.all_input_nodes[0]]
+                outputs, original_outputs = layer(inputs), old_values[old.network.nodes[index]]
                 positions = regression.positions(layer, outputs, index, number)
                 target = regression.rows(layer, original_outputs, positions, channels)
                 difference = target - regression.rows(layer, outputs, positions)
@@ -103,88 +104,5 @@ def least_squares(
                 layer.bias += shift
             elif norm is not None:
                 norm.running_mean -= shift
-            fits.append(Fit(name, sums.relative_error(0 * change), sums.relative_error(change)))
+            fits.append(Fit(node.target, sums.relative_error(0 * change), sums.relative_error(change)))
     return fits
-
-
-class _Traced:
-    """A network as a list of nodes, which can be run in parts."""
-
-    def __init__(self, model: nn.Module):
-        try:
-            graph = fx.symbolic_trace(model)
-        # what the tracer cannot follow: control flow, unsupported calls, assertions of the network's own
-        except (TypeError, RuntimeError, AttributeError, AssertionError, ValueError) as error:
-            raise UserError(
-                f"{type(model).__name__} cannot be traced: {' '.join(str(error).split())}"
-            ) from None
-        self.modules, self.nodes = dict(graph.named_modules()), list(graph.graph.nodes)
-        called = [node.target for node in self.nodes if node.op == "call_module"]
-        if twice := next(
-            (name for name in called if called.count(name) > 1 and self._has_weights(name)), None
-        ):
-            raise UserError(f"{type(model).__name__} uses the layer {twice} more than once")
-        self._interpreter = fx.Interpreter(graph)
-        self._interpreter.args_iter = iter(())  # further arguments of the network have their defaults
-        self._last_use = {used: node for node in self.nodes for used in node.all_input_nodes}
-
-    def _has_weights(self, name: str) -> bool:
-        return next(self.modules[name].parameters(), None) is not None
-
-    def layer(self, index: int) -> nn.Module | None:
-        """The module that a node calls, if any."""
-        node = self.nodes[index]
-        return self.modules[node.target] if node.op == "call_module" else None
-
-    def batch_norm_after(self, index: int) -> nn.BatchNorm2d | None:
-        """The batch norm that alone reads the outputs of a node, if any."""
-        users = list(self.nodes[index].users)
-        after = self.layer(self.nodes.index(users[0])) if len(users) == 1 else None
-        return after if isinstance(after, nn.BatchNorm2d) else None
-
-    def run(self, values: dict[fx.Node, object], start: int, stop: int) -> dict[fx.Node, object]:
-        """Runs the nodes from `start` to `stop` - 1.
-
-        `values` are those that nodes from `start` on use; returned are those that nodes from `stop` on use.
-        """
-        # copies, since some layers work in place
-        values = {node: copy.deepcopy(value) for node, value in values.items()}
-        self._interpreter.env = values
-        for node in self.nodes[start:stop]:
-            values[node] = self._interpreter.run_node(node)
-            for used in node.all_input_nodes:
-                if self._last_use[used] is node:
-                    del values[used]
-        return values
-
-
-class _Pair:
-    """The pruned and the original network, run on the same images up to one layer after the other.
-
-    `layers` are the indices of the nodes that call a layer that can be fitted.
-    """
-
-    def __init__(self, pruned: nn.Module, original: nn.Module, batches: Iterable):
-        self.new, self.old = _Traced(pruned), _Traced(original)
-        self.layers = [i for i in range(len(self.new.nodes)) if regression.is_possible(self.new.layer(i))]
-        start = next(i for i, node in enumerate(self.new.nodes) if node.op == "placeholder")
-        # the values of each batch after the last layer for which they are small enough to be stored
-        self._cached = [({self.new.nodes[start]: x}, {self.old.nodes[start]: x}) for x, _ in batches]
-        self._starts = (start + 1, start + 1)
-
-    def run_to(self, index: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Runs all batches up to a layer; yields its inputs, its outputs, and those of the original layer."""
-        ahead, size = [], 0
-        for new_values, old_values in self._cached:
-            new_values = self.new.run(new_values, self._starts[0], index)
-            old_values = self.old.run(old_values, self._starts[1], index + 1)
-            inputs = new_values[self.new.nodes[index].all_input_nodes[0]]
-            yield inputs, self.new.layer(index)(inputs), old_values[self.old.nodes[index]]
-            size += _bytes(new_values) + _bytes(old_values)
-            ahead = [*ahead, (new_values, old_values)] if size <= CACHE_BYTES else []
-        if size <= CACHE_BYTES:
-            self._cached, self._starts = ahead, (index, index + 1)
-
-
-def _bytes(values: dict[fx.Node, object]) -> int:
-    return sum(value.nbytes for value in values.values() if isinstance(value, Tensor))

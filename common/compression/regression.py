@@ -135,6 +135,17 @@ class Sums:
         """The sums of all processes together, on the CPU."""
         return Sums(*(distributed.all_reduce(each.cpu()) for each in vars(self).values()))
 
+    def _count(self) -> Tensor:
+        return self.gram[:, -1:, -1:].clamp(min=1)
+
+    def mean(self) -> Tensor:
+        """The mean of the patches, float64 [groups, K, 1]."""
+        return self.gram[:, :-1, -1:] / self._count()
+
+    def covariance(self) -> Tensor:
+        """Sums of squares and products of the patches minus their mean, float64 [groups, K, K]."""
+        return self.gram[:, :-1, :-1] - self._count() * self.mean() * self.mean().mT
+
     def squared_error(self, change: Tensor) -> Tensor:
         """The sum of squares of what is left of the difference.
 
@@ -167,11 +178,11 @@ class Sums:
         Returns:
             The change of the weights and of the intercept, float64 [groups, K + 1, channels].
         """
-        count, change = self.gram[:, -1:, -1:].clamp(min=1), torch.zeros_like(self.cross)
-        mean_x, mean_d = self.gram[:, :-1, -1:] / count * intercept, self.cross[:, -1:] / count * intercept
-        centered = self.gram[:, :-1, :-1] - count * mean_x * mean_x.mT
+        change = torch.zeros_like(self.cross)
+        mean_x, mean_d = self.mean() * intercept, self.cross[:, -1:] / self._count() * intercept
+        centered = self.covariance() if intercept else self.gram[:, :-1, :-1].clone()
         diagonal = centered.diagonal(dim1=1, dim2=2)
         diagonal += (strength * diagonal.mean(1, keepdim=True)).clamp(min=TINY)
-        change[:, :-1] = torch.linalg.solve(centered, self.cross[:, :-1] - count * mean_x * mean_d)
+        change[:, :-1] = torch.linalg.solve(centered, self.cross[:, :-1] - self._count() * mean_x * mean_d)
         change[:, -1:] = mean_d - mean_x.mT @ change[:, :-1]
         return change

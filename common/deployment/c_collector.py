@@ -6,6 +6,7 @@ from common.integer.graph import LOW, Operator, Tensor
 from common.integer.rows import Recomputed, height, row_bytes, window
 
 STRUCT = 40  # bytes of the largest struct
+NARROW_OVERREAD = 8  # 4 values of 16 bits
 
 
 class Collector:
@@ -22,14 +23,18 @@ class Collector:
         tile_rows: The most rows of a tile that is computed again; 0 without one.
         left_shifts: Whether a sum is scaled up.
         lows: Whether the smallest output of a layer is not -128.
+        narrow: Whether a layer has weights of 4 bits; `overread` are the bytes that their kernels read after
+            their inputs, and do not use.
     """
 
-    def __init__(self, rounding: str):
+    def __init__(self, rounding: str, narrow: bool = False):
         """Begins with nothing.
 
         Args:
             rounding: See `reference`.
+            narrow: See there.
         """
+        self.narrow, self.overread = narrow, NARROW_OVERREAD if narrow else 0
         self.rounding, self.constants, self.calls = rounding, [], []
         self.scratch, self.rows, self.taps, self.flash = 0, 1, 1, 0
         self.tile_rows = 0

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from common.integer import nibbles
+
 SIZES = {"int8_t": 1, "uint8_t": 1, "uint16_t": 2, "int32_t": 4, "float": 4}
 OVERREAD = 48  # bytes that a kernel may read after the weights, and does not use
 
@@ -100,8 +102,41 @@ def blocks_of(weight: np.ndarray, groups: int) -> np.ndarray:
         int8: [groups][outputs / 4][values / 4][4 outputs][4 values] with zeros in what is not there, and 48
         zeros; a value is one of a row, a column and a channel.
     """
-    outputs = len(weight) // groups
-    rows = weight.transpose(0, 2, 3, 1).reshape(groups, outputs, -1)
-    rows = np.pad(rows, ((0, 0), (0, -outputs % 4), (0, -rows.shape[2] % 4)))
+    rows = _rows_of(weight, groups, 4)
     blocks = rows.reshape(groups, rows.shape[1] // 4, 4, -1, 4).transpose(0, 1, 3, 2, 4)
     return np.pad(blocks.ravel(), (0, OVERREAD))
+
+
+def narrow_blocks_of(weight: np.ndarray, groups: int) -> np.ndarray:
+    """The weights of 4 bits of a convolution in the order in which `products_narrow.c` reads them.
+
+    Args:
+        weight: See `blocks_of`.
+        groups: Of channels.
+
+    Returns:
+        int8: [groups][outputs / 4][values / 8][4 outputs][4 bytes], two values in each byte: k and k + 4.
+    """
+    rows = _rows_of(weight, groups, 8)
+    blocks = rows.reshape(groups, rows.shape[1] // 4, 4, -1, 2, 4).transpose(0, 1, 3, 2, 5, 4)
+    return nibbles.pack(blocks).view(np.int8)
+
+
+def narrow_filters_of(weight: np.ndarray) -> np.ndarray:
+    """The weights of 4 bits of a depthwise convolution in the order in which `filter_narrow.c` reads them.
+
+    Args:
+        weight: int8 [C, 1, kernel height, kernel width].
+
+    Returns:
+        int8: [kernel height][kernel width][C / 2], two channels in each byte.
+    """
+    taps = weight[:, 0].transpose(1, 2, 0)
+    return nibbles.pack(np.pad(taps, ((0, 0), (0, 0), (0, len(weight) % 2)))).view(np.int8)
+
+
+def _rows_of(weight: np.ndarray, groups: int, multiple: int) -> np.ndarray:
+    """[groups, outputs, values], with zeros up to 4 outputs and a multiple of values."""
+    outputs = len(weight) // groups
+    rows = weight.transpose(0, 2, 3, 1).reshape(groups, outputs, -1)
+    return np.pad(rows, ((0, 0), (0, -outputs % 4), (0, -rows.shape[2] % multiple)))

@@ -4,7 +4,14 @@ import numpy as np
 import torch
 
 from common.deployment.c_collector import Collector, image_of
-from common.deployment.c_constants import blocks_of, braces, c_float, padded
+from common.deployment.c_constants import (
+    blocks_of,
+    braces,
+    c_float,
+    narrow_blocks_of,
+    narrow_filters_of,
+    padded,
+)
 from common.integer import operators as ops
 from common.integer import reference, rescaling
 from common.integer.graph import LOW, Operator
@@ -12,6 +19,7 @@ from common.integer.rows import Recomputed, height, is_pixelwise, is_view, row_b
 from common.system.errors import UserError
 
 SUM_LIMIT = 2**30  # of a sum of products: the kernels double it
+NARROW_FACTOR = 16  # by which sums of weights of 4 bits are larger in the kernels
 BYTE_MAX = 255  # of a field of the struct
 TILE = 4  # columns of the output that recompute.c computes at once
 LEFT_MAX = 20  # bits: with more, any sum but 0 exceeds any output all the same
@@ -113,7 +121,8 @@ class Layers(Collector):
             rows = self._row(operator.source, self._top(operator)), self._row(operator.output)
             return f"pointwise(&{layer}, {rows[0]}, arena + SCRATCH, {rows[1]});"
         values = operator.weight[0]
-        self.scratch = max(self.scratch, 4 * padded(values.size) + len(values))
+        size = 4 * padded(values.size) + max(len(values), self.overread)
+        self.scratch = max(self.scratch, size)
         row = self._row(operator.output)
         return f"{self._find(operator)} convolution(&{layer}, rows, arena + SCRATCH, {row});"
 
@@ -136,7 +145,7 @@ class Layers(Collector):
     def _for_pointwise(self, operator: ops.Convolution | ops.Linear) -> int:
         """Bytes of scratch memory."""
         pixels, values = min(2, image_of(operator.output)[2]), padded(operator.source.shape[0])
-        return 2 * pixels * values
+        return 2 * pixels * values + self.overread
 
     def _layer(self, operator: ops.Convolution | ops.Linear, suffix: str = "") -> str:
         """Adds the weights; returns the name of their struct."""
@@ -148,11 +157,16 @@ class Layers(Collector):
         left, groups = (operator.padding[2], operator.groups) if convolution else (0, 1)
         sums = weight.reshape(outputs, -1).astype(np.int64)
         bias = operator.bias - source.zero_point * sums.sum(1)
-        if (np.abs(bias) + -LOW * np.abs(sums).sum(1)).max() >= SUM_LIMIT:
+        narrow = operator.weight_bits == 4
+        largest = -LOW * np.abs(sums).sum(1)
+        if max((np.abs(bias) + largest).max(), narrow * NARROW_FACTOR * largest.max()) >= SUM_LIMIT:
             raise UserError(f"{output.name} has sums that do not fit into 31 bits")
         if max(kernel_rows, kernel_columns, stride, dilation, left) > BYTE_MAX:
             raise UserError(f"{output.name} has a kernel, a stride, a dilation or a padding above {BYTE_MAX}")
-        packed = weight.transpose(1, 2, 3, 0) if _is_filter(operator) else blocks_of(weight, groups)
+        if narrow:
+            packed = narrow_filters_of(weight) if _is_filter(operator) else narrow_blocks_of(weight, groups)
+        else:
+            packed = weight.transpose(1, 2, 3, 0) if _is_filter(operator) else blocks_of(weight, groups)
         fields = {
             "weights": self._array("ALIGNED int8_t", f"weights{suffix}", packed),
             "bias": self._array("int32_t", f"bias{suffix}", bias),
@@ -163,6 +177,8 @@ class Layers(Collector):
             "stride": stride, "dilation": dilation, "left": left,
             "zero_in": source.zero_point, "zero_out": output.zero_point, "low": self._low(operator),
         }  # fmt: skip
+        if self.narrow:
+            fields["bits"] = operator.weight_bits
         return self._struct("weighted", fields, suffix)
 
     def _factors(self, operator: ops.Convolution | ops.Linear, suffix: str) -> dict[str, str]:

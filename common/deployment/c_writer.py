@@ -4,14 +4,13 @@ It calls no function but memcpy, memmove and memset, and computes one row of a l
 order and in the memory of a plan (`common.integer.planner`).
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from common.data.transforms import Normalize
+from common.deployment import c_kernels
 from common.deployment.c_constants import array, bytes_of, c_string, padded
 from common.deployment.c_layers import TILE, Layers
 from common.integer import recomputation, reference
@@ -19,10 +18,7 @@ from common.integer.graph import Graph
 from common.integer.planner import Plan
 from common.integer.rows import IMAGE, Network, height, row_bytes
 
-KERNELS = Path(__file__).with_name("c")  # files of the functions and structs of one subject
-DEFINED = re.compile(r"^(?:static [\w ]+?[ *]|struct )(\w+)(?: \{$|\()", re.MULTILINE)
 PLACE = 16  # bytes in which the place of a tensor is described
-USED = re.compile(r"struct (\w+)|(\w+)\(")
 
 
 @dataclass(frozen=True)
@@ -64,10 +60,11 @@ def write(
     Raises:
         UserError: An operator has no form in C; the message names it.
     """
+    narrow = graph.has_4_bits
     graph, plan = recomputation.plan(graph, schedule, extra_macs)
     network = Network(graph)
     numbers = {tensor: index for index, tensor in enumerate(network.tensors)}
-    layers = Layers(rounding)
+    layers = Layers(rounding, narrow)
     for operator in graph.operators:
         layers.add(operator, numbers)
     scratch = padded(plan.arena)  # where words may begin
@@ -76,12 +73,15 @@ def write(
     if layers.tile_rows:
         defines += [f"TILE {TILE}", f"TILE_ROWS {layers.tile_rows}"]
     flags = {"ROUND_ONCE": rounding == "once", "LEFT_SHIFTS": layers.left_shifts, "LOWS": layers.lows}
+    flags["FOUR_BITS"] = narrow
     defines += [flag for flag, needed in flags.items() if needed]
+    unused = tuple(each for each in reference.ROUNDINGS if each != rounding)
+    unused += () if narrow else ("narrow",)
     order = _order(graph, plan)
     parts = [
         f'#include <string.h>\n\n#include "{name}.h"\n\n',
         *(f"#define {each}\n" for each in defines),
-        *(f"\n{text}" for text in _kernels([*layers.calls, *layers.constants], rounding)),
+        *(f"\n{text}" for text in c_kernels.select([*layers.calls, *layers.constants], unused)),
         "\n",
         *layers.constants,
         _memory(name, network, plan, numbers),
@@ -92,29 +92,6 @@ def write(
     names = sum(len(each.encode(errors="surrogateescape")) + 5 for each in classes)  # a pointer and the end
     flash = layers.flash + PLACE * len(numbers) + bytes_of(*order) + names + 3 * 256
     return Written("".join(parts), _header(name, graph, schedule, rounding, ram), ram, flash)
-
-
-def _kernels(texts: list[str], rounding: str) -> list[str]:
-    """The source files that define what the texts use, each after those that it uses."""
-    others = tuple(each for each in reference.ROUNDINGS if each != rounding)
-    sources = [
-        path.read_text(encoding="utf-8")
-        for path in sorted(KERNELS.glob("*.c"))
-        if not path.stem.endswith(others)
-    ]
-    defined = {name: source for source in sources for name in DEFINED.findall(source)}
-    needed: dict[str, None] = {}
-
-    def add(text: str) -> None:
-        used = [each for pair in USED.findall(text) for each in pair if each in defined]
-        for source in dict.fromkeys(defined[name] for name in used):
-            if source not in needed and source != text:
-                add(source)
-                needed[source] = None
-
-    for text in texts:
-        add(text)
-    return list(needed)
 
 
 def _header(name: str, graph: Graph, schedule: str, rounding: str, ram: int) -> str:

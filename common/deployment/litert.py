@@ -73,8 +73,7 @@ class _Writer:
             case ops.Convolution():
                 self._convolution(operator, sources[0])
             case ops.Linear():
-                weights = self._weights(operator, operator.weight, 0)
-                self._add("FULLY_CONNECTED", operator, [*sources, *weights], **_activation(operator))
+                self._linear(operator, sources[0])
             case ops.Add() | ops.Multiply():
                 name = "ADD" if isinstance(operator, ops.Add) else "MUL"
                 self._add(name, operator, sources, **_activation(operator))
@@ -113,9 +112,28 @@ class _Writer:
         name = operator.output.name
         steps = operator.weight_scales.astype(np.float64) * operator.inputs[0].scale
         return [
-            self.file.constant(f"{name}_weight", weight, operator.weight_scales.tolist(), axis),
+            self.file.constant(
+                f"{name}_weight", weight, operator.weight_scales.tolist(), axis, bits=operator.weight_bits
+            ),
             self.file.constant(f"{name}_bias", operator.bias, steps.tolist()),
         ]
+
+    def _linear(self, operator: ops.Linear, source: int) -> None:
+        """With weights of 4 bits a convolution of one pixel: TensorFlow Lite for Microcontrollers has no
+        FULLY_CONNECTED of 4 bits with a scale for each channel.
+        """
+        if operator.weight_bits == 8:
+            weights = self._weights(operator, operator.weight, 0)
+            self._add("FULLY_CONNECTED", operator, [source, *weights], **_activation(operator))
+            return
+        (outputs, values), output = operator.weight.shape, operator.output
+        pixel = self.between(f"{output.name}_pixel", [1, 1, 1, values], operator.source)
+        self._reshaped(source, pixel, [1, 1, 1, values])
+        result = self.between(f"{output.name}_result", [1, 1, 1, outputs], output)
+        weights = self._weights(operator, operator.weight.reshape(outputs, 1, 1, values), 0)
+        options = {"padding": litert_padding.VALID, "strideH": 1, "strideW": 1} | _activation(operator)
+        self.file.operator("CONV_2D", [pixel, *weights], [result], **options)
+        self._reshaped(result, self.result(output), [1, outputs])
 
     def _convolution(self, operator: ops.Convolution, source: int) -> None:
         options = {

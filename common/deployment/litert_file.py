@@ -9,6 +9,8 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from common.integer import nibbles
+
 BuiltinOperator = schema.BuiltinOperator
 ALIGNMENT = 16  # bytes, of constants: what kernels expect
 TYPES = {np.dtype(kind): getattr(schema.TensorType, kind.upper()) for kind in ("float32", "int8", "int32")}
@@ -98,6 +100,7 @@ class LiteRtFile:
         scales: list[float] | None = None,
         axis: int = 0,
         zero_point: int = 0,
+        bits: int = 8,
     ) -> int:
         """Adds a constant.
 
@@ -107,6 +110,7 @@ class LiteRtFile:
             scales: Of quantized values: one, or one for each index of `axis`.
             axis: See `scales`.
             zero_point: Of all of them.
+            bits: Of integers from -8 to 7, 4: they are stored two to a byte.
 
         Returns:
             Its index.
@@ -114,6 +118,8 @@ class LiteRtFile:
         index = self.tensor(name, list(values.shape), values.dtype.name)
         if scales is not None:
             self.graph.tensors[index].quantization = _Quantization(scales, [zero_point] * len(scales), axis)
+        if bits == 4:
+            self.graph.tensors[index].type, values = schema.TensorType.INT4, nibbles.pack(values)
         self.graph.tensors[index].buffer = self._buffer(np.ascontiguousarray(values).tobytes())
         return index
 

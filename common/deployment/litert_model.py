@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import torch
-from ai_edge_litert.interpreter import Interpreter
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from torch import Tensor, nn
 
 from common.deployment import litert, litert_file, metadata
@@ -19,6 +19,7 @@ from common.system.errors import UserError
 from common.system.files import CHECKSUM, atomic_write
 
 METADATA = "classification"  # the name of the JSON in the file
+KERNELS = {False: OpResolverType.AUTO, True: OpResolverType.BUILTIN_REF}
 NO_CHECKSUM = "0" * 64  # what is in the place of the checksum while it is computed
 
 
@@ -34,7 +35,8 @@ def export(checkpoint: dict, model: nn.Module | Graph, path: Path):
         path: The file.
 
     Yields:
-        The file under a temporary name, opened as a `LiteRtModel`.
+        The file under a temporary name, opened as a `LiteRtModel`; with weights of 4 bits, with the kernels
+        whose integers are known.
 
     Raises:
         UserError: The model is not int8 or has no form in LiteRT, or the file cannot be written.
@@ -48,7 +50,7 @@ def export(checkpoint: dict, model: nn.Module | Graph, path: Path):
     content = _with_checksum(content, NO_CHECKSUM, hashlib.sha256(content).hexdigest())
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
-        yield LiteRtModel(temporary)
+        yield LiteRtModel(temporary, reference_kernels=graph.has_4_bits)
 
 
 def _compare_memory(content: bytes, graph: Graph) -> None:
@@ -82,12 +84,14 @@ class LiteRtModel(nn.Module):
     `content` are its metadata as values, named as in a checkpoint.
     """
 
-    def __init__(self, path: str | Path, threads: int = 0):
+    def __init__(self, path: str | Path, threads: int = 0, *, reference_kernels: bool = False):
         """Opens the file, and runs it on one black image.
 
         Args:
             path: The file.
             threads: Threads of the interpreter; 0 for all cores.
+            reference_kernels: Whether it runs with those that TensorFlow Lite for Microcontrollers has too,
+                which are slow, in place of those of XNNPACK.
 
         Raises:
             UserError: The file cannot be read, or was not written by export.py.
@@ -102,7 +106,11 @@ class LiteRtModel(nn.Module):
             texts = _metadata(file)
         self.content = metadata.parse(texts, path)
         with self._in_one_line():
-            self.interpreter = Interpreter(model_content=file, num_threads=threads or os.cpu_count())
+            self.interpreter = Interpreter(
+                model_content=file,
+                num_threads=threads or os.cpu_count(),
+                experimental_op_resolver_type=KERNELS[reference_kernels],
+            )
             self.interpreter.allocate_tensors()
             (self.input,) = self.interpreter.get_input_details()
             (self.output,) = self.interpreter.get_output_details()

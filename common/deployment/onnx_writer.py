@@ -12,13 +12,13 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from common.integer import nibbles, reference
 from common.integer import operators as ops
-from common.integer import reference
 from common.integer.graph import HIGH, LOW, Graph, Operator, Tensor
 from common.system.errors import UserError
 
 INPUT, OUTPUT = "images", "logits"
-OPSET = 20  # has all operators; what needs less is relabelled
+OPSET = 21  # has all operators, and integers of 4 bits; what needs less is relabelled
 FUNCTIONS = {  # the operator of a table, by its function
     "relu": ("Relu", {}),
     "sigmoid": ("Sigmoid", {}),
@@ -167,7 +167,7 @@ class _Writer:
         """
         name, scales = operator.output.name, operator.weight_scales
         weight = [
-            self.constant(f"{name}_weight", operator.weight),
+            self._weight(f"{name}_weight", operator),
             self.constant(f"{name}_weight_scales", scales),
             self.constant(f"{name}_weight_zero_points", np.zeros(len(scales), np.int8)),
         ]
@@ -178,6 +178,19 @@ class _Writer:
         return [
             self.node("DequantizeLinear", inputs, f"{inputs[0]}_values", axis=0) for inputs in (weight, bias)
         ]
+
+    def _weight(self, name: str, operator: ops.Convolution | ops.Linear) -> str:
+        """Adds an int8 weight. One of 4 bits is stored so, and cast.
+
+        ONNX Runtime casts constants when it opens a file, and has the same int8 kernels then. Behind a
+        DequantizeLinear of 4 bits it computes in float.
+        """
+        if operator.weight_bits == 8:
+            return self.constant(name, operator.weight)
+        packed, shape = nibbles.pack(operator.weight).tobytes(), operator.weight.shape
+        stored = helper.make_tensor(f"{name}_4_bits", TensorProto.INT4, shape, packed, raw=True)
+        self.constants.append(stored)
+        return self.node("Cast", [stored.name], name, to=TensorProto.INT8)
 
     def _pool(self, operator: ops.AveragePool | ops.MaxPool, inputs: list[str], name: str) -> str:
         kind = "MaxPool" if isinstance(operator, ops.MaxPool) else "AveragePool"

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from common.compression.int8_state import int8_fraction
+from common.compression import int8_state
 from common.compression.quantization import Converted
 from common.compression.recorder import Recorder
 from common.evaluation.metrics import Score
@@ -60,6 +60,8 @@ def summary(split: str, scores: dict[str, Score], metrics: dict) -> str:
     lines.append(f"{split}, int8: {int8}")
     if metrics["int8_fraction"] < 1.0:
         lines.append(f"{metrics['int8_fraction']:.1%} of the weights are int8, the others stay in float32")
+    if "int4_fraction" in metrics:
+        lines.append(f"{metrics['int4_fraction']:.1%} of the weights have 4 bits")
     if int8.agreement(scores["fake_quant"]) < WARN_BELOW:
         lines.append(f"warning: int8 and fake quantization disagree on more than 1 % of the {split} images")
     return "\n".join(lines)
@@ -74,10 +76,11 @@ def as_metrics(converted: Converted, scores: dict[str, Score], state: dict) -> d
         state: The result of `int8_state.extract`.
 
     Returns:
-        int8_fraction; integers: whether the accuracy is that of the integers, and not that of an engine of
-        torch, which is named if not; and for each other score top1 and the agreement with int8, from 0 to 1.
+        The `int8_state.fractions`; integers: whether the accuracy is that of the integers, and not that of an
+        engine of torch, which is named if not; and for each other score top1 and the agreement with int8,
+        from 0 to 1.
     """
-    metrics = {"int8_fraction": int8_fraction(state), "integers": converted.network is not converted.int8}
+    metrics = int8_state.fractions(state) | {"integers": converted.network is not converted.int8}
     if not metrics["integers"]:
         metrics["engine"] = torch.backends.quantized.engine
     return metrics | {

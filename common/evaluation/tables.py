@@ -138,6 +138,8 @@ def cost_table(rows: list[Row], width: int | None = None) -> str:
 def cost_cells(rows: list[Row]) -> list[tuple[str, ...]]:
     """A table of parameters, MACs, file size, how many times smaller than the first ancestor, RAM, latencies.
 
+    Where checkpoints have weights of 4 bits, a column tells how many.
+
     Args:
         rows: The files of a comparison.
 
@@ -145,13 +147,16 @@ def cost_cells(rows: list[Row]) -> list[tuple[str, ...]]:
         The header, then a line for each file.
     """
     runtimes = list(dict.fromkeys(runtime for row in rows for runtime in row.latencies))
-    cells = [("file", "parameters", "MACs", "size", "smaller", "RAM", *runtimes, "engine")]
+    narrow = ["4 bits"] if any("int4_fraction" in row.content["metrics"] for row in rows) else []
+    cells = [("file", "parameters", *narrow, "MACs", "size", "smaller", "RAM", *runtimes, "engine")]
     for row in rows:
         metrics = row.content["metrics"]
+        fraction = metrics.get("int4_fraction")
         cells.append(
             (
                 row.path.name.removesuffix(".pt"),
                 f"{metrics['params'] / 1e6:.2f} M" if metrics["params"] else "-",
+                *("-" if fraction is None else f"{fraction:.0%}" for _ in narrow),
                 _macs(metrics),
                 f"{row.file_bytes / 1e6:.2f} MB",
                 f"{row.compression:.1f} x" if row.compression else "-",

@@ -12,6 +12,7 @@ from torch.ao.nn import intrinsic
 from torch.ao.nn import quantized as nnq
 from torch.nn import functional as F
 
+from common.integer import nibbles
 from common.integer import operators as ops
 from common.integer.fx_grids import QUANTIZED, PlainLayer
 from common.integer.fx_pooling import POOLINGS, padding_of, pair
@@ -118,6 +119,7 @@ def _weights(layer: nn.Module, input_scale: float) -> dict:
     weight, scales, bias = layer.integers if isinstance(layer, PlainLayer) else _unpacked(layer)
     return {
         "weight": weight.numpy(),
+        "weight_bits": 4 if nibbles.fit(weight.numpy()) else 8,
         "weight_scales": scales.numpy(),
         "bias": round_bias(bias, scales, input_scale).numpy(),
         "relu": layer.relu if isinstance(layer, PlainLayer) else isinstance(layer, RELU_LAYERS),

@@ -106,6 +106,11 @@ class Graph:
         """The logits."""
         return self.operators[-1].output
 
+    @property
+    def has_4_bits(self) -> bool:
+        """Whether a layer has weights of 4 bits."""
+        return any(getattr(operator, "weight_bits", 8) == 4 for operator in self.operators)
+
 
 def require(condition: bool, tensor: Tensor, fault: str) -> None:
     """Refuses a graph.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.integer import nibbles
 from common.integer.graph import HIGH, LOW, Operator, require
 
 SUM_MAX = 2**31 - 1  # a sum of products, with its bias, is int32
@@ -22,15 +23,20 @@ class _Weighted(Operator):
         weight_scales: float32 [O], one for each output channel; the zero points are 0.
         bias: int32 [O], in steps of input scale * weight scale.
         relu: Whether the output is at least its zero point.
+        weight_bits: 8, or 4 for weights from -7 to 7, which files store two to a byte.
     """
 
     weight: np.ndarray
     weight_scales: np.ndarray
     bias: np.ndarray
     relu: bool = False
+    weight_bits: int = 8
 
     def __post_init__(self):
         outputs = self.weight.shape[0]
+        limit = {4: nibbles.LARGEST, 8: -LOW}.get(self.weight_bits, -1)
+        fits = np.abs(self.weight.astype(np.int16)).max() <= limit
+        require(bool(fits), self.output, f"weights that do not fit {self.weight_bits} bits")
         kinds = (self.weight.dtype, self.weight_scales.dtype, self.bias.dtype)
         require(kinds == (np.int8, np.float32, np.int32), self.output, f"weights of {kinds}")
         shapes = self.weight_scales.shape == self.bias.shape == (outputs,)

@@ -8,6 +8,7 @@ from dataclasses import fields
 import numpy as np
 import torch
 
+from common.integer import nibbles
 from common.integer import operators as ops
 from common.integer.graph import Graph, Operator, Tensor
 from common.system.errors import UserError, first_line
@@ -80,9 +81,27 @@ def layers_of(state: dict) -> dict[str, tuple]:
             bias = state.get(f"{name}.bias")
         else:
             continue
-        scales = weight["scale"].float().expand(len(weight["int8"]))
-        found[name] = weight["int8"], scales, torch.zeros(len(scales)) if bias is None else bias
+        integers = integers_of(weight)
+        scales = weight["scale"].float().expand(len(integers))
+        found[name] = integers, scales, torch.zeros(len(scales)) if bias is None else bias
     return found
+
+
+def integers_of(weight: dict) -> torch.Tensor:
+    """The integers of a weight as a checkpoint stores it.
+
+    Args:
+        weight: {"int8": int8} or, of 4 bits, {"int4": uint8 [half of the values], "shape": list}.
+
+    Returns:
+        int8, in the shape of the weight.
+
+    Raises:
+        ValueError: The bytes do not fit the shape.
+    """
+    if "int8" in weight:
+        return weight["int8"]
+    return torch.from_numpy(nibbles.unpack(weight["int4"].numpy(), tuple(weight["shape"])))
 
 
 def _row(operator: Operator, layers: dict[str, tuple]) -> dict:
@@ -92,8 +111,10 @@ def _row(operator: Operator, layers: dict[str, tuple]) -> dict:
         "output": _tensor_row(operator.output),
     }
     for each in fields(operator):
-        if each.name not in row and each.name not in ("inputs", "output"):
-            value = getattr(operator, each.name)
+        value = getattr(operator, each.name)
+        # files of earlier versions have no bits
+        is_known = each.name in ("inputs", "output") or (each.name == "weight_bits" and value == 8)
+        if each.name not in row and not is_known:
             row[each.name] = torch.from_numpy(value) if isinstance(value, np.ndarray) else _lists(value)
     if "weight" in row:
         for name, layer in layers.items():

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.compression import importance, masking, pruning, reconstruction
+from common.compression import importance, layerwise, masking, pruning, reconstruction
 from common.system import distributed
 from common.system.errors import UserError
 from tests import processes
@@ -155,7 +155,7 @@ def test_the_kept_channels_are_those_that_pruning_keeps():
 def test_values_that_are_not_stored_are_computed_again_with_the_same_result(monkeypatch):
     model, results = small(), []
     for size in (2**30, 600_000, 0):
-        monkeypatch.setattr(reconstruction, "CACHE_BYTES", size)
+        monkeypatch.setattr(layerwise, "CACHE_BYTES", size)
         pruned, kept = pruned_and_kept(model, 0.5)
         reconstruction.least_squares(pruned, model, kept, batches(), CPU)
         results.append(pruned.state_dict())

@@ -47,6 +47,18 @@ def small_graph() -> Graph:
     )
 
 
+def with_4_bits(graph: Graph) -> Graph:
+    """The graph, with weights from -7 to 7 and larger scales."""
+
+    def changed(operator: Operator) -> Operator:
+        if not hasattr(operator, "weight"):
+            return operator
+        weight = operator.weight % 15 - 7
+        return replace(operator, weight=weight, weight_scales=16 * operator.weight_scales, weight_bits=4)
+
+    return Graph(graph.input, tuple(map(changed, graph.operators)))
+
+
 def with_broken_bias(graph: Graph, name: str, amount: int = 5000) -> Graph:
     """The graph, with another first number in the bias of a layer."""
 

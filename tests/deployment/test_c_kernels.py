@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.deployment.c_constants import blocks_of, padded
+from common.deployment.c_constants import blocks_of, narrow_blocks_of, narrow_filters_of, padded
 from common.integer import operators as ops
 from common.integer import reference, rescaling
 from common.integer.graph import HIGH, LOW, Graph, Tensor
@@ -22,7 +22,18 @@ FILES = {  # in the order in which they are compiled
     "once": ["types", "clamp", "nearest", "rescaled_once", "rescaled4_once"],
     "twice": ["types", "clamp", "rescaled_twice", "rescaled4_twice"],
 }
-LAYERS = ["requantize", "wide", "products", "pointwise", "convolution", "depthwise"]
+LAYERS = [
+    "requantize",
+    "wide",
+    "padded",
+    "four_times",
+    "products_narrow",
+    "products",
+    "pointwise",
+    "convolution",
+]
+LAYERS += ["filter_narrow", "depthwise"]
+BITS = pytest.mark.parametrize("bits", [8, 4])
 WRAPPERS = """
 typedef const struct weighted *layer;
 void run_pointwise(layer l, const int8_t *const *rows, int8_t *s, int8_t *o) { pointwise(l, rows[0], s, o); }
@@ -37,7 +48,7 @@ RESCALED = {
 
 def source(rounding):
     """One file of all kernels."""
-    defines = ["TAPS 49", "LEFT_SHIFTS", "LOWS", *["ROUND_ONCE"] * (rounding == "once")]
+    defines = ["TAPS 49", "LEFT_SHIFTS", "LOWS", "FOUR_BITS", *["ROUND_ONCE"] * (rounding == "once")]
     kernels = [(KERNELS / f"{name}.c").read_text() for name in FILES[rounding] + LAYERS]
     head = ["#include <stdint.h>", "#include <string.h>", *(f"#define {each}" for each in defines)]
     return "\n".join([*head, *kernels, WRAPPERS, RESCALED[rounding]])
@@ -60,7 +71,7 @@ def weighted_type(rounding):
     small = ["kernel_rows", "kernel_columns", "stride", "dilation", "left"]
     fields = [(name, ctypes.c_void_p) for name in pointers] + [(name, ctypes.c_uint16) for name in sizes]
     fields += [(name, ctypes.c_uint8) for name in small]
-    fields += [(name, ctypes.c_int8) for name in ("zero_in", "zero_out", "low")]
+    fields += [(name, ctypes.c_int8) for name in ("zero_in", "zero_out", "low")] + [("bits", ctypes.c_uint8)]
     return type("Weighted", (ctypes.Structure,), {"_fields_": fields})
 
 
@@ -76,7 +87,10 @@ class Layer:
         weight = weight.reshape(*weight.shape, *[1] * (4 - weight.ndim))
         groups, self.depthwise = getattr(operator, "groups", 1), getattr(operator, "is_depthwise", False)
         self.depthwise = self.depthwise and len(weight) == source.shape[0]
-        order = weight[:, 0].transpose(1, 2, 0).ravel() if self.depthwise else blocks_of(weight, groups)
+        if operator.weight_bits == 4:
+            order = narrow_filters_of(weight) if self.depthwise else narrow_blocks_of(weight, groups)
+        else:
+            order = weight[:, 0].transpose(1, 2, 0).ravel() if self.depthwise else blocks_of(weight, groups)
         sums = weight.reshape(len(weight), -1).sum(1, dtype=np.int32)
         factors = source.scale, torch.from_numpy(operator.weight_scales), output.scale
         scales = [rescaling.multiplier(*factors)] if rounding == "once" else rescaling.fixed_point(*factors)
@@ -98,33 +112,39 @@ class Layer:
             source.zero_point,
             output.zero_point,
             output.zero_point if operator.relu else LOW,
+            operator.weight_bits,
         )
         values = padded(weight[0].size)
-        self.scratch = np.zeros(source.shape[0] if self.depthwise else 4 * values + source.shape[0], np.int8)
+        self.scratch = np.zeros(
+            source.shape[0] if self.depthwise else 4 * values + source.shape[0] + 8, np.int8
+        )
 
 
 def image(rng, *shape):
     return rng.integers(LOW, HIGH + 1, shape, dtype=np.int8)
 
 
-def convolution(rng, channels, outputs, kernel, size, relu=False, linear=False, **how):
+def convolution(rng, channels, outputs, kernel, size, relu=False, linear=False, bits=8, **how):
     """A random layer whose outputs mostly do not saturate."""
     groups = how.get("groups", 1)
     weight = image(rng, outputs, channels // groups, *kernel)
+    if bits == 4:
+        weight = weight % 14 - 7
+        weight += weight >= 0
     grids = (0.05, int(rng.integers(-100, 100))), (0.5, int(rng.integers(-100, 100)))
     values = weight[0].size
-    scales = (0.08 * rng.uniform(0.5, 2, outputs) / values**0.5).astype(np.float32)
-    bias = rng.integers(-3000, 3000, outputs, dtype=np.int32)
+    scales = (0.08 * (1 if bits == 8 else 16) * rng.uniform(0.5, 2, outputs) / values**0.5).astype(np.float32)
+    bias = rng.integers(-3000, 3000, outputs, dtype=np.int32) // (1 if bits == 8 else 16)
     source = Tensor("x", (channels, *size), float(np.float32(grids[0][0])), grids[0][1])
     if linear:
         output = Tensor("y", (outputs,), 0.5, grids[1][1])
         source = Tensor("x", (channels,), *source.grid)
-        return ops.Linear((source,), output, weight[:, :, 0, 0], scales, bias, relu)
+        return ops.Linear((source,), output, weight[:, :, 0, 0], scales, bias, relu, bits)
     padding, defaults = how.get("padding", (0, 0, 0, 0)), {"stride": (1, 1), "dilation": (1, 1)}
     steps = {**defaults, **how}
     out = ops.windows(size, kernel, steps["stride"], padding, steps["dilation"])
     output = Tensor("y", (outputs, *out), 0.5, grids[1][1])
-    return ops.Convolution((source,), output, weight, scales, bias, relu, **how)
+    return ops.Convolution((source,), output, weight, scales, bias, relu, bits, **how)
 
 
 def expected(operator, values, rounding):
@@ -164,27 +184,30 @@ def computed(operator, values, rounding, kernel):
     return np.stack(output)
 
 
+@BITS
 @pytest.mark.parametrize("columns", [1, 2, 3, 6])
 @pytest.mark.parametrize(("channels", "outputs"), [(1, 1), (3, 2), (8, 5), (16, 4), (37, 11), (44, 8)])
-def test_pointwise(kernels, channels, outputs, columns):
+def test_pointwise(kernels, channels, outputs, columns, bits):
     rounding, library = kernels
     rng = np.random.default_rng(columns)
-    operator = convolution(rng, channels, outputs, (1, 1), (2, columns), relu=columns == 2)
+    operator = convolution(rng, channels, outputs, (1, 1), (2, columns), relu=columns == 2, bits=bits)
     values = image(rng, 2, columns, channels)
     result = computed(operator, values, rounding, library.run_pointwise)
     np.testing.assert_array_equal(result, expected(operator, values, rounding))
     assert len(np.unique(result)) > 1
 
 
-def test_linear(kernels):
+@BITS
+def test_linear(kernels, bits):
     rounding, library = kernels
     rng = np.random.default_rng(0)
-    operator = convolution(rng, 70, 9, (1, 1), (1, 1), linear=True)
+    operator = convolution(rng, 70, 9, (1, 1), (1, 1), linear=True, bits=bits)
     values = image(rng, 1, 1, 70)
     result = computed(operator, values, rounding, library.run_pointwise)
     np.testing.assert_array_equal(result, expected(operator, values, rounding))
 
 
+@BITS
 @pytest.mark.parametrize(
     ("channels", "outputs", "kernel", "size", "how"),
     [
@@ -196,10 +219,10 @@ def test_linear(kernels):
         (2, 4, (5, 5), (3, 2), {"padding": (2, 2, 2, 2)}),
     ],
 )
-def test_convolution(kernels, channels, outputs, kernel, size, how):
+def test_convolution(kernels, channels, outputs, kernel, size, how, bits):
     rounding, library = kernels
     rng = np.random.default_rng(1)
-    operator = convolution(rng, channels, outputs, kernel, size, **how)
+    operator = convolution(rng, channels, outputs, kernel, size, bits=bits, **how)
     values = image(rng, *size, channels)
     result = computed(operator, values, rounding, library.run_convolution)
     np.testing.assert_array_equal(result, expected(operator, values, rounding))
@@ -215,11 +238,12 @@ DEPTHWISE = [
 ]
 
 
+@BITS
 @pytest.mark.parametrize(("channels", "kernel", "size", "how"), DEPTHWISE)
-def test_depthwise(kernels, channels, kernel, size, how):
+def test_depthwise(kernels, channels, kernel, size, how, bits):
     rounding, library = kernels
     rng = np.random.default_rng(2)
-    operator = convolution(rng, channels, channels, kernel, size, relu=True, groups=channels, **how)
+    operator = convolution(rng, channels, channels, kernel, size, True, groups=channels, bits=bits, **how)
     values = image(rng, *size, channels)
     result = computed(operator, values, rounding, library.run_depthwise)
     np.testing.assert_array_equal(result, expected(operator, values, rounding))

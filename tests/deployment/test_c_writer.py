@@ -15,7 +15,7 @@ from common.integer import operators as ops
 from common.integer import planner, reference
 from common.integer.graph import Graph
 from common.system.errors import UserError
-from tests.deployment.graphs import small_graph
+from tests.deployment.graphs import small_graph, with_4_bits
 from tests.integer.graphs import values, weighted
 from tests.integer.test_runtimes import FIRST, KINDS, SECOND, image
 
@@ -137,3 +137,26 @@ def test_the_bytes_of_flash_count_two_for_each_row_of_a_network_with_many_operat
         sizes.append(c_writer.write(graph, "net", "layers", "once", ["?"] * 2, *STATS).flash)
     rows = 2 + 254 * 2 + 1  # of the image, of 254 tables, of the logits: one byte more for each
     assert sizes[1] - sizes[0] == rows + 256 + 16 + 2 * 2
+
+
+def test_weights_of_4_bits_take_half_of_the_flash_and_bytes_that_are_read_after_the_inputs():
+    graph = small_graph()
+    wide, narrow = (
+        c_writer.write(each, "net", "rows", "once", [*"abcde"], *STATS)
+        for each in (graph, with_4_bits(graph))
+    )
+    assert narrow.ram == wide.ram + 5  # 8 after the gathered pixels, where 3 are of the padding
+    sizes = [each.weight.size for each in graph.operators if hasattr(each, "weight")]
+    assert sizes == [216, 72, 40]
+    # blocks of 4 outputs and 8 values (4 with 8 bits, and 48 bytes at the end); a depthwise one has no blocks
+    expected = (2 * 4 * 28 + 48 + 72 + 2 * 4 * 8 + 48) - (2 * 4 * 32 // 2 + 72 // 2 + 2 * 4 * 8 // 2)
+    assert wide.flash - narrow.flash == expected
+    assert "static void filter4(" in narrow.source and "static void filter4(" not in wide.source
+
+
+def test_layers_of_4_bits_have_the_integers_of_the_reference(tmp_path):
+    rng, graphs = np.random.default_rng(5), []
+    for draw in range(18):
+        step = KINDS[("convolution", "depthwise")[draw % 2]](rng, image(rng))
+        graphs.append(with_4_bits(Graph(step.source, as_vector((step,)))))
+    assert_equal(graphs, tmp_path)

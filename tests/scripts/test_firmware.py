@@ -14,7 +14,7 @@ from common.deployment import c_writer, dumps
 from common.integer import operators as ops
 from common.integer.graph import Graph
 from tests.conftest import REPOSITORY
-from tests.deployment.graphs import CLASSES, SIDE, small_graph, tensor, weights
+from tests.deployment.graphs import CLASSES, SIDE, small_graph, tensor, weights, with_4_bits
 
 TOOLS = "make", "arm-none-eabi-gcc", "qemu-system-arm"
 MISSING = [tool for tool in TOOLS if not shutil.which(tool)]
@@ -39,6 +39,15 @@ def make(folder, board="mps2-an500", **variables):
     command = ["make", "-C", REPOSITORY / "firmware", "run", *(f"{k}={v}" for k, v in variables.items())]
     alone = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}  # of `make test`
     return subprocess.run(command, capture_output=True, text=True, timeout=100, env=alone)
+
+
+@pytest.mark.parametrize("board", BOARDS)
+@pytest.mark.parametrize("rounding", ["once", "twice"])
+def test_weights_of_4_bits_give_all_logits(tmp_path, board, rounding):
+    export(with_4_bits(small_graph()), tmp_path, rounding=rounding)
+    result = make(tmp_path, board)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("all logits equal") == 3
 
 
 @pytest.mark.parametrize("rounding", ("once", "twice"))

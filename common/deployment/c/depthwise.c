@@ -16,6 +16,12 @@ static void find_taps(const struct weighted *layer, const int8_t *const *rows, i
 /* The outputs of two pixels */
 static void filter(const struct weighted *layer, const int8_t *const *taps, int8_t *output, int8_t *next)
 {
+#ifdef FOUR_BITS
+  if (layer->bits == 4) {
+    filter4(layer, taps, output, next);
+    return;
+  }
+#endif
   const int channels = layer->channels;
   const int8_t *const *const end = taps + 2 * layer->kernel_rows * layer->kernel_columns, *const *tap;
   int c = 0;

@@ -2,12 +2,6 @@
  * zeros where there are not 4 outputs or 4 values, and with 48 bytes at the end that may be read and do not count.
  * A value is one of a row, a column and a channel. */
 
-/* The next multiple of 4 */
-static inline int padded(int size)
-{
-  return (size + 3) & ~3;
-}
-
 static inline const int8_t *weights_of(const struct weighted *layer, int group, int size)
 {
   return layer->weights + group * padded(layer->outputs / layer->groups) * padded(size);
@@ -52,6 +46,12 @@ static inline int32x4_t four_sums(const int8_t *x, const int8_t *v, int count)
 static void products(const struct weighted *layer, const int8_t *pixels, int size, int count, int group,
                      int8_t *output)
 {
+#ifdef FOUR_BITS
+  if (layer->bits == 4) {
+    products4(layer, pixels, size, count, group, output);
+    return;
+  }
+#endif
   const int all = layer->outputs, outputs = all / layer->groups, row = padded(size), end = (group + 1) * outputs;
   const int8_t *v = weights_of(layer, group, size);
   int o = group * outputs;
@@ -83,23 +83,16 @@ static inline void put(int8_t *scratch, int size, int pixel, int at, const int8_
   }
 }
 
-/* Loads two words, and moves the pointer on. */
-#define LOAD(first, second, from, step)                \
-  __asm__("ldrd %0, %1, [%2], %3"                      \
-          : "=&r"(first), "=&r"(second), "+r"(from)    \
-          : "i"(step), "m"(*(const int8_t(*)[8])(from)))
-
-/* The sum and the products of both halves */
-static inline int32_t dual(int32_t a, int32_t b, int32_t sum)
-{
-  __asm__("smlad %0, %1, %2, %0" : "+r"(sum) : "r"(a), "r"(b));
-  return sum;
-}
-
 /* The outputs of a group, of one pixel or two: two outputs of two pixels at a time. */
 static void products(const struct weighted *layer, const int8_t *pixels, int size, int count, int group,
                      int8_t *output)
 {
+#ifdef FOUR_BITS
+  if (layer->bits == 4) {
+    products4(layer, pixels, size, count, group, output);
+    return;
+  }
+#endif
   const int outputs = layer->outputs / layer->groups, row = padded(size), first = group * outputs;
   int8_t *const next = count > 1 ? output + layer->outputs : output;
   const int8_t *v = weights_of(layer, group, size);
@@ -123,20 +116,16 @@ static void products(const struct weighted *layer, const int8_t *pixels, int siz
   }
 }
 #elif defined(__ARM_FEATURE_DOTPROD)
-#include <arm_neon.h>
-
-/* The same 4 values for each of 4 outputs */
-static inline int8x16_t four_times(const int8_t *x)
-{
-  int32_t word;
-  memcpy(&word, x, sizeof word);
-  return vreinterpretq_s8_s32(vdupq_n_s32(word));
-}
-
 /* The outputs of a group, of `count` pixels: four outputs of two pixels at a time (SDOT). */
 static void products(const struct weighted *layer, const int8_t *pixels, int size, int count, int group,
                      int8_t *output)
 {
+#ifdef FOUR_BITS
+  if (layer->bits == 4) {
+    products4(layer, pixels, size, count, group, output);
+    return;
+  }
+#endif
   const int outputs = layer->outputs / layer->groups, row = padded(size), first = group * outputs;
   for (; count > 0; count -= 2, pixels += 2 * row, output += 2 * layer->outputs) {
     int8_t *const next = count > 1 ? output + layer->outputs : output;
@@ -161,6 +150,12 @@ static void products(const struct weighted *layer, const int8_t *pixels, int siz
 static void products(const struct weighted *layer, const int8_t *pixels, int size, int count, int group,
                      int8_t *output)
 {
+#ifdef FOUR_BITS
+  if (layer->bits == 4) {
+    products4(layer, pixels, size, count, group, output);
+    return;
+  }
+#endif
   const int outputs = layer->outputs / layer->groups, row = padded(size), first = group * outputs;
   for (; count > 0; count -= 2, pixels += 2 * row, output += 2 * layer->outputs) {
     int8_t *const next = count > 1 ? output + layer->outputs : output;

@@ -20,4 +20,7 @@ struct weighted {
   uint8_t left;             /* columns of padding */
   int8_t zero_in, zero_out; /* zero points of the input and the output */
   int8_t low;               /* the smallest output: the zero point after a ReLU, else -128 */
+#ifdef FOUR_BITS /* some layer has such weights */
+  uint8_t bits; /* of the weights, 8 or 4 */
+#endif
 };

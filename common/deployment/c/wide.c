@@ -26,5 +26,18 @@ static inline int32_t odd(uint32_t bytes)
   __asm__("sxtb16 %0, %1, ror #8" : "=r"(pair) : "r"(bytes));
   return pair;
 }
+
+/* The sum and the products of both halves */
+static inline int32_t dual(int32_t a, int32_t b, int32_t sum)
+{
+  __asm__("smlad %0, %1, %2, %0" : "+r"(sum) : "r"(a), "r"(b));
+  return sum;
+}
+
+/* Loads two words, and moves the pointer on. */
+#define LOAD(first, second, from, step)                \
+  __asm__("ldrd %0, %1, [%2], %3"                      \
+          : "=&r"(first), "=&r"(second), "+r"(from)    \
+          : "i"(step), "m"(*(const int8_t(*)[8])(from)))
 #endif
 #endif
