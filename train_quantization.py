@@ -69,6 +69,7 @@ def main(args):
 def lower_bits(stage, prepared, model, target):
     """Chooses the layers whose weights get 4 bits, and rounds the weights."""
     from common.compression import rounding, weight_bits
+    from common.system.errors import UserError
 
     args, layers = stage.args, weight_bits.layers_of(prepared)
     names = {"8": list, "4": lambda: layers, "mixed": lambda: choose_layers(stage, prepared, model, target)}
@@ -76,7 +77,10 @@ def lower_bits(stage, prepared, model, target):
         weight_bits.use_4_bits(layers[name])
     if args.weight_rounding == "compensated":
         images = itertools.islice(stage.loaders.train, args.calibration_batches)
-        print(rounding.summary(rounding.compensate(prepared, images, stage.device)))
+        try:
+            print(rounding.summary(rounding.compensate(prepared, images, stage.device)))
+        except UserError as error:
+            print(f"note: rounded to the nearest integers: {error}")
 
 
 def choose_layers(stage, prepared, model, target):

@@ -34,7 +34,8 @@ def summary(fits: list[Fit]) -> str:
     Returns:
         One line, with the mean errors.
     """
-    nearest, compensated = (sum(getattr(fit, key) for fit in fits) / len(fits) for key in ("before", "after"))
+    count = max(1, len(fits))
+    nearest, compensated = (sum(getattr(fit, key) for fit in fits) / count for key in ("before", "after"))
     return (
         f"rounded the weights of {len(fits)} layers: relative error of the outputs {nearest:.4f} with the "
         f"nearest integers, {compensated:.4f} with errors compensated"
@@ -59,20 +60,20 @@ def compensate(prepared: fx.GraphModule, batches: Iterable, device: torch.device
     Raises:
         UserError: The network uses a layer more than once.
     """
-    network, fits = Traced(prepared.eval().apply(disable_observer)), []
+    network, fits = Traced(prepared), []
+    prepared.eval().apply(disable_observer)
     progress = Progress(network, [images.to(device) for images, _ in batches])
     with hardware.full_float32():
-        for index in progress_bar(network.fitted, desc="rounding", unit="layer"):
+        quantized = [i for i in network.fitted if hasattr(network.layer(i), "weight_fake_quant")]
+        for index in progress_bar(quantized, desc="rounding", unit="layer"):
             layer, node = network.layer(index), network.nodes[index]
             sums = regression.Sums()
             for number, values in enumerate(progress.run_to(index)):
                 inputs = values[node.all_input_nodes[0]]
                 outputs = layer(inputs)
                 positions = regression.positions(layer, outputs, index, number)
-                x, y = (
-                    regression.patches(layer, inputs, positions),
-                    regression.rows(layer, outputs, positions),
-                )
+                x = regression.patches(layer, inputs, positions)
+                y = regression.rows(layer, outputs, positions)
                 sums += regression.Sums.of(x, torch.zeros_like(y), y)
             fits.append(_round_layer(layer, node.target, sums.all_reduce()))
     prepared.apply(enable_observer)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from common.compression import rounding, weight_bits
+from common.system.errors import UserError
 from tests.compression.networks import CPU
 from tests.compression.test_weight_bits import IMAGES, prepared
 
@@ -96,3 +97,18 @@ def test_the_mean_error_becomes_part_of_the_bias():
     before = old.bn.bias
     assert not torch.allclose(layer.bn.bias, before, atol=1e-3)
     assert torch.allclose(outputs, expected, atol=0.02 * float(expected.abs().max()))
+
+
+def test_a_layer_that_is_used_twice_is_refused_before_anything_changes():
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, images):
+            return self.layer(self.layer(images)).flatten(1)
+
+    traced = prepared(narrow=("layer",), model=Twice().eval())
+    with pytest.raises(UserError, match="uses the layer layer more than once"):
+        rounding.compensate(traced, [(IMAGES, None)], CPU)
+    assert traced.layer.weight_fake_quant.observes
