@@ -1,0 +1,142 @@
+"""How long one layer takes in ONNX Runtime on the CPU of this machine, by its profiler.
+
+A layer is run in a network of its own, in the memory format that it has in a larger one, and the shortest of
+many runs counts: other programs make a run longer, never shorter.
+"""
+
+import json
+import math
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from common.deployment import onnx_float, onnx_writer
+from common.deployment.onnx_session import open_session
+from common.integer import operators as ops
+from common.integer.graph import Graph, Operator, Tensor
+from common.system.errors import UserError
+
+RUNS, SECONDS = 40, 0.02  # of a layer: at least as many, and for at least as long
+CHAIN = 32  # layers of the network that tells what the profiler adds to each
+FORMATS = ("Transpose", "ReorderInput", "ReorderOutput")  # change the memory format, at the ends of a network
+WRITERS = {"int8": onnx_writer.build, "fp32": onnx_float.build}
+
+
+def microseconds(operator: Operator, precision: str, threads: int) -> float:
+    """Times a layer.
+
+    Args:
+        operator: The layer, with any weights.
+        precision: "fp32" or "int8".
+        threads: Of ONNX Runtime.
+
+    Returns:
+        Microseconds for one image, with what the profiler adds: see `profiler_microseconds`.
+
+    Raises:
+        UserError: The layer has no form in ONNX.
+    """
+    graph, before = _alone(operator)
+    nodes = [each for each in _profile(graph, precision, threads) if each[0] not in FORMATS]
+    if precision == "int8":
+        nodes = nodes[1:-1]  # without QuantizeLinear and DequantizeLinear
+    return float(sum(shortest for _, shortest in nodes[before:]))
+
+
+def image_microseconds(image: Tensor, precision: str, threads: int) -> float:
+    """Times what is done with an image before the first layer: it is quantized, its memory format changed.
+
+    Args:
+        image: The input of a network.
+        precision: "fp32" or "int8".
+        threads: Of ONNX Runtime.
+
+    Returns:
+        Microseconds, as of `microseconds`.
+    """
+    nodes = _profile(Graph(image, (_convolution(image, 16, "first"),)), precision, threads)
+    first = next(index for index, (kind, _) in enumerate(nodes) if "Conv" in kind)
+    return float(sum(shortest for _, shortest in nodes[:first]))
+
+
+def profiler_microseconds(precision: str, threads: int) -> float:
+    """Measures what the profiler adds to each layer: a chain of small layers is run with it and without.
+
+    Args:
+        precision: "fp32" or "int8".
+        threads: Of ONNX Runtime.
+
+    Returns:
+        Microseconds.
+    """
+    layers = [_convolution(Tensor("input", (16, 4, 4), 1.0, 0), 16, "layer0")]
+    for index in range(1, CHAIN):
+        layers.append(_convolution(layers[-1].output, 16, f"layer{index}"))
+    graph = Graph(layers[0].source, tuple(layers))
+    nodes = _profile(graph, precision, threads)
+    shortest = 1e6 * _shortest_run(open_session(WRITERS[precision](graph), threads), graph)
+    return max(0.0, (sum(each for _, each in nodes) - shortest) / len(nodes))
+
+
+def _convolution(source: Tensor, outputs: int, name: str) -> ops.Convolution:
+    return ops.Convolution(
+        (source,), replace(source, name=name, shape=(outputs, *source.shape[1:])),
+        weight=np.zeros((outputs, source.shape[0], 1, 1), np.int8),
+        weight_scales=np.full(outputs, 2**-10, np.float32), bias=np.zeros(outputs, np.int32),
+    )  # fmt: skip
+
+
+def _alone(operator: Operator) -> tuple[Graph, int]:
+    """A network that ends with the operator, and how many layers are before it.
+
+    Before a layer that is no convolution there is one, which sets the memory format, and a pooling of one pixel,
+    which keeps it from being fused with the operator.
+    """
+    image = replace(max(operator.inputs, key=lambda each: math.prod(each.shape)), name="input")
+    if isinstance(operator, ops.Convolution) or len(image.shape) == 1:
+        return Graph(image, (replace(operator, inputs=(image,) * len(operator.inputs)),)), 0
+    before, sources = [], {}
+    for tensor in operator.inputs:
+        if (shape := tensor.shape) in sources:
+            continue
+        source, number = image, len(before)
+        if shape[1:] == (1, 1) != image.shape[1:]:  # such as a factor for each channel
+            source = replace(image, name=f"mean{number}", shape=(image.shape[0], 1, 1))
+            before.append(ops.AveragePool((image,), source, image.shape[1:], (1, 1)))
+        before.append(_convolution(source, shape[0], f"before{number}"))
+        sources[shape] = replace(before[-1].output, name=f"source{number}")
+        before.append(ops.MaxPool((before[-1].output,), sources[shape], (1, 1), (1, 1)))
+    try:
+        last = replace(operator, inputs=tuple(sources[tensor.shape] for tensor in operator.inputs))
+        return Graph(image, (*before, last)), len(before)
+    except ValueError as error:
+        raise UserError(f"{operator.output.name} cannot be timed alone: {error}") from None
+
+
+def _profile(graph: Graph, precision: str, threads: int) -> list[tuple[str, float]]:
+    """The kind of each node, in order, and the microseconds of its shortest run."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_session(WRITERS[precision](graph), threads, Path(folder, "profile"))
+        _shortest_run(session, graph)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    times: dict[str, list] = {}
+    for event in events:
+        if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+            times.setdefault(event["name"], [event["args"]["op_name"]]).append(event["dur"])
+    return [(kind, min(each)) for kind, *each in times.values()]
+
+
+def _shortest_run(session: onnxruntime.InferenceSession, graph: Graph) -> float:
+    """Seconds."""
+    inputs = {onnx_writer.INPUT: np.zeros((1, *graph.input.shape), np.float32)}
+    times, total = [], 0.0
+    while len(times) < RUNS or total < SECONDS:
+        start = time.perf_counter()
+        session.run(None, inputs)
+        times.append(time.perf_counter() - start)
+        total += times[-1]
+    return min(times)
