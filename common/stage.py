@@ -172,6 +172,7 @@ class Stage:
             *target, model, self.parent, self.row,
             precision=args.target_precision, target=TARGET_DEVICES[args.target_device],
             threads=args.threads, latency_in=args.latency_in, parent_bytes=self.row["parent_bytes"],
+            tables=cache.folder_of(args.cache) or Path(args.output_dir),
         )  # fmt: skip
 
     def validate(self, model: nn.Module, title: str) -> float | None:

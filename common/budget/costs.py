@@ -1,31 +1,31 @@
-"""What a model costs: parameters, multiply-accumulates, bytes of its file and of RAM, milliseconds here."""
+"""What a model costs: parameters, MACs, bytes of its file and of RAM, milliseconds or instructions."""
 
 import contextlib
 import copy
 import functools
-import hashlib
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import nn
 
+from common.budget import layer_table
+from common.budget.layer_table import LayerTable
 from common.budget.target import Budget
-from common.compression import int8_engines, int8_state, quantization
+from common.compression import int8_engines, int8_state, quantization, target_devices
 from common.compression.reparameterization import fuse_branches
-from common.compression.target_devices import TargetDevice
-from common.deployment import onnx_latency, onnx_model
-from common.evaluation import latency, memory, metrics
-from common.integer import from_fx, plain
+from common.compression.target_devices import TARGET_DEVICES, TargetDevice
+from common.deployment import onnx_model
+from common.evaluation import memory, metrics
+from common.integer import from_fx, plain, resizing
+from common.integer.graph import Graph
 from common.models import architectures, checkpoint, lineage
 from common.system import files, units
 from common.system.errors import UserError
 
 RESERVE = 4096  # bytes that metrics and further rows of the lineage may take in a file
 PLACEHOLDERS = {"n": 0, "top1": 0.0, "top5": 0.0, "loss": 0.0, "ci95": [0.0, 0.0], "params": 0, "macs": 0}
-MEMORY_FORMATS = {"onnxruntime": onnx_latency.MEMORY_FORMAT, "torch": torch.channels_last}
+BY_LAYERS = "latency", "instructions"
 Cost = Callable[[nn.Module], float]
 
 
@@ -54,13 +54,15 @@ def make_budget(
     target: TargetDevice | None = None,
     threads: int = 1,
     latency_in: str = "onnxruntime",
+    tables: Path = Path(),
     parent_bytes: int | None = None,
 ) -> Budget:
     """Builds the budget that a user asks for.
 
     Args:
-        kind: "macs", "size", "latency" (the median for one image on this machine) or "ram" (the peak of the
-            activations of one image).
+        kind: "macs", "size", "latency" (milliseconds for one image on this machine, from a table of its
+            layers), "instructions" (the same on a Cortex-M) or "ram" (the peak of the activations of one
+            image).
         text: An amount, see `units.parse`. A fraction is one of what `model` costs now, in `precision`; of a
             size one of the file in float32, since that is the file that exists.
         model: The float model of `parent`; not changed.
@@ -69,7 +71,8 @@ def make_budget(
         precision: "fp32", or "int8" for the cost once the model is quantized.
         target: The device to quantize for.
         threads: Of a latency.
-        latency_in: "onnxruntime": of the ONNX file; "torch": with torch's fastest engine.
+        latency_in: The runtime of `layer_table.open_table`.
+        tables: Folder in which the tables of layers are kept.
         parent_bytes: Size of the parent's file, of which a fraction is one.
 
     Returns:
@@ -78,30 +81,36 @@ def make_budget(
     Raises:
         UserError: The model cannot be quantized or exported, or its cost cannot be measured.
     """
-    image_size, engine = parent["image_size"], "fp32"
+    image_size = parent["image_size"]
+    if kind == "instructions" and precision != "int8":
+        raise UserError(f"{latency_in} counts int8 networks: --target-precision int8")
     if precision == "int8":
-        engine = int8_engines.use(target)
+        int8_engines.use(target)
         check = functools.partial(onnx_model.check, parent)
         quantization.prepare(fuse_branches(model), target, image_size, check)
     else:
         target = None
-    costs = {
-        "macs": lambda: _macs(image_size, fuse_branches if target else lambda model: model),
-        "size": lambda: _int8_file_bytes(model, parent, row, target) if target else _file_bytes(parent, row),
-        "latency": lambda: _milliseconds(parent, threads, latency_in, target),
-        "ram": lambda: _activation_bytes(image_size, precision),
-    }
-    cost = costs[kind]()
+    conditions, costs = (
+        "",
+        {
+            "macs": lambda: _macs(image_size, fuse_branches if target else lambda model: model),
+            "size": lambda: (
+                _int8_file_bytes(model, parent, row, target) if target else _file_bytes(parent, row)
+            ),
+            "ram": lambda: _activation_bytes(image_size, precision),
+        },
+    )
+    if kind in BY_LAYERS:
+        table = layer_table.open_table(latency_in, precision, threads, tables)
+        cost, conditions = _layers_cost(model, image_size, target, table), table.conditions
+    else:
+        cost = costs[kind]()
     start = cost(model)
     limit, is_fraction = units.parse(kind, text)
     if is_fraction and kind == "size":
         limit *= parent_bytes or _file_bytes(parent, row)(model)
     elif is_fraction:
         limit *= start
-    conditions = ""
-    if kind == "latency":
-        engine = engine if latency_in == "torch" else f"{precision} ONNX Runtime"
-        conditions = f"{engine} on {latency.cpu()}, {threads} thread(s)"
     return Budget(kind, limit, start, cost, precision, conditions)
 
 
@@ -116,11 +125,12 @@ def checkpoint_budget(
     target: TargetDevice,
     threads: int,
     latency_in: str,
+    tables: Path,
 ) -> Budget:
     """Builds the budget for a checkpoint that is to be pruned: see `make_budget`.
 
     Args:
-        kind: "macs", "size", "latency" or "ram".
+        kind: See `make_budget`.
         path: The checkpoint.
         text: An amount.
         precision: "fp32" or "int8".
@@ -128,7 +138,8 @@ def checkpoint_budget(
         options: Those of the command line, for an estimate of the lineage's size.
         target: The device to quantize for.
         threads: Of a latency.
-        latency_in: "onnxruntime" or "torch".
+        latency_in: See `make_budget`.
+        tables: See there.
 
     Returns:
         The budget.
@@ -142,34 +153,36 @@ def checkpoint_budget(
     model, file_bytes = checkpoint.rebuild(content), path.stat().st_size
     return make_budget(
         kind, text, model, content, row,
-        precision=precision, target=target, threads=threads, latency_in=latency_in, parent_bytes=file_bytes,
+        precision=precision, target=target, threads=threads, latency_in=latency_in, tables=tables,
+        parent_bytes=file_bytes,
     )  # fmt: skip
 
 
-def checkpoint_cost(kind: str, path: Path, *, threads: int, latency_in: str) -> float:
-    """Measures a finished checkpoint, at its own image size.
+def checkpoint_cost(kind: str, path: Path, *, threads: int, latency_in: str, tables: Path) -> float:
+    """Finds the cost of a finished checkpoint, at its own image size.
 
     Args:
-        kind: "macs", "size", "latency" or "ram".
+        kind: See `make_budget`.
         path: The checkpoint, float or int8.
         threads: Of a latency.
-        latency_in: "onnxruntime" or "torch".
+        latency_in: See `make_budget`.
+        tables: See there.
 
     Returns:
-        MACs, bytes or milliseconds.
+        MACs, bytes, milliseconds or instructions.
 
     Raises:
-        UserError: The checkpoint cannot be read or run.
+        UserError: The checkpoint cannot be read, or its cost is not known.
     """
     content = checkpoint.load(path)
-    if kind == "latency":
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "model.onnx")
-            model = _load(
-                content, lambda: fuse_branches(checkpoint.rebuild(content)), threads, latency_in, file
-            )
-        how = {"threads": threads, "memory_format": MEMORY_FORMATS[latency_in]}
-        return latency.measure(model, content["image_size"], batch=1, **how).p50
+    if kind in BY_LAYERS:
+        int8, target = content["int8"], None
+        model = checkpoint.rebuild(content)
+        if int8:
+            model = architectures.rebuild(content["arch"], len(content["classes"]), int8["float_shapes"])
+            target = target_devices.by_backend(int8["backend"])
+        table = layer_table.open_table(latency_in, "int8" if int8 else "fp32", threads, tables)
+        return _layers_cost(model, content["image_size"], target, table)(model)
     if kind == "ram":
         return memory.checkpoint_bytes(content, checkpoint.rebuild(content))
     return path.stat().st_size if kind == "size" else content["metrics"]["macs"]
@@ -215,49 +228,30 @@ def _activation_bytes(image_size: int, precision: str) -> Cost:
     return lambda model: memory.BYTES[precision] * memory.peak(model, image_size).values
 
 
-def _milliseconds(parent: dict, threads: int, latency_in: str, target: TargetDevice | None) -> Cost:
-    """The latency in float32, or with a target in int8: of arbitrary scales, which does not change it.
-
-    Each network is compared with the first one, the unpruned: a latency is that at the speed that the machine
-    had at first. Other programs slow it down for minutes.
-    """
-    # its metadata are not read, but have to be complete
-    content = {"stage": "pruned"} | parent | {"metrics": PLACEHOLDERS}
-    content["int8"] = target and {"backend": target.backend}
-    # a network that is measured again is not exported again; deleted together with the cost
-    folder = tempfile.TemporaryDirectory()
-    how = {"threads": threads, "memory_format": MEMORY_FORMATS[latency_in]}
-    first = []
-
-    def load(model: nn.Module) -> nn.Module:
-        def build() -> nn.Module:
-            copied = copy.deepcopy(fuse_branches(model)).cpu()
-            return quantization.skeleton(copied, target, content["image_size"]) if target else copied
-
-        shapes = json.dumps(architectures.shapes(model))
-        file = Path(folder.name, f"{hashlib.sha256(shapes.encode()).hexdigest()}.onnx")
-        return _load(content, build, threads, latency_in, file)
+def _layers_cost(model: nn.Module, image_size: int, target: TargetDevice | None, table: LayerTable) -> Cost:
+    """The sum over the layers. One network is quantized, and its graph resized for each other width."""
+    graph, names = _graph_of(model, image_size, target)
 
     def cost(model: nn.Module) -> float:
-        timed, side = load(model), content["image_size"]
-        if not first:
-            first.extend((timed, latency.measure(timed, side, batch=1, **how).p50))
-            return first[1]
-        return first[1] * latency.ratio(timed, first[0], side, **how)
+        shapes = architectures.shapes(fuse_branches(model))
+        widths = {name: shapes[weight][0] for name, weight in names.items() if weight in shapes}
+        try:
+            resized = resizing.resize(graph, widths)
+        except UserError:  # channels in an order of their own, as of a channel shuffle
+            resized = resizing.resize(_graph_of(model, image_size, target)[0], {})
+        return table.total(resized)
 
     return cost
 
 
-def _load(
-    content: dict, build: Callable[[], nn.Module], threads: int, latency_in: str, file: Path
-) -> nn.Module:
-    """What is timed: the model of `build`, or its ONNX file, which is written to `file`."""
-    if latency_in == "torch":
-        return build()
+def _graph_of(model: nn.Module, image_size: int, target: TargetDevice | None) -> tuple[Graph, dict[str, str]]:
+    """The layers of a network, in float32 too those of its int8 form; and the names of their weights."""
+    fused = copy.deepcopy(fuse_branches(model)).cpu()
+    skeleton = quantization.skeleton(fused, target or TARGET_DEVICES["embedded"], image_size)
     try:
-        return onnx_latency.load(content, build, file, threads=threads)
+        graph = from_fx.read(skeleton, image_size)
     except UserError as error:
-        raise UserError(
-            f"the latency in ONNX Runtime cannot be measured: {error}; --latency-in torch measures "
-            "torch's instead"
-        ) from None
+        name = type(model).__name__
+        raise UserError(f"the latency of {name} is not known, layer by layer: {error}") from None
+    calls = (node for node in skeleton.graph.nodes if node.op == "call_module")
+    return graph, {node.name: f"{node.target}.weight" for node in calls}

@@ -1,4 +1,4 @@
-"""A budget: a limit on parameters, multiply-accumulates, bytes of the file or of RAM, or milliseconds."""
+"""A budget: a limit on parameters, MACs, bytes of the file or of RAM, milliseconds or instructions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ class Budget:
     """A limit on what a model costs.
 
     Attributes:
-        kind: "parameters", "macs", "size" (bytes), "latency" (milliseconds) or "ram" (bytes).
+        kind: "parameters", "macs", "size" (bytes), "latency" (milliseconds), "instructions" or "ram" (bytes).
         limit: The highest cost.
         start: The cost before pruning.
         cost: What a float model costs, or with `precision` "int8" what it will cost once it is quantized.
@@ -22,19 +22,12 @@ class Budget:
         conditions: How the cost is measured.
     """
 
-    TRIALS = 64  # how finely widths are searched where each cost is a measurement
-
     kind: str
     limit: float
     start: float
     cost: Callable[[nn.Module], float]
     precision: str = "fp32"
     conditions: str = ""
-
-    @property
-    def exact(self) -> bool:
-        """Whether the cost of a model is the same each time."""
-        return self.kind != "latency"
 
     @property
     def strict(self) -> bool:

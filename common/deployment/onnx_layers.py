@@ -4,10 +4,12 @@ A layer is run in a network of its own, in the memory format that it has in a la
 many runs counts: other programs make a run longer, never shorter.
 """
 
+import functools
 import json
 import math
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,46 +25,34 @@ from common.system.errors import UserError
 RUNS, SECONDS = 40, 0.02  # of a layer: at least as many, and for at least as long
 CHAIN = 32  # layers of the network that tells what the profiler adds to each
 FORMATS = ("Transpose", "ReorderInput", "ReorderOutput")  # change the memory format, at the ends of a network
+Node = tuple[str, float]  # its kind, and the microseconds of its shortest run
 WRITERS = {"int8": onnx_writer.build, "fp32": onnx_float.build}
 
 
-def microseconds(operator: Operator, precision: str, threads: int) -> float:
-    """Times a layer.
+def milliseconds(parts: Sequence[Operator | Tensor], precision: str, threads: int) -> list[float]:
+    """Times parts of networks.
 
     Args:
-        operator: The layer, with any weights.
+        parts: Layers, with any weights; or images, which are quantized, and whose memory format is changed.
         precision: "fp32" or "int8".
         threads: Of ONNX Runtime.
 
     Returns:
-        Microseconds for one image, with what the profiler adds: see `profiler_microseconds`.
+        Milliseconds of each for one image.
 
     Raises:
-        UserError: The layer has no form in ONNX.
+        UserError: A layer has no form in ONNX, or cannot be timed alone.
     """
-    graph, before = _alone(operator)
-    nodes = [each for each in _profile(graph, precision, threads) if each[0] not in FORMATS]
-    if precision == "int8":
-        nodes = nodes[1:-1]  # without QuantizeLinear and DequantizeLinear
-    return float(sum(shortest for _, shortest in nodes[before:]))
+    added, results = profiler_microseconds(precision, threads), []
+    for part in parts:
+        nodes = (
+            _image(part, precision, threads) if isinstance(part, Tensor) else _layer(part, precision, threads)
+        )
+        results.append(sum(max(0.0, shortest - added) for _, shortest in nodes) / 1000)
+    return results
 
 
-def image_microseconds(image: Tensor, precision: str, threads: int) -> float:
-    """Times what is done with an image before the first layer: it is quantized, its memory format changed.
-
-    Args:
-        image: The input of a network.
-        precision: "fp32" or "int8".
-        threads: Of ONNX Runtime.
-
-    Returns:
-        Microseconds, as of `microseconds`.
-    """
-    nodes = _profile(Graph(image, (_convolution(image, 16, "first"),)), precision, threads)
-    first = next(index for index, (kind, _) in enumerate(nodes) if "Conv" in kind)
-    return float(sum(shortest for _, shortest in nodes[:first]))
-
-
+@functools.cache
 def profiler_microseconds(precision: str, threads: int) -> float:
     """Measures what the profiler adds to each layer: a chain of small layers is run with it and without.
 
@@ -82,6 +72,19 @@ def profiler_microseconds(precision: str, threads: int) -> float:
     return max(0.0, (sum(each for _, each in nodes) - shortest) / len(nodes))
 
 
+def _image(image: Tensor, precision: str, threads: int) -> list[Node]:
+    nodes = _profile(Graph(image, (_convolution(image, 16, "first"),)), precision, threads)
+    return nodes[: next(index for index, (kind, _) in enumerate(nodes) if "Conv" in kind)]
+
+
+def _layer(operator: Operator, precision: str, threads: int) -> list[Node]:
+    graph, before = _alone(operator)
+    nodes = [each for each in _profile(graph, precision, threads) if each[0] not in FORMATS]
+    if precision == "int8":
+        nodes = nodes[1:-1]  # without QuantizeLinear and DequantizeLinear
+    return nodes[before:]
+
+
 def _convolution(source: Tensor, outputs: int, name: str) -> ops.Convolution:
     return ops.Convolution(
         (source,), replace(source, name=name, shape=(outputs, *source.shape[1:])),
@@ -93,8 +96,8 @@ def _convolution(source: Tensor, outputs: int, name: str) -> ops.Convolution:
 def _alone(operator: Operator) -> tuple[Graph, int]:
     """A network that ends with the operator, and how many layers are before it.
 
-    Before a layer that is no convolution there is one, which sets the memory format, and a pooling of one pixel,
-    which keeps it from being fused with the operator.
+    Before a layer that is no convolution there is one, which sets the memory format, and a pooling of one
+    pixel, which keeps it from being fused with the operator.
     """
     image = replace(max(operator.inputs, key=lambda each: math.prod(each.shape)), name="input")
     if isinstance(operator, ops.Convolution) or len(image.shape) == 1:
@@ -117,8 +120,8 @@ def _alone(operator: Operator) -> tuple[Graph, int]:
         raise UserError(f"{operator.output.name} cannot be timed alone: {error}") from None
 
 
-def _profile(graph: Graph, precision: str, threads: int) -> list[tuple[str, float]]:
-    """The kind of each node, in order, and the microseconds of its shortest run."""
+def _profile(graph: Graph, precision: str, threads: int) -> list[Node]:
+    """The nodes, in order."""
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(WRITERS[precision](graph), threads, Path(folder, "profile"))
         _shortest_run(session, graph)

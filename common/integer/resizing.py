@@ -56,7 +56,9 @@ def _resized(
     elif isinstance(operator, ops.Select) and operator.indices[0] == tuple(range(operator.source.shape[0])):
         channels = tuple(range(first[0]))
         shape = (first[0], *shape[1:])
-        operator = replace(operator, indices=(channels, *operator.indices[1:]), **_both(operator, inputs, shape))
+        operator = replace(
+            operator, indices=(channels, *operator.indices[1:]), **_both(operator, inputs, shape)
+        )
     elif isinstance(operator, ops.Concatenate):
         shape = (sum(tensor.shape[0] for tensor in inputs), *shape[1:])
     elif isinstance(operator, ops.Reshape | ops.Select | ops.Constant):
@@ -82,7 +84,8 @@ def _weighted(
     elif isinstance(operator, ops.Convolution):
         per_group = channels // operator.groups
     shape = outputs, per_group, *operator.weight.shape[2:]
+    more |= _both(operator, inputs, (outputs, *operator.output.shape[1:]))
     return replace(
         operator, weight=np.zeros(shape, np.int8), weight_scales=np.full(outputs, WEIGHT_SCALE),
-        bias=np.zeros(outputs, np.int32), **more, **_both(operator, inputs, (outputs, *operator.output.shape[1:])),
+        bias=np.zeros(outputs, np.int32), **more,
     )  # fmt: skip
