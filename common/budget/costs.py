@@ -18,6 +18,7 @@ from common.compression.target_devices import TARGET_DEVICES, TargetDevice
 from common.deployment import onnx_model
 from common.evaluation import memory, metrics
 from common.integer import from_fx, plain, resizing
+from common.integer import operators as ops
 from common.integer.graph import Graph
 from common.models import architectures, checkpoint, lineage
 from common.system import files, units
@@ -102,7 +103,7 @@ def make_budget(
     )
     if kind in BY_LAYERS:
         table = layer_table.open_table(latency_in, precision, threads, tables)
-        cost, conditions = _layers_cost(model, image_size, target, table), table.conditions
+        (cost, of_widths), conditions = _layers_costs(model, image_size, target, table), table.conditions
     else:
         cost = costs[kind]()
     start = cost(model)
@@ -111,7 +112,7 @@ def make_budget(
         limit *= parent_bytes or _file_bytes(parent, row)(model)
     elif is_fraction:
         limit *= start
-    return Budget(kind, limit, start, cost, precision, conditions)
+    return Budget(kind, limit, start, cost, precision, conditions, of_widths)
 
 
 def checkpoint_budget(
@@ -182,7 +183,7 @@ def checkpoint_cost(kind: str, path: Path, *, threads: int, latency_in: str, tab
             model = architectures.rebuild(content["arch"], len(content["classes"]), int8["float_shapes"])
             target = target_devices.by_backend(int8["backend"])
         table = layer_table.open_table(latency_in, "int8" if int8 else "fp32", threads, tables)
-        return _layers_cost(model, content["image_size"], target, table)(model)
+        return _layers_costs(model, content["image_size"], target, table)[0](model)
     if kind == "ram":
         return memory.checkpoint_bytes(content, checkpoint.rebuild(content))
     return path.stat().st_size if kind == "size" else content["metrics"]["macs"]
@@ -228,24 +229,28 @@ def _activation_bytes(image_size: int, precision: str) -> Cost:
     return lambda model: memory.BYTES[precision] * memory.peak(model, image_size).values
 
 
-def _layers_cost(model: nn.Module, image_size: int, target: TargetDevice | None, table: LayerTable) -> Cost:
-    """The sum over the layers. One network is quantized, and its graph resized for each other width."""
-    graph, names = _graph_of(model, image_size, target)
+def _layers_costs(
+    model: nn.Module, image_size: int, target: TargetDevice | None, table: LayerTable
+) -> tuple[Cost, Callable[[dict[str, int]], float] | None]:
+    """The sum over the layers, of a model and of widths. One network is quantized, its graph is resized."""
+    graph, layers = _graph_of(model, image_size, target)
+    orders = any(isinstance(operator, ops.Select | ops.Constant) for operator in graph.operators)
 
-    def cost(model: nn.Module) -> float:
+    def of_widths(widths: dict[str, int]) -> float:
+        known = {name: widths[layer] for name, layer in layers.items() if layer in widths}
+        return table.total(resizing.resize(graph, known))
+
+    def of_model(model: nn.Module) -> float:
+        if orders:  # of channels, as of a channel shuffle: they follow from no width
+            return table.total(resizing.resize(_graph_of(model, image_size, target)[0], {}))
         shapes = architectures.shapes(fuse_branches(model))
-        widths = {name: shapes[weight][0] for name, weight in names.items() if weight in shapes}
-        try:
-            resized = resizing.resize(graph, widths)
-        except UserError:  # channels in an order of their own, as of a channel shuffle
-            resized = resizing.resize(_graph_of(model, image_size, target)[0], {})
-        return table.total(resized)
+        return of_widths({key.removesuffix(".weight"): shape[0] for key, shape in shapes.items() if shape})
 
-    return cost
+    return of_model, None if orders or fuse_branches(model) is not model else of_widths
 
 
 def _graph_of(model: nn.Module, image_size: int, target: TargetDevice | None) -> tuple[Graph, dict[str, str]]:
-    """The layers of a network, in float32 too those of its int8 form; and the names of their weights."""
+    """The layers of a network, in float32 too those of its int8 form; and their names in torch."""
     fused = copy.deepcopy(fuse_branches(model)).cpu()
     skeleton = quantization.skeleton(fused, target or TARGET_DEVICES["embedded"], image_size)
     try:
@@ -254,4 +259,4 @@ def _graph_of(model: nn.Module, image_size: int, target: TargetDevice | None) ->
         name = type(model).__name__
         raise UserError(f"the latency of {name} is not known, layer by layer: {error}") from None
     calls = (node for node in skeleton.graph.nodes if node.op == "call_module")
-    return graph, {node.name: f"{node.target}.weight" for node in calls}
+    return graph, {node.name: node.target for node in calls}

@@ -20,6 +20,8 @@ class Budget:
         cost: What a float model costs, or with `precision` "int8" what it will cost once it is quantized.
         precision: "fp32" or "int8".
         conditions: How the cost is measured.
+        cost_of_widths: What the model costs with other widths, by the name of the layer, where that is known
+            without pruning it.
     """
 
     kind: str
@@ -28,6 +30,7 @@ class Budget:
     cost: Callable[[nn.Module], float]
     precision: str = "fp32"
     conditions: str = ""
+    cost_of_widths: Callable[[dict[str, int]], float] | None = None
 
     @property
     def strict(self) -> bool:

@@ -62,7 +62,8 @@ def widths_for_budget(
         elif budget.kind == "ram":
             found = _search_peak(groups, budget, lambda widths: memory.peak(pruned(widths), image_size))
         else:
-            found = _search(groups, budget, lambda widths: budget.cost(pruned(widths)), start)
+            by_pruning = lambda widths: budget.cost(pruned(widths))  # noqa: E731
+            found = _search(groups, budget, budget.cost_of_widths or by_pruning, start)
     return distributed.broadcast(found)
 
 
@@ -78,7 +79,10 @@ def _search(groups: list[Group], budget: Budget, cost: Callable[[Widths], float]
         raise budget.unreachable(least, start)
     few, many = _bisect(lambda step: cost(at(step)) > budget.limit, 0, steps)
     if budget.kind in JAGGED:
-        return _give_back(groups, at(many), lambda widths: cost(widths) <= budget.limit)
+        before, widths = None, at(many)
+        while widths != before:  # a layer that has become faster leaves room for others
+            before, widths = widths, _give_back(groups, widths, lambda wider: cost(wider) <= budget.limit)
+        return widths
     return _adjust(groups, budget, cost, [(at(few), few / steps), (at(many), many / steps)], start)
 
 
@@ -150,15 +154,18 @@ def _search_peak(groups: list[Group], budget: Budget, peak: Callable[[Widths], P
 
 
 def _give_back(groups: list[Group], widths: Widths, fits: Callable[[Widths], bool]) -> Widths:
-    """Returns channels, the most important first, that later removals in other groups have made room for."""
-    narrowed = [group for group in groups if group.layers[0] in widths]
+    """Returns channels, the most important first, that the limit has room for.
+
+    The next width is tried and the one after it: where a wider layer is faster, only that one may fit.
+    """
+    narrowed = [group for group in groups if _width(group, widths) < len(group.scores)]
     while narrowed:
         group = max(narrowed, key=lambda each: _importance(each, widths, 1))
         wider = widths | dict.fromkeys(group.layers, _next_width(group, widths, 1))
-        possible = fits(wider)
-        if possible:
-            widths = wider
-        if not possible or _width(group, widths) == len(group.scores):
+        widest = widths | dict.fromkeys(group.layers, _next_width(group, wider, 1))
+        fitting = next(filter(fits, (wider, widest)), None)
+        widths = fitting or widths
+        if fitting is None or _width(group, widths) == len(group.scores):
             narrowed.remove(group)
     return widths
 

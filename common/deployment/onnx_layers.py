@@ -22,7 +22,7 @@ from common.integer import operators as ops
 from common.integer.graph import Graph, Operator, Tensor
 from common.system.errors import UserError
 
-RUNS, SECONDS = 40, 0.02  # of a layer: at least as many, and for at least as long
+RUNS = 50  # of a layer
 CHAIN = 32  # layers of the network that tells what the profiler adds to each
 FORMATS = ("Transpose", "ReorderInput", "ReorderOutput")  # change the memory format, at the ends of a network
 Node = tuple[str, float]  # its kind, and the microseconds of its shortest run
@@ -136,10 +136,9 @@ def _profile(graph: Graph, precision: str, threads: int) -> list[Node]:
 def _shortest_run(session: onnxruntime.InferenceSession, graph: Graph) -> float:
     """Seconds."""
     inputs = {onnx_writer.INPUT: np.zeros((1, *graph.input.shape), np.float32)}
-    times, total = [], 0.0
-    while len(times) < RUNS or total < SECONDS:
+    times = []
+    for _ in range(RUNS):
         start = time.perf_counter()
         session.run(None, inputs)
         times.append(time.perf_counter() - start)
-        total += times[-1]
     return min(times)
