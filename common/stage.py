@@ -169,10 +169,9 @@ class Stage:
         if (target := targets.budget(args)) is None:
             return costs.parameter_budget(model, args.pruning_ratio or 0.5)
         return costs.make_budget(
-            *target, model, self.parent, self.row,
-            precision=args.target_precision, target=TARGET_DEVICES[args.target_device],
-            threads=args.threads, latency_in=args.latency_in, parent_bytes=self.row["parent_bytes"],
-            tables=cache.folder_of(args.cache) or Path(args.output_dir),
+            *target, model, self.parent, self.row, precision=args.target_precision, threads=args.threads,
+            target=TARGET_DEVICES[args.target_device], parent_bytes=self.row["parent_bytes"],
+            latency_in=args.latency_in, tables=cache.folder_of(args.cache) or Path(args.output_dir),
         )  # fmt: skip
 
     def validate(self, model: nn.Module, title: str) -> float | None:

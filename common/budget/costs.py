@@ -91,21 +91,16 @@ def make_budget(
         quantization.prepare(fuse_branches(model), target, image_size, check)
     else:
         target = None
-    conditions, costs = (
-        "",
-        {
-            "macs": lambda: _macs(image_size, fuse_branches if target else lambda model: model),
-            "size": lambda: (
-                _int8_file_bytes(model, parent, row, target) if target else _file_bytes(parent, row)
-            ),
-            "ram": lambda: _activation_bytes(image_size, precision),
-        },
-    )
+    costs = {
+        "macs": lambda: _macs(image_size, fuse_branches if target else lambda model: model),
+        "size": lambda: _int8_file_bytes(model, parent, row, target) if target else _file_bytes(parent, row),
+        "ram": lambda: _activation_bytes(image_size, precision),
+    }
+    conditions, cost, of_widths = "", None, None
     if kind in BY_LAYERS:
         table = layer_table.open_table(latency_in, precision, threads, tables)
         (cost, of_widths), conditions = _layers_costs(model, image_size, target, table), table.conditions
-    else:
-        cost = costs[kind]()
+    cost = cost or costs[kind]()
     start = cost(model)
     limit, is_fraction = units.parse(kind, text)
     if is_fraction and kind == "size":
@@ -233,7 +228,7 @@ def _layers_costs(
     model: nn.Module, image_size: int, target: TargetDevice | None, table: LayerTable
 ) -> tuple[Cost, Callable[[dict[str, int]], float] | None]:
     """The sum over the layers, of a model and of widths. One network is quantized, its graph is resized."""
-    graph, layers = _graph_of(model, image_size, target)
+    graph, layers = layers_of(model, image_size, target)
     orders = any(isinstance(operator, ops.Select | ops.Constant) for operator in graph.operators)
 
     def of_widths(widths: dict[str, int]) -> float:
@@ -242,15 +237,28 @@ def _layers_costs(
 
     def of_model(model: nn.Module) -> float:
         if orders:  # of channels, as of a channel shuffle: they follow from no width
-            return table.total(resizing.resize(_graph_of(model, image_size, target)[0], {}))
+            return table.total(resizing.resize(layers_of(model, image_size, target)[0], {}))
         shapes = architectures.shapes(fuse_branches(model))
         return of_widths({key.removesuffix(".weight"): shape[0] for key, shape in shapes.items() if shape})
 
     return of_model, None if orders or fuse_branches(model) is not model else of_widths
 
 
-def _graph_of(model: nn.Module, image_size: int, target: TargetDevice | None) -> tuple[Graph, dict[str, str]]:
-    """The layers of a network, in float32 too those of its int8 form; and their names in torch."""
+def layers_of(model: nn.Module, image_size: int, target: TargetDevice | None) -> tuple[Graph, dict[str, str]]:
+    """Finds the layers of a network: in float32 too those of its int8 form.
+
+    Args:
+        model: A float model; not changed.
+        image_size: Side of the images, in pixels.
+        target: The device to quantize for; None for any.
+
+    Returns:
+        (graph, names): the graph, with arbitrary weights; the names in torch of the layers with weights, by
+        those of their outputs in the graph.
+
+    Raises:
+        UserError: A part of the network computes in float32.
+    """
     fused = copy.deepcopy(fuse_branches(model)).cpu()
     skeleton = quantization.skeleton(fused, target or TARGET_DEVICES["embedded"], image_size)
     try:

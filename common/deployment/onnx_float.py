@@ -29,7 +29,7 @@ def build(graph: Graph) -> onnx.ModelProto:
     return onnx_writer.model(writer, graph)
 
 
-class _FloatWriter(onnx_writer.Writer):
+class _FloatWriter(onnx_writer._Writer):
     def values(self, tensor: Tensor) -> str:
         """Nothing has to be dequantized."""
         return tensor.name
@@ -49,7 +49,7 @@ class _FloatWriter(onnx_writer.Writer):
             raise UserError(f"{name}, the function {error}, has no form in float32") from None
         self.node("Relu" if getattr(operator, "relu", False) else "Identity", [result], name)
 
-    def weights(self, operator: ops.Convolution | ops.Linear) -> list[str]:
+    def _weights(self, operator: ops.Convolution | ops.Linear) -> list[str]:
         """Adds weight and bias."""
         name, outputs = operator.output.name, len(operator.weight)
         shapes = {"weight": operator.weight.shape, "bias": outputs}

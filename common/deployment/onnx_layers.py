@@ -82,7 +82,8 @@ def _layer(operator: Operator, precision: str, threads: int) -> list[Node]:
     nodes = [each for each in _profile(graph, precision, threads) if each[0] not in FORMATS]
     if precision == "int8":
         nodes = nodes[1:-1]  # without QuantizeLinear and DequantizeLinear
-    return nodes[before:]
+    pooled = [index for index, (kind, _) in enumerate(nodes, start=1) if "MaxPool" in kind]
+    return nodes[pooled[before - 1] if before else 0 :]
 
 
 def _convolution(source: Tensor, outputs: int, name: str) -> ops.Convolution:
@@ -94,7 +95,7 @@ def _convolution(source: Tensor, outputs: int, name: str) -> ops.Convolution:
 
 
 def _alone(operator: Operator) -> tuple[Graph, int]:
-    """A network that ends with the operator, and how many layers are before it.
+    """A network that ends with the operator, and how many poolings are before it.
 
     Before a layer that is no convolution there is one, which sets the memory format, and a pooling of one
     pixel, which keeps it from being fused with the operator.
@@ -104,20 +105,17 @@ def _alone(operator: Operator) -> tuple[Graph, int]:
         return Graph(image, (replace(operator, inputs=(image,) * len(operator.inputs)),)), 0
     before, sources = [], {}
     for tensor in operator.inputs:
-        if (shape := tensor.shape) in sources:
-            continue
-        source, number = image, len(before)
+        source, shape, number = image, tensor.shape, len(before)
         if shape[1:] == (1, 1) != image.shape[1:]:  # such as a factor for each channel
             source = replace(image, name=f"mean{number}", shape=(image.shape[0], 1, 1))
             before.append(ops.AveragePool((image,), source, image.shape[1:], (1, 1)))
         before.append(_convolution(source, shape[0], f"before{number}"))
-        sources[shape] = replace(before[-1].output, name=f"source{number}")
-        before.append(ops.MaxPool((before[-1].output,), sources[shape], (1, 1), (1, 1)))
-    try:
-        last = replace(operator, inputs=tuple(sources[tensor.shape] for tensor in operator.inputs))
-        return Graph(image, (*before, last)), len(before)
-    except ValueError as error:
-        raise UserError(f"{operator.output.name} cannot be timed alone: {error}") from None
+        sources[tensor.name] = replace(before[-1].output, name=f"source{number}")
+        before.append(ops.MaxPool((before[-1].output,), sources[tensor.name], (1, 1), (1, 1)))
+        if sources[tensor.name].shape != shape:
+            raise UserError(f"{operator.output.name}, with inputs of two sizes, cannot be timed alone")
+    last = replace(operator, inputs=tuple(sources[tensor.name] for tensor in operator.inputs))
+    return Graph(image, (*before, last)), len(sources)
 
 
 def _profile(graph: Graph, precision: str, threads: int) -> list[Node]:

@@ -43,7 +43,7 @@ def build(graph: Graph) -> onnx.ModelProto:
     Raises:
         UserError: An operator has no form in ONNX; the message names it.
     """
-    writer = Writer(graph)
+    writer = _Writer(graph)
     writer.node("QuantizeLinear", [INPUT, *writer.grid(graph.input)], graph.input.name)
     for operator in graph.operators:
         writer.write(operator)
@@ -51,7 +51,7 @@ def build(graph: Graph) -> onnx.ModelProto:
     return model(writer, graph)
 
 
-def model(writer: "Writer", graph: Graph) -> onnx.ModelProto:
+def model(writer: "_Writer", graph: Graph) -> onnx.ModelProto:
     """The model of the operators that were written.
 
     Args:
@@ -69,7 +69,7 @@ def model(writer: "Writer", graph: Graph) -> onnx.ModelProto:
     return helper.make_model_gen_version(body, opset_imports=[helper.make_opsetid("", OPSET)])
 
 
-class Writer:
+class _Writer:
     """A model that is not finished."""
 
     def __init__(self, graph: Graph):
@@ -146,12 +146,12 @@ class Writer:
             case ops.Convolution():
                 above, below, left, right = operator.padding
                 return self.node(
-                    "Conv", [*inputs, *self.weights(operator)], name, kernel_shape=operator.weight.shape[2:],
+                    "Conv", [*inputs, *self._weights(operator)], name, kernel_shape=operator.weight.shape[2:],
                     strides=operator.stride, pads=(above, left, below, right), dilations=operator.dilation,
                     group=operator.groups,
                 )  # fmt: skip
             case ops.Linear():
-                return self.node("Gemm", [*inputs, *self.weights(operator)], name, transB=1)
+                return self.node("Gemm", [*inputs, *self._weights(operator)], name, transB=1)
             case ops.Add():
                 return self.node("Add", inputs, name)
             case ops.Multiply():
@@ -173,7 +173,7 @@ class Writer:
                 return self.node("Reshape", [*inputs, shape], name)
         raise UserError(f"{operator.output.name}, {type(operator).__name__}, has no form in ONNX")
 
-    def weights(self, operator: ops.Convolution | ops.Linear) -> list[str]:
+    def _weights(self, operator: ops.Convolution | ops.Linear) -> list[str]:
         """Adds an int8 weight and an int32 bias, each behind a DequantizeLinear.
 
         Each weight has its own zero points: ONNX Runtime changes them where it needs exact sums.
@@ -261,7 +261,7 @@ class Writer:
             return False
         (source,) = operator.inputs
         before, after = (replace(each, shape=(HIGH - LOW + 1,)) for each in (source, operator.output))
-        trial = Writer(Graph(before, (replace(operator, inputs=(before,), output=after),)))
+        trial = _Writer(Graph(before, (replace(operator, inputs=(before,), output=after),)))
         trial.lowest = self.lowest
         trial.grid(before)
         result = trial.compute(operator, [trial.values(before)])
