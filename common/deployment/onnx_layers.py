@@ -82,8 +82,8 @@ def _layer(operator: Operator, precision: str, threads: int) -> list[Node]:
     nodes = [each for each in _profile(graph, precision, threads) if each[0] not in FORMATS]
     if precision == "int8":
         nodes = nodes[1:-1]  # without QuantizeLinear and DequantizeLinear
-    pooled = [index for index, (kind, _) in enumerate(nodes, start=1) if "MaxPool" in kind]
-    return nodes[pooled[before - 1] if before else 0 :]
+    convolutions = [index for index, (kind, _) in enumerate(nodes, start=1) if "Conv" in kind]
+    return nodes[convolutions[before - 1] if before else 0 :]
 
 
 def _convolution(source: Tensor, outputs: int, name: str) -> ops.Convolution:
@@ -95,10 +95,10 @@ def _convolution(source: Tensor, outputs: int, name: str) -> ops.Convolution:
 
 
 def _alone(operator: Operator) -> tuple[Graph, int]:
-    """A network that ends with the operator, and how many poolings are before it.
+    """A network that ends with the operator, and how many convolutions are before it.
 
-    Before a layer that is no convolution there is one, which sets the memory format, and a pooling of one
-    pixel, which keeps it from being fused with the operator.
+    They set the memory format. In float32 the runtime may compute the operator in one of them: then it costs
+    nothing.
     """
     image = replace(max(operator.inputs, key=lambda each: math.prod(each.shape)), name="input")
     if isinstance(operator, ops.Convolution) or len(image.shape) == 1:
@@ -110,8 +110,7 @@ def _alone(operator: Operator) -> tuple[Graph, int]:
             source = replace(image, name=f"mean{number}", shape=(image.shape[0], 1, 1))
             before.append(ops.AveragePool((image,), source, image.shape[1:], (1, 1)))
         before.append(_convolution(source, shape[0], f"before{number}"))
-        sources[tensor.name] = replace(before[-1].output, name=f"source{number}")
-        before.append(ops.MaxPool((before[-1].output,), sources[tensor.name], (1, 1), (1, 1)))
+        sources[tensor.name] = before[-1].output
         if sources[tensor.name].shape != shape:
             raise UserError(f"{operator.output.name}, with inputs of two sizes, cannot be timed alone")
     last = replace(operator, inputs=tuple(sources[tensor.name] for tensor in operator.inputs))

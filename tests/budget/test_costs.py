@@ -11,7 +11,15 @@ from common.evaluation.metrics import Score, count_parameters
 from common.integer.graph import Tensor
 from common.models import architectures, checkpoint, lineage
 from common.system.errors import UserError
-from tests.compression.networks import CPU, EMBEDDED, SERVER, each_target, network_options, pruned_by
+from tests.compression.networks import (
+    CPU,
+    EMBEDDED,
+    SERVER,
+    SYMMETRIC,
+    each_target,
+    network_options,
+    pruned_by,
+)
 
 pytestmark = pytest.mark.usefixtures("shallow_networks")
 
@@ -197,6 +205,13 @@ def test_a_latency_is_met_and_widths_cost_what_the_pruned_model_costs(parent, co
     graph, _ = costs.layers_of(pruned, SIDE, EMBEDDED)
     expected = sum(operator.output.shape[0] for operator in graph.operators) / 1000
     assert budget.cost(pruned) == pytest.approx(expected)
+
+
+def test_for_a_device_with_zero_points_of_0_the_latency_in_onnx_runtime_is_refused(parent):
+    model, content, path = parent("squeezenet1_1")
+    more = {"precision": "int8", "target": SYMMETRIC}
+    with pytest.raises(UserError, match=r"^with zero points of 0 the time in ONNX Runtime is no sum"):
+        costs.make_budget("latency", "0.5", model, content, row_of(content, path, "pruned"), **more)
 
 
 def test_instructions_are_those_of_int8_networks(parent, tmp_path, monkeypatch):
