@@ -173,10 +173,12 @@ def new_search(args, source, teacher, sizes):
     """The search for the budget of `args`, from the candidate `source`, at the image sizes `sizes`."""
     from common.budget import costs
     from common.budget.search import Search
+    from common.data import cache
     from common.models import checkpoint
 
     kind, text = targets.budget(args)
-    conditions = {"threads": args.threads, "latency_in": args.latency_in}
+    folder = cache.folder_of(args.cache) or Path(args.output_dir, checkpoint.CANDIDATES)
+    conditions = {"threads": args.threads, "latency_in": args.latency_in, "tables": folder}
     target = TARGET_DEVICES[args.target_device]
     return Search(
         source, teacher, kind, text, alpha=args.alpha, stages=stages(args),
@@ -185,7 +187,6 @@ def new_search(args, source, teacher, sizes):
         ),
         cost=functools.partial(costs.checkpoint_cost, kind, **conditions),
         students=args.student, sizes=sizes, epochs=args.epochs,
-        remembered=Path(args.output_dir, checkpoint.CANDIDATES, "limits.json"),
         precisions=("int8",) if args.memory else None,
     )  # fmt: skip
 
@@ -215,7 +216,7 @@ def stages(args):
     def prune(path, target, precision, importance, scope, size, epochs, teacher):
         kind, _ = targets.budget(args)
         return run(
-            train_pruning, weights=path, teacher=teacher, **{f"target_{kind}": target},
+            train_pruning, weights=path, teacher=teacher, **{targets.option(kind): target},
             target_precision=precision, target_device=args.target_device, threads=args.threads,
             latency_in=args.latency_in, importance=importance, scope=scope, lr=args.lr, epochs=epochs,
             **at(size), **({"width_multiple": args.width_multiple} if args.width_multiple else {}),

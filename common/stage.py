@@ -169,9 +169,10 @@ class Stage:
         if (target := targets.budget(args)) is None:
             return costs.parameter_budget(model, args.pruning_ratio or 0.5)
         return costs.make_budget(
-            *target, model, self.parent, self.row, precision=args.target_precision,
+            *target, model, self.parent, self.row, precision=args.target_precision, threads=args.threads,
             target=TARGET_DEVICES[args.target_device], ram_schedule=args.ram_schedule or "layers",
-            threads=args.threads, latency_in=args.latency_in, parent_bytes=self.row["parent_bytes"],
+            parent_bytes=self.row["parent_bytes"], latency_in=args.latency_in,
+            tables=cache.folder_of(args.cache) or Path(args.output_dir),
         )  # fmt: skip
 
     def validate(self, model: nn.Module, title: str) -> float | None:
@@ -202,8 +203,7 @@ class Stage:
         Returns:
             (deployed, history): the deployed model of the selected epoch, and a row for each epoch.
         """
-        if self.args.mixup:
-            loss_fn = distillation.mixup(loss_fn, self.num_classes)
+        loss_fn = distillation.mixup(loss_fn, self.num_classes) if self.args.mixup else loss_fn
         return loop.fit(
             model, loss_fn, self.loaders.train, self.loaders.val, **options.fit_options(self.args),
             epochs=self.args.epochs if epochs is None else epochs,

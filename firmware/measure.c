@@ -32,6 +32,7 @@ void start_counter(void)
   SYSTICK->reload = (1u << BITS) - 1;
   SYSTICK->value = 0;
   SYSTICK->control = ENABLE;
+  while (!SYSTICK->value) continue; /* it is loaded at the next cycle */
 }
 
 void count_wrap(void)

@@ -106,7 +106,7 @@ def run(capsys, monkeypatch):
 def brief_timing(monkeypatch):
     """For tests of latency in which the times do not matter."""
     monkeypatch.setattr(latency, "others_load", lambda: 0.0)
-    for name in ("WARMUP_SECONDS", "MEASURED_SECONDS", "TURN_SECONDS"):
+    for name in ("WARMUP_SECONDS", "MEASURED_SECONDS"):
         monkeypatch.setattr(latency, name, 0)
 
 

@@ -1,24 +1,21 @@
-"""What a model costs: parameters, multiply-accumulates, bytes of its file and of RAM, milliseconds here."""
+"""What a model costs: parameters, MACs, bytes of its file and of RAM, milliseconds or instructions."""
 
 import contextlib
 import copy
 import functools
-import hashlib
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from common.budget import memory_limits
+from common.budget import layer_costs, layer_table, memory_limits
 from common.budget.target import Budget
-from common.compression import int8_engines, int8_state, quantization
+from common.compression import int8_engines, int8_state, quantization, target_devices
 from common.compression.reparameterization import fuse_branches
 from common.compression.target_devices import TargetDevice
-from common.deployment import onnx_latency, onnx_model
-from common.evaluation import latency, memory, metrics
+from common.deployment import onnx_model
+from common.evaluation import memory, metrics
 from common.integer import from_fx, plain
 from common.models import architectures, checkpoint, lineage
 from common.system import files, units
@@ -26,7 +23,7 @@ from common.system.errors import UserError
 
 RESERVE = 4096  # bytes that metrics and further rows of the lineage may take in a file
 PLACEHOLDERS = {"n": 0, "top1": 0.0, "top5": 0.0, "loss": 0.0, "ci95": [0.0, 0.0], "params": 0, "macs": 0}
-MEMORY_FORMATS = {"onnxruntime": onnx_latency.MEMORY_FORMAT, "torch": torch.channels_last}
+BY_LAYERS = "latency", "instructions"
 Cost = Callable[[nn.Module], float]
 
 
@@ -55,13 +52,15 @@ def make_budget(
     target: TargetDevice | None = None,
     threads: int = 1,
     latency_in: str = "onnxruntime",
+    tables: Path = Path(),
     parent_bytes: int | None = None,
     ram_schedule: str = "layers",
 ) -> Budget:
     """Builds the budget that a user asks for.
 
     Args:
-        kind: "macs", "size", "latency" (the median for one image on this machine) or "ram" (for one image).
+        kind: "macs", "size", "latency" (milliseconds for one image on this machine, from a table of its
+            layers), "instructions" (the same on a Cortex-M) or "ram" (for one image).
         text: An amount, see `units.parse`. A fraction is one of what `model` costs now, in `precision`; of a
             size one of the file in float32, since that is the file that exists.
         model: The float model of `parent`; not changed.
@@ -70,7 +69,8 @@ def make_budget(
         precision: "fp32", or "int8" for the cost once the model is quantized.
         target: The device to quantize for.
         threads: Of a latency.
-        latency_in: "onnxruntime": of the ONNX file; "torch": with torch's fastest engine.
+        latency_in: The runtime of `layer_table.open_table`.
+        tables: Folder in which the tables of layers are kept.
         parent_bytes: Size of the parent's file, of which a fraction is one.
         ram_schedule: "layers" for the peak of the activations, layer by layer; another of
             `planner.SCHEDULES` for the static array of the network in C, in int8.
@@ -81,9 +81,13 @@ def make_budget(
     Raises:
         UserError: The model cannot be quantized or exported, or its cost cannot be measured.
     """
-    image_size, engine = parent["image_size"], "fp32"
+    image_size = parent["image_size"]
+    if kind == "instructions" and precision != "int8":
+        raise UserError(f"{latency_in} counts int8 networks: --target-precision int8")
     if precision == "int8":
-        engine = int8_engines.use(target)
+        if kind == "latency" and target.symmetric:  # which kernel a layer gets depends on those before it
+            raise UserError("with zero points of 0 the time in ONNX Runtime is no sum over layers")
+        int8_engines.use(target)
         check = functools.partial(onnx_model.check, parent)
         quantization.prepare(fuse_branches(model), target, image_size, check)
     else:
@@ -92,23 +96,24 @@ def make_budget(
     costs = {
         "macs": lambda: _macs(image_size, fuse_branches if target else lambda model: model),
         "size": lambda: _int8_file_bytes(model, parent, row, target) if target else _file_bytes(parent, row),
-        "latency": lambda: _milliseconds(parent, threads, latency_in, target),
         "ram": lambda: lambda model: peak(model)[0],
     }
-    cost = costs[kind]()
+    conditions, cost, of_widths = "", None, None
+    if kind in BY_LAYERS:
+        table = layer_table.open_table(latency_in, precision, threads, tables)
+        cost, of_widths = layer_costs.costs_of(model, image_size, target, table)
+        conditions = table.conditions
+    cost = cost or costs[kind]()
     start = cost(model)
     limit, is_fraction = units.parse(kind, text)
     if is_fraction and kind == "size":
         limit *= parent_bytes or _file_bytes(parent, row)(model)
     elif is_fraction:
         limit *= start
-    conditions = hint = ""
-    if kind == "latency":
-        engine = engine if latency_in == "torch" else f"{precision} ONNX Runtime"
-        conditions = f"{engine} on {latency.cpu()}, {threads} thread(s)"
-    elif kind == "ram":
+    hint = ""
+    if kind == "ram":
         conditions, hint = memory_limits.describe(ram_schedule, image_size)
-    return Budget(kind, limit, start, cost, precision, conditions, peak, hint)
+    return Budget(kind, limit, start, cost, precision, conditions, peak, hint, of_widths)
 
 
 def checkpoint_budget(
@@ -122,11 +127,12 @@ def checkpoint_budget(
     target: TargetDevice,
     threads: int,
     latency_in: str,
+    tables: Path,
 ) -> Budget:
     """Builds the budget for a checkpoint that is to be pruned: see `make_budget`.
 
     Args:
-        kind: "macs", "size", "latency" or "ram".
+        kind: See `make_budget`.
         path: The checkpoint.
         text: An amount.
         precision: "fp32" or "int8".
@@ -134,7 +140,8 @@ def checkpoint_budget(
         options: Those of the command line, for an estimate of the lineage's size.
         target: The device to quantize for.
         threads: Of a latency.
-        latency_in: "onnxruntime" or "torch".
+        latency_in: See `make_budget`.
+        tables: See there.
 
     Returns:
         The budget.
@@ -148,34 +155,36 @@ def checkpoint_budget(
     model, file_bytes = checkpoint.rebuild(content), path.stat().st_size
     return make_budget(
         kind, text, model, content, row,
-        precision=precision, target=target, threads=threads, latency_in=latency_in, parent_bytes=file_bytes,
+        precision=precision, target=target, threads=threads, latency_in=latency_in, tables=tables,
+        parent_bytes=file_bytes,
     )  # fmt: skip
 
 
-def checkpoint_cost(kind: str, path: Path, *, threads: int, latency_in: str) -> float:
-    """Measures a finished checkpoint, at its own image size.
+def checkpoint_cost(kind: str, path: Path, *, threads: int, latency_in: str, tables: Path) -> float:
+    """Finds the cost of a finished checkpoint, at its own image size.
 
     Args:
-        kind: "macs", "size", "latency" or "ram".
+        kind: See `make_budget`.
         path: The checkpoint, float or int8.
         threads: Of a latency.
-        latency_in: "onnxruntime" or "torch".
+        latency_in: See `make_budget`.
+        tables: See there.
 
     Returns:
-        MACs, bytes or milliseconds.
+        MACs, bytes, milliseconds or instructions.
 
     Raises:
-        UserError: The checkpoint cannot be read or run.
+        UserError: The checkpoint cannot be read, or its cost is not known.
     """
     content = checkpoint.load(path)
-    if kind == "latency":
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "model.onnx")
-            model = _load(
-                content, lambda: fuse_branches(checkpoint.rebuild(content)), threads, latency_in, file
-            )
-        how = {"threads": threads, "memory_format": MEMORY_FORMATS[latency_in]}
-        return latency.measure(model, content["image_size"], batch=1, **how).p50
+    if kind in BY_LAYERS:
+        int8, target = content["int8"], None
+        model = checkpoint.rebuild(content)
+        if int8:
+            model = architectures.rebuild(content["arch"], len(content["classes"]), int8["float_shapes"])
+            target = target_devices.by_backend(int8["backend"])
+        table = layer_table.open_table(latency_in, "int8" if int8 else "fp32", threads, tables)
+        return layer_costs.costs_of(model, content["image_size"], target, table)[0](model)
     if kind == "ram":
         return memory.checkpoint_bytes(content, checkpoint.rebuild(content))
     return path.stat().st_size if kind == "size" else content["metrics"]["macs"]
@@ -229,51 +238,3 @@ def _int8_file_bytes(model: nn.Module, parent: dict, row: dict, target: TargetDe
         return files.file_bytes(content) + RESERVE
 
     return cost
-
-
-def _milliseconds(parent: dict, threads: int, latency_in: str, target: TargetDevice | None) -> Cost:
-    """The latency in float32, or with a target in int8: of arbitrary scales, which does not change it.
-
-    Each network is compared with the first one, the unpruned: a latency is that at the speed that the machine
-    had at first. Other programs slow it down for minutes.
-    """
-    # its metadata are not read, but have to be complete
-    content = {"stage": "pruned"} | parent | {"metrics": PLACEHOLDERS}
-    content["int8"] = target and {"backend": target.backend}
-    # a network that is measured again is not exported again; deleted together with the cost
-    folder = tempfile.TemporaryDirectory()
-    how = {"threads": threads, "memory_format": MEMORY_FORMATS[latency_in]}
-    first = []
-
-    def load(model: nn.Module) -> nn.Module:
-        def build() -> nn.Module:
-            copied = copy.deepcopy(fuse_branches(model)).cpu()
-            return quantization.skeleton(copied, target, content["image_size"]) if target else copied
-
-        shapes = json.dumps(architectures.shapes(model))
-        file = Path(folder.name, f"{hashlib.sha256(shapes.encode()).hexdigest()}.onnx")
-        return _load(content, build, threads, latency_in, file)
-
-    def cost(model: nn.Module) -> float:
-        timed, side = load(model), content["image_size"]
-        if not first:
-            first.extend((timed, latency.measure(timed, side, batch=1, **how).p50))
-            return first[1]
-        return first[1] * latency.ratio(timed, first[0], side, **how)
-
-    return cost
-
-
-def _load(
-    content: dict, build: Callable[[], nn.Module], threads: int, latency_in: str, file: Path
-) -> nn.Module:
-    """What is timed: the model of `build`, or its ONNX file, which is written to `file`."""
-    if latency_in == "torch":
-        return build()
-    try:
-        return onnx_latency.load(content, build, file, threads=threads)
-    except UserError as error:
-        raise UserError(
-            f"the latency in ONNX Runtime cannot be measured: {error}; --latency-in torch measures "
-            "torch's instead"
-        ) from None

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from common.budget import candidates, limits
+from common.budget import candidates
 from common.budget.candidates import Candidate, Plan, Stages
 from common.budget.target import Budget
 from common.system import units
@@ -36,7 +36,8 @@ from common.system.errors import UserError
 
 RECIPES = (("reconstruction", "global"), ("lamp", "global"))  # importance and scope
 BOTH = "fp32", "int8"
-PRECISIONS = {"macs": BOTH[:1], "size": BOTH, "latency": BOTH, "ram": BOTH}  # MACs are the same in int8
+# MACs are the same in int8
+PRECISIONS = {"macs": BOTH[:1], "size": BOTH, "latency": BOTH, "ram": BOTH, "instructions": BOTH[1:]}
 TRIAL = 8  # a trial with training has this part of the epochs
 FINISHED = 2  # candidates of each network are finished, at most
 SMALL_ALPHA = 0.3  # the weight in KD of a teacher that is no better than its student
@@ -62,7 +63,6 @@ class Search:
         students: list[str],
         sizes: list[int],
         epochs: int,
-        remembered: Path,
         precisions: tuple = (),
     ):
         """Reads the budget.
@@ -70,7 +70,7 @@ class Search:
         Args:
             source: The checkpoint to compress, with the image size that it was trained at.
             teacher: The teacher of every stage; it may be the source.
-            kind: "macs", "size", "latency" or "ram".
+            kind: "macs", "size", "latency", "instructions" or "ram".
             text: The amount that the user asks for; a fraction is one of the source at the first image size.
             alpha: The weight of the teacher, from 0 to 1; None for the default of the loss.
             stages: What creates checkpoints.
@@ -79,8 +79,6 @@ class Search:
             students: Architectures to distill into, at the first image size.
             sizes: The image sizes to try, in pixels.
             epochs: Of distillation and of pruning.
-            remembered: A JSON file that keeps the limits that were measured: a second search has the same
-                one.
             precisions: Those to try; default: all.
 
         Raises:
@@ -91,13 +89,13 @@ class Search:
         self.students, self.sizes, self.epochs = students, sizes, epochs
         self.precisions = precisions or PRECISIONS[kind]
         self.short = max(1, epochs // TRIAL)
-        first = budget(source.path, text, "fp32", sizes[0])
-        self.limit = limits.remembered(first, source.path, sizes[0], text, remembered)
+        precision = PRECISIONS[kind][0]
+        first = budget(source.path, text, precision, sizes[0])
+        self.limit = first.limit
         self.target = units.format_exact(kind, self.limit)
         self.tried: list[Candidate] = []
         self.refused: list[str] = []
-        # before pruning: to measure a latency, a network has to be exported
-        self._costs = {(source.path, "fp32", sizes[0]): first.start}
+        self._costs = {(source.path, precision, sizes[0]): first.start}
         now = cost(source.path) if kind == "size" else first.start
         if now <= self.limit and not precisions:
             raise UserError(f"nothing to do: {source.path} has {units.describe(kind, now)} already")

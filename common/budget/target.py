@@ -1,4 +1,4 @@
-"""A budget: a limit on parameters, multiply-accumulates, bytes of the file or of RAM, or milliseconds."""
+"""A budget: a limit on parameters, MACs, bytes of the file or of RAM, milliseconds or instructions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ class Budget:
     """A limit on what a model costs.
 
     Attributes:
-        kind: "parameters", "macs", "size" (bytes), "latency" (milliseconds) or "ram" (bytes).
+        kind: "parameters", "macs", "size" (bytes), "latency" (milliseconds), "instructions" or "ram" (bytes).
         limit: The highest cost.
         start: The cost before pruning.
         cost: What a float model costs, or with `precision` "int8" what it will cost once it is quantized.
@@ -24,9 +24,9 @@ class Budget:
         peak: Of "ram" the cost of a model, and the tensors that are kept while it is reached,
             their values in bytes.
         hint: What else lowers the cost, for a limit that cannot be reached.
+        cost_of_widths: What the model costs with other widths, by the name of the layer, where that is known
+            without pruning it.
     """
-
-    TRIALS = 64  # how finely widths are searched where each cost is a measurement
 
     kind: str
     limit: float
@@ -36,11 +36,7 @@ class Budget:
     conditions: str = ""
     peak: Callable[[nn.Module], tuple[float, tuple[LiveTensor, ...]]] | None = None
     hint: str = ""
-
-    @property
-    def exact(self) -> bool:
-        """Whether the cost of a model is the same each time."""
-        return self.kind != "latency"
+    cost_of_widths: Callable[[dict[str, int]], float] | None = None
 
     @property
     def strict(self) -> bool:

@@ -12,8 +12,7 @@ from common.compression.pruning import ROUND_TO, Group, Widths, prune, widths_fo
 from common.evaluation.memory import LiveTensor
 from common.system import distributed
 
-MEASURED_MARGIN = 0.97  # of the limit is aimed at where each measurement is a little different
-FAST_MULTIPLE = 16  # of channels: at 24 a depthwise int8 layer is slower than at 32, see docs/EXPERIMENTS.md
+JAGGED = "latency", "instructions"  # costs that a wider layer may have less of: it fills whole registers
 At = tuple[float, tuple[LiveTensor, ...]]  # see `Budget.peak`
 CLOSE_ENOUGH = 0.005  # of the cost before pruning: half of the point that is promised
 
@@ -31,8 +30,9 @@ def widths_for_budget(
 
     The fraction of the channels that is removed is found by bisection. Then, if the layer that decides is a
     large one, another layer gets a few channels more or less. For RAM only layers are pruned whose outputs
-    are kept while it is at its peak. Of several processes the main one searches for all: a measured cost
-    differs between them.
+    are kept while it is at its peak. For a latency, layers get back channels while the limit allows it: some
+    widths are faster than narrower ones. Of several processes the main one searches for all: a table of
+    latencies may differ between them.
 
     Args:
         model: The network; not changed.
@@ -40,7 +40,7 @@ def widths_for_budget(
         budget: What the pruned model may cost.
         classifier: Name of the layer that yields the logits.
         image_size: Side of the images, in pixels.
-        multiple: Widths of pruned layers are multiples of it, a multiple of 8; default: 8, for a latency 16.
+        multiple: Widths of pruned layers are multiples of it, a multiple of 8; default: 8.
 
     Returns:
         The width of each layer in `groups`; a layer without an entry keeps all channels. {} for a model that
@@ -53,8 +53,7 @@ def widths_for_budget(
     def pruned(widths: Widths) -> nn.Module:
         return prune(model, groups, widths, classifier=classifier, image_size=image_size)
 
-    multiple = multiple or (FAST_MULTIPLE if budget.kind == "latency" else ROUND_TO)
-    groups = [replace(group, multiple=math.lcm(multiple, group.multiple)) for group in groups]
+    groups = [replace(group, multiple=math.lcm(multiple or ROUND_TO, group.multiple)) for group in groups]
     found = None
     if distributed.is_main_process():
         if budget.kind == "ram":
@@ -62,35 +61,28 @@ def widths_for_budget(
         elif (start := budget.cost(model)) <= budget.limit:
             found = {}
         else:
-            found = _search(groups, budget, lambda widths: budget.cost(pruned(widths)), start)
+            by_pruning = lambda widths: budget.cost(pruned(widths))  # noqa: E731
+            found = _search(groups, budget, budget.cost_of_widths or by_pruning, start)
     return distributed.broadcast(found)
 
 
 def _search(groups: list[Group], budget: Budget, cost: Callable[[Widths], float], start: float) -> Widths:
-    if budget.exact:
-        cost = _computed_once(cost)
-    channels = sum(len(group.scores) for group in groups)
-    steps = channels if budget.exact else min(channels, budget.TRIALS)
-    aim = budget.limit if budget.exact else MEASURED_MARGIN * budget.limit
+    cost = _computed_once(cost)
+    steps = sum(len(group.scores) for group in groups)
 
     def at(step: int) -> Widths:
         return widths_for_fraction(groups, step / steps)
 
-    def too_large(step: int) -> bool:
-        return cost(at(step)) > aim
-
     least = cost(at(steps))
     if least > budget.limit:
         raise budget.unreachable(least, start)
-    few, many = _bisect(too_large, 0, steps)
-    if budget.exact:
-        return _adjust(groups, budget, cost, [(at(few), few / steps), (at(many), many / steps)], start)
-    # one measurement that was wrong has moved the result: look again on both sides
-    while many > 1 and not too_large(many - 1):
-        many -= 1
-    while many < steps and too_large(many):
-        many += 1
-    return at(many)
+    few, many = _bisect(lambda step: cost(at(step)) > budget.limit, 0, steps)
+    if budget.kind in JAGGED:
+        before, widths = None, at(many)
+        while widths != before:  # a layer that has become faster leaves room for others
+            before, widths = widths, _give_back(groups, widths, lambda wider: cost(wider) <= budget.limit)
+        return widths
+    return _adjust(groups, budget, cost, [(at(few), few / steps), (at(many), many / steps)], start)
 
 
 def _computed_once(cost: Callable[[Widths], float]) -> Callable[[Widths], float]:
@@ -174,15 +166,18 @@ def _narrowed(groups: list[Group], widths: Widths, tensors: Iterable[LiveTensor]
 
 
 def _give_back(groups: list[Group], widths: Widths, fits: Callable[[Widths], bool]) -> Widths:
-    """Returns channels, the most important first, that later removals in other groups have made room for."""
-    narrowed = [group for group in groups if group.layers[0] in widths]
+    """Returns channels, the most important first, that the limit has room for.
+
+    The next width is tried and the one after it: where a wider layer is faster, only that one may fit.
+    """
+    narrowed = [group for group in groups if _width(group, widths) < len(group.scores)]
     while narrowed:
         group = max(narrowed, key=lambda each: _importance(each, widths, 1))
         wider = widths | dict.fromkeys(group.layers, _next_width(group, widths, 1))
-        possible = fits(wider)
-        if possible:
-            widths = wider
-        if not possible or _width(group, widths) == len(group.scores):
+        widest = widths | dict.fromkeys(group.layers, _next_width(group, wider, 1))
+        fitting = next(filter(fits, (wider, widest)), None)
+        widths = fitting or widths
+        if fitting is None or _width(group, widths) == len(group.scores):
             narrowed.remove(group)
     return widths
 

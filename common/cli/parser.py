@@ -145,22 +145,25 @@ def number(
     return parse
 
 
-def amount(kind: str) -> Callable[[str], str]:
+def amount(*kinds: str) -> Callable[[str], str]:
     """An argparse type: text that `units.parse` accepts.
 
     Args:
-        kind: See `units.parse`.
+        *kinds: Of which it must accept one; see there.
 
     Returns:
         The function that checks a text and returns it.
     """
 
     def parse(text: str) -> str:
-        try:
-            units.parse(kind, text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-        return text
+        errors = []
+        for kind in kinds:
+            try:
+                units.parse(kind, text)
+                return text
+            except ValueError as error:
+                errors.append(str(error))
+        raise argparse.ArgumentTypeError(errors[0])
 
     return parse
 

@@ -8,16 +8,20 @@ import argparse
 from common.cli.options import RAM_SCHEDULE, RAM_SCHEDULES
 from common.cli.parser import Parser, amount, number
 from common.compression.target_devices import ENGINES, TARGET_DEVICES
+from common.system import units
+from common.system.errors import UserError
 
 IMPORTANCES = ("reconstruction", "lamp", "magnitude", "taylor", "bn-scale", "random")
 SCOPES = ("local", "global", "isomorphic")
 TARGETS = {
     "macs": "multiply-accumulates: 0.5 for half of them, or 300M",
     "size": "the file: 2MB, 500KB, or a fraction of the file now, in float32",
-    "latency": "for one image on this machine: 5ms, or a fraction of the latency now",
+    "latency": "for one image in --latency-in: 5ms, 300M instructions, or a fraction of the latency now",
     "ram": "for one image: the peak of the activations, layer by layer, at 4 bytes for each value, in "
     "int8 at 1: 512KB, or a fraction of the peak now",
 }
+CORES = ("cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55")
+INSTRUCTIONS = "instructions:"
 
 
 def add_budget_options(group) -> None:
@@ -27,7 +31,8 @@ def add_budget_options(group) -> None:
         group: A mutually exclusive group.
     """
     for kind, text in TARGETS.items():
-        group.add_argument(f"--target-{kind}", type=amount(kind), metavar="AMOUNT", help=text)
+        kinds = (kind, "instructions") if kind == "latency" else (kind,)
+        group.add_argument(f"--target-{kind}", type=amount(*kinds), metavar="AMOUNT", help=text)
 
 
 def budget(args: argparse.Namespace) -> tuple[str, str] | None:
@@ -38,9 +43,33 @@ def budget(args: argparse.Namespace) -> tuple[str, str] | None:
 
     Returns:
         (kind, text) of the one that was given, for `costs.make_budget`; None for none.
+
+    Raises:
+        UserError: The amount has not the unit of --latency-in.
     """
     given = {kind: getattr(args, f"target_{kind}") for kind in TARGETS}
-    return next(((kind, text) for kind, text in given.items() if text), None)
+    kind, text = next(((kind, text) for kind, text in given.items() if text), (None, None))
+    if kind is None:
+        return None
+    if kind == "latency":
+        kind = "instructions" if args.latency_in.startswith(INSTRUCTIONS) else kind
+        try:
+            units.parse(kind, text)
+        except ValueError as error:
+            raise UserError(f"--target-latency in {args.latency_in}: {error}") from None
+    return kind, text
+
+
+def option(kind: str) -> str:
+    """The option of a budget.
+
+    Args:
+        kind: See `costs.make_budget`.
+
+    Returns:
+        Such as "target_macs".
+    """
+    return f"target_{'latency' if kind == 'instructions' else kind}"
 
 
 def add_device_option(group) -> None:
@@ -107,10 +136,13 @@ def add_conditions(group) -> None:
     )
     group.add_argument(
         "--latency-in",
-        choices=("onnxruntime", "torch"),
+        choices=("onnxruntime", *(INSTRUCTIONS + core for core in CORES)),
         default="onnxruntime",
-        help="what runs the network for --target-latency: ONNX Runtime, which runs the file that export.py "
-        "writes, or torch's engines; default: onnxruntime",
+        metavar="RUNTIME",
+        help="where --target-latency is reached: onnxruntime, on this machine, or "
+        f"{', '.join(INSTRUCTIONS + core for core in CORES)}, which counts what the int8 network in C "
+        "executes (in QEMU, with arm-none-eabi-gcc); each layer is measured once and kept in --cache; "
+        "default: onnxruntime",
     )
 
 
@@ -125,7 +157,7 @@ def add_width_option(group) -> None:
         type=int,
         choices=(8, 16),
         help="the number of channels of a pruned layer is a multiple of this; 16 for Ethos-U, which stores "
-        "16 channels at a time; default: 8, with --target-latency 16",
+        "16 channels at a time; default: 8",
     )
 
 

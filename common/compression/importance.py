@@ -22,7 +22,9 @@ Moments = dict[str, Tensor]  # E[x x^T] of the inputs x of each layer, float64 [
 Importance = Callable[[torch_pruning.Group], Tensor | None]  # the scores of the channels of a group
 
 # of each kind of budget, what the error of a channel is divided by; the search for RAM divides by the values
-COSTS = {"parameters": "parameters", "size": "parameters", "macs": "macs", "latency": "macs"}
+COSTS = dict.fromkeys(("parameters", "size"), "parameters") | dict.fromkeys(
+    ("macs", "latency", "instructions"), "macs"
+)
 IMPORTANCES = {
     "magnitude": scorers.GroupMagnitudeImportance(p=2),
     "taylor": scorers.GroupTaylorImportance(),

@@ -36,7 +36,7 @@ def load(
         runtime: Of `RUNTIMES`.
 
     Returns:
-        An `OnnxModel` or `OpenVinoModel`, for `latency.measure` and `latency.ratio` with `MEMORY_FORMAT`.
+        An `OnnxModel` or `OpenVinoModel`, for `measure`.
 
     Raises:
         UserError: The model has no form in ONNX, the runtime cannot run it, or is not installed.

@@ -1,6 +1,7 @@
 """Sessions of ONNX Runtime on the CPU, whose sums of integers are exact."""
 
 import functools
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,18 +14,23 @@ from onnx import helper
 EXACT_SUMS = "session.x64quantprecision"
 
 
-def open_session(proto: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
+def open_session(
+    proto: onnx.ModelProto, threads: int, profile: Path | None = None
+) -> onnxruntime.InferenceSession:
     """Opens a model.
 
     Args:
         proto: The model.
         threads: Threads of ONNX Runtime; 0 for all cores.
+        profile: The beginning of the name of a file, in which each node's time in each run is written.
 
     Returns:
         The session.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 4  # 4: errors come as exceptions
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if sums_overflow():
         options.add_session_config_entry(EXACT_SUMS, "1")
     content = proto.SerializeToString()

@@ -48,12 +48,25 @@ def build(graph: Graph) -> onnx.ModelProto:
     for operator in graph.operators:
         writer.write(operator)
     writer.node("DequantizeLinear", [graph.output.name, *writer.grid(graph.output)], OUTPUT)
+    return model(writer, graph)
+
+
+def model(writer: "_Writer", graph: Graph) -> onnx.ModelProto:
+    """The model of the operators that were written.
+
+    Args:
+        writer: What has written them.
+        graph: The network.
+
+    Returns:
+        A model of "images" float32 [N, 3, S, S] and "logits" float32 [N, C].
+    """
     images, logits = (
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *tensor.shape])
         for name, tensor in ((INPUT, graph.input), (OUTPUT, graph.output))
     )
     body = helper.make_graph(writer.nodes, "network", [images], [logits], writer.constants)
-    return helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)])
+    return helper.make_model_gen_version(body, opset_imports=[helper.make_opsetid("", OPSET)])
 
 
 class _Writer:

@@ -15,7 +15,6 @@ from common.system import hardware
 
 WARMUP_RUNS, WARMUP_SECONDS = 5, 0.3
 MEASURED_RUNS, MEASURED_SECONDS = 50, 1.0  # at least as many, and for at least as long
-TURNS, TURN_RUNS, TURN_SECONDS = 15, 5, 0.05  # of two models that are compared; each turn at least as long
 BUSY = 0.1  # fraction of one core's time that other programs may take
 INSTRUCTION_SETS = {  # the widest that matters for int8 comes first; x86, then ARM
     "amx_int8": "AMX-INT8",
@@ -65,41 +64,6 @@ def measure(
         milliseconds = np.array(_times(model, images, MEASURED_RUNS, MEASURED_SECONDS)) * 1000 / batch
     p50, p95 = np.percentile(milliseconds, (50, 95))
     return Latency(float(p50), float(p95), batch)
-
-
-def ratio(
-    model: nn.Module,
-    reference: nn.Module,
-    image_size: int,
-    *,
-    threads: int,
-    memory_format=torch.channels_last,
-) -> float:
-    """Compares the latencies of two models for one image.
-
-    They run in turns, so that what slows the machine down for seconds or minutes slows both.
-
-    Args:
-        model: Float or int8, on the CPU; put into eval mode.
-        reference: The same.
-        image_size: Side of the images, in pixels.
-        threads: Threads of torch; the process is pinned to as many cores.
-        memory_format: That of models and images.
-
-    Returns:
-        The median over the turns of the latency of `model`, divided by that of `reference`.
-    """
-    images = _images(1, image_size, memory_format)
-    for each in (model, reference):
-        hardware.set_memory_format(each.eval(), memory_format)
-
-    def median_time(each: nn.Module) -> float:
-        return np.median(_times(each, images, TURN_RUNS, TURN_SECONDS))
-
-    with _pinned(threads), torch.inference_mode():
-        for each in (model, reference):
-            _times(each, images, WARMUP_RUNS, WARMUP_SECONDS)
-        return float(np.median([median_time(model) / median_time(reference) for _ in range(TURNS)]))
 
 
 def _images(batch: int, image_size: int, memory_format) -> torch.Tensor:

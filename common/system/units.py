@@ -1,19 +1,22 @@
-"""Amounts with units: 2MB, 300M MACs, 5ms, or 0.5 for half of what the model costs now."""
+"""Amounts with units: 2MB, 300M MACs or instructions, 5ms, or 0.5 for half of what the model costs now."""
 
 import math
 import re
 
 BYTES = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "KiB": 2**10, "MiB": 2**20}
+COUNTS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}
 UNITS = {
-    "macs": {"": 1, "K": 1e3, "M": 1e6, "G": 1e9},
+    "macs": COUNTS,
+    "instructions": COUNTS,
     "size": BYTES | {"GB": 1e9, "GiB": 2**30},
     "latency": {"": 1, "us": 1e-3, "ms": 1, "s": 1e3},
     "ram": BYTES,
 }
-EXACT_UNITS = {"macs": "K", "size": "B", "latency": "ms", "ram": "B"}
+EXACT_UNITS = {"macs": "K", "instructions": "K", "size": "B", "latency": "ms", "ram": "B"}
 FORMATS = {
     "parameters": "{:,.0f} parameters",
     "macs": "{:,.0f} MACs",
+    "instructions": "{:,.0f} instructions",
     "size": "{:,.0f} bytes",
     "latency": "{:.2f} ms",
     "ram": "{:,.0f} bytes of RAM",
@@ -25,12 +28,13 @@ def parse(kind: str, text: str) -> tuple[float, bool]:
     """Reads an amount.
 
     Args:
-        kind: "macs", "size" (bytes), "latency" (milliseconds) or "ram" (bytes).
+        kind: "macs", "instructions", "size" (bytes), "latency" (milliseconds) or "ram" (bytes).
         text: A number with a unit, such as "2MB". A number of at most 1 without a unit is a fraction of what
             the model costs now.
 
     Returns:
-        (amount, is_fraction): the amount is in MACs, bytes or milliseconds, or a fraction from 0 to 1.
+        (amount, is_fraction): the amount is in MACs, instructions, bytes or milliseconds, or a fraction from
+        0 to 1.
 
     Raises:
         ValueError: `text` is not an amount of this kind.
@@ -50,8 +54,8 @@ def format_exact(kind: str, amount: float) -> str:
     """Writes an amount so that `parse` reads the same value, and never a fraction.
 
     Args:
-        kind: "macs", "size", "latency" or "ram".
-        amount: In MACs, bytes or milliseconds.
+        kind: "macs", "instructions", "size", "latency" or "ram".
+        amount: In MACs, instructions, bytes or milliseconds.
 
     Returns:
         The amount with a unit and six decimals.
@@ -64,8 +68,8 @@ def describe(kind: str, amount: float, precision: str = "fp32", conditions: str 
     """Writes an amount for a reader.
 
     Args:
-        kind: "parameters", "macs", "size", "latency" or "ram".
-        amount: In parameters, MACs, bytes or milliseconds.
+        kind: "parameters", "macs", "instructions", "size", "latency" or "ram".
+        amount: In parameters, MACs, instructions, bytes or milliseconds.
         precision: "fp32", or "int8" where the amount is that of the quantized model.
         conditions: How it was measured, such as the engine and the CPU; may begin with the precision.
 

@@ -1,17 +1,25 @@
 import pytest
 import torch
 
-from common.budget import costs
+from common.budget import costs, layer_costs
 from common.budget.costs import RESERVE
 from common.budget.widths import widths_for_budget
 from common.compression import int8_engines, pruning, quantization
-from common.deployment import integer_model, metadata, onnx_latency, onnx_model, onnx_writer
+from common.deployment import instructions, integer_model, onnx_layers, onnx_writer
 from common.evaluation import latency, memory, metrics
-from common.evaluation.latency import Latency
 from common.evaluation.metrics import Score, count_parameters
+from common.integer.graph import Tensor
 from common.models import architectures, checkpoint, lineage
 from common.system.errors import UserError
-from tests.compression.networks import CPU, EMBEDDED, SERVER, each_target, network_options, pruned_by
+from tests.compression.networks import (
+    CPU,
+    EMBEDDED,
+    SERVER,
+    SYMMETRIC,
+    each_target,
+    network_options,
+    pruned_by,
+)
 
 pytestmark = pytest.mark.usefixtures("shallow_networks")
 
@@ -148,108 +156,80 @@ def test_a_budget_of_parameters_is_a_fraction_of_those_of_the_model(parent):
     assert budget.cost(model) == count
 
 
-@pytest.mark.parametrize(
-    ("latency_in", "precision", "engine"),
-    [
-        ("onnxruntime", "fp32", "fp32 ONNX Runtime"),
-        ("onnxruntime", "int8", "int8 ONNX Runtime"),
-        ("torch", "fp32", "fp32"),
-        ("torch", "int8", "int8, onednn"),
-    ],
-)
-def test_what_was_achieved_is_stored_with_its_conditions(parent, monkeypatch, latency_in, precision, engine):
-    model, content, path = parent("squeezenet1_1")
-    monkeypatch.setattr(onnx_latency, "load", lambda *_, **__: None)
-    monkeypatch.setattr(latency, "measure", lambda *_, **__: Latency(2.5, 3.0, 1))
-    monkeypatch.setattr(latency, "ratio", lambda *_, **__: 1.0)
+@pytest.fixture
+def counted(monkeypatch):
+    """Each layer costs the number of its outputs, in thousandths; the layers that were measured."""
+    measured = []
+
+    def measure(parts, precision, threads):
+        measured.extend((part, precision, threads) for part in parts)
+        return [0.0 if isinstance(part, Tensor) else part.output.shape[0] / 1000 for part in parts]
+
+    monkeypatch.setattr(onnx_layers, "milliseconds", measure)
     monkeypatch.setattr(latency, "cpu", lambda: "Abacus, NEON")
-    monkeypatch.setattr(int8_engines, "use", lambda target: "onednn")
-    more = {"precision": precision, "target": EMBEDDED, "threads": 2, "latency_in": latency_in}
-    budget = costs.make_budget("latency", "5ms", model, content, row_of(content, path, "pruned"), **more)
-    assert budget.achieved(model) == {
-        "of": "latency", "precision": precision, "limit": 5, "achieved": 2.5,
-        "conditions": f"{engine.removeprefix('int8, ')} on Abacus, NEON, 2 thread(s)",
-    }  # fmt: skip
-    assert budget.describe(1.5) == f"1.50 ms ({engine} on Abacus, NEON, 2 thread(s))"
+    return measured
 
 
-def test_a_latency_is_met(parent, monkeypatch):
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_latency_is_the_sum_over_the_layers_with_its_conditions(parent, counted, tmp_path, precision):
     model, content, path = parent("squeezenet1_1")
-    calls = []
-
-    def milliseconds(measured, image_size, *, batch, threads, memory_format):
-        calls.append((image_size, batch, threads, memory_format))
-        return Latency(count_parameters(measured) / 1e5, 99.0, batch)
-
-    def ratio(measured, reference, image_size, *, threads, memory_format):
-        calls.append((image_size, 1, threads, memory_format))
-        assert count_parameters(reference) == count_parameters(model)
-        return count_parameters(measured) / count_parameters(reference)
-
-    monkeypatch.setattr(latency, "measure", milliseconds)
-    monkeypatch.setattr(latency, "ratio", ratio)
-    row, more = row_of(content, path, "pruned"), {"threads": 2, "latency_in": "torch"}
-    budget = costs.make_budget("latency", "0.5", model, content, row, **more)
-    assert budget.limit == count_parameters(model) / 2e5
-    pruned = within(model, budget)
-    # three hundredths are left for the difference of the next measurement
-    assert 0.85 * budget.limit < count_parameters(pruned) / 1e5 <= 0.97 * budget.limit
-    assert set(calls) == {(SIDE, 1, 2, torch.channels_last)}
+    more = {"precision": precision, "target": EMBEDDED, "threads": 2, "tables": tmp_path}
+    budget = costs.make_budget("latency", "0.5", model, content, row_of(content, path, "pruned"), **more)
+    assert {each[1:] for each in counted} == {(precision, 2)}
+    graph, _ = layer_costs.layers_of(model, SIDE, EMBEDDED)
+    expected = sum(operator.output.shape[0] for operator in graph.operators) / 1000
+    assert budget.start == pytest.approx(expected) and budget.limit == budget.start / 2
+    achieved = budget.achieved(model)
+    assert achieved["conditions"].endswith("on Abacus, NEON, 2 thread(s)")
+    assert achieved["conditions"].startswith(f"{precision} ONNX Runtime 1.")
+    # what is known is not measured again, by no other budget either
+    count = len(counted)
+    assert costs.checkpoint_cost("latency", path, threads=2, latency_in="onnxruntime", tables=tmp_path) > 0
+    assert len(counted) == (count if precision == "fp32" else 2 * count)
+    again = costs.make_budget("latency", "0.5", model, content, row_of(content, path, "pruned"), **more)
+    assert again.limit == budget.limit and len(counted) == (count if precision == "fp32" else 2 * count)
 
 
-@pytest.mark.parametrize("latency_in", ["torch", "onnxruntime"])
-def test_with_int8_the_latency_of_the_quantized_model_counts(parent, monkeypatch, latency_in):
-    model, content, path = parent("squeezenet1_1")
-
-    def milliseconds(measured):
-        return 3.0 if any(key.endswith("_input_scale_0") for key in measured.state_dict()) else 8.0
-
-    def ratio(measured, reference, *_, **__):
-        return milliseconds(measured) / milliseconds(reference)
-
-    monkeypatch.setattr(latency, "measure", lambda measured, *_, **__: Latency(milliseconds(measured), 9, 1))
-    monkeypatch.setattr(latency, "ratio", ratio)
-    monkeypatch.setattr(onnx_latency, "load", lambda _, build, *__, **___: build())
+@pytest.mark.parametrize("arch", ["squeezenet1_1", "resnet18", "shufflenet_v2_x0_5"])
+def test_a_latency_is_met_and_widths_cost_what_the_pruned_model_costs(parent, counted, tmp_path, arch):
+    model, content, path = parent(arch)
     row = row_of(content, path, "pruned")
-    more = {"precision": "int8", "target": EMBEDDED, "latency_in": latency_in}
-    budget = costs.make_budget("latency", "0.5", model, content, row, **more)
-    before = [type(module) for module in model.modules()]
-    # half of what the unpruned network takes in int8, not of what it takes in float32
-    assert (budget.limit, budget.start, budget.cost(model)) == (1.5, 3, 3)
-    assert costs.make_budget("latency", "0.5", model, content, row, **more | {"precision": "fp32"}).limit == 4
-    assert [type(module) for module in model.modules()] == before
+    budget = costs.make_budget("latency", "0.6", model, content, row, target=EMBEDDED, tables=tmp_path)
+    assert (budget.cost_of_widths is None) == arch.startswith("shufflenet")
+    groups = pruning.rank(model, "lamp", "global", **options(model))
+    widths = widths_for_budget(model, groups, budget, **options(model))
+    pruned = pruning.prune(model, groups, widths, **options(model))
+    assert 0.9 * budget.limit < budget.cost(pruned) <= budget.limit
+    if budget.cost_of_widths:
+        assert budget.cost_of_widths(widths) == budget.cost(pruned)
+    graph, _ = layer_costs.layers_of(pruned, SIDE, EMBEDDED)
+    expected = sum(operator.output.shape[0] for operator in graph.operators) / 1000
+    assert budget.cost(pruned) == pytest.approx(expected)
 
 
-def test_in_onnx_runtime_each_network_is_exported_once_with_what_a_file_needs(parent, monkeypatch):
+def test_for_a_device_with_zero_points_of_0_the_latency_in_onnx_runtime_is_refused(parent):
     model, content, path = parent("squeezenet1_1")
-    exported, compared = [], []
+    more = {"precision": "int8", "target": SYMMETRIC}
+    with pytest.raises(UserError, match=r"^with zero points of 0 the time in ONNX Runtime is no sum"):
+        costs.make_budget("latency", "0.5", model, content, row_of(content, path, "pruned"), **more)
 
-    def load(content, build, file, *, threads):
-        metadata.of(content)
-        assert content["int8"] == {"backend": "qnnpack"} and threads == 2
-        exported.append((file.name, content["image_size"]))
-        return file.name
 
-    def ratio(measured, reference, image_size, *, threads, memory_format):
-        assert memory_format == torch.contiguous_format
-        compared.append((measured, reference))
-        return 0.5
+def test_instructions_are_those_of_int8_networks(parent, tmp_path, monkeypatch):
+    model, content, path = parent("squeezenet1_1")
+    row, cores = row_of(content, path, "pruned"), []
 
-    monkeypatch.setattr(onnx_latency, "load", load)
-    monkeypatch.setattr(latency, "measure", lambda *_, **__: Latency(4.0, 5.0, 1))
-    monkeypatch.setattr(latency, "ratio", ratio)
-    more = {"precision": "int8", "target": EMBEDDED, "threads": 2}
-    budget = costs.make_budget("latency", "5ms", model, content, row_of(content, path, "pruned"), **more)
-    pruned = [pruned_by(model, 0.5, options(model)) for _ in range(2)]
-    assert [budget.cost(other) for other in (model, *pruned)] == [2, 2, 2]
-    # equal networks have one file, and each is compared with the first
-    start, smaller = exported[0], exported[2]
-    assert exported == [start, start, smaller, smaller] and start[1] == SIDE
-    assert compared == [(start[0], start[0]), (smaller[0], start[0]), (smaller[0], start[0])]
-    assert start != smaller
-    # also of an architecture that is not yet a checkpoint
-    content = lineage.new_checkpoint("squeezenet1_1", CLASSES, SIDE)
-    costs.make_budget("latency", "5ms", model, content, {}, **more)
+    def count(graph, parts, core):
+        cores.append(core)
+        return [10.0] * len(parts)
+
+    monkeypatch.setattr(instructions, "count", count)
+    more = {"target": EMBEDDED, "latency_in": "instructions:cortex-m4", "tables": tmp_path}
+    budget = costs.make_budget("instructions", "1K", model, content, row, precision="int8", **more)
+    graph, _ = layer_costs.layers_of(model, SIDE, EMBEDDED)
+    assert budget.start == 10 * (len(graph.operators) + 1) and budget.limit == 1000
+    assert budget.conditions.startswith("cortex-m4, kernels ") and set(cores) == {"cortex-m4"}
+    with pytest.raises(UserError, match="cortex-m4 counts int8 networks: --target-precision int8"):
+        costs.make_budget("instructions", "1K", model, content, row, **more)
 
 
 @pytest.mark.parametrize("kind", ["macs", "latency"])
@@ -264,14 +244,15 @@ def test_an_int8_model_without_a_form_in_onnx_is_an_error_before_pruning(parent,
         costs.make_budget(kind, "0.5", model, content, row_of(content, path, "pruned"), **more)
 
 
-def test_a_model_without_a_form_in_onnx_is_an_error_that_names_the_other_engine(parent, monkeypatch):
-    def export(*_):
-        raise UserError("x cannot be written as ONNX")
+def test_a_network_whose_layers_are_not_known_is_an_error_in_one_line(parent, monkeypatch, tmp_path):
+    def read(*_):
+        raise UserError("norm, the operator LayerNorm, has no integer form")
 
-    monkeypatch.setattr(onnx_model, "export", export)
+    monkeypatch.setattr(layer_costs.from_fx, "read", read)
     model, content, path = parent("squeezenet1_1")
-    with pytest.raises(UserError, match=r"x cannot be written as ONNX; --latency-in torch"):
-        costs.make_budget("latency", "0.5", model, content, row_of(content, path, "pruned"))
+    row = row_of(content, path, "pruned")
+    with pytest.raises(UserError, match=r"^the latency of SqueezeNet is not known, layer by layer: norm, "):
+        costs.make_budget("latency", "0.5", model, content, row, tables=tmp_path)
 
 
 def test_ram_is_that_of_one_image_in_the_precision_of_the_target(parent):
@@ -285,9 +266,15 @@ def test_ram_is_that_of_one_image_in_the_precision_of_the_target(parent):
     assert costs.make_budget("ram", "9KB", model, content, row).limit == 9000
 
 
-def test_the_budget_of_a_checkpoint_is_that_of_its_model(parent):
+def test_the_budget_of_a_checkpoint_is_that_of_its_model(parent, tmp_path):
     model, content, path = parent("squeezenet1_1")
-    conditions = {"options": options_of("pruned"), "target": EMBEDDED, "threads": 1, "latency_in": "torch"}
+    conditions = {
+        "options": options_of("pruned"),
+        "target": EMBEDDED,
+        "threads": 1,
+        "latency_in": "",
+        "tables": tmp_path,
+    }
     for kind, text in (("macs", "0.5"), ("size", "0.5"), ("size", "300KB")):
         budget = costs.checkpoint_budget(kind, path, text, "fp32", SIDE, **conditions)
         row, full = row_of(content, path, "pruned"), path.stat().st_size
@@ -298,27 +285,21 @@ def test_the_budget_of_a_checkpoint_is_that_of_its_model(parent):
     assert larger.start == metrics.complexity(model, 2 * SIDE)["macs"]
 
 
-def test_the_cost_of_a_finished_checkpoint_is_measured(parent, monkeypatch):
+def test_the_cost_of_a_finished_checkpoint_is_found(parent, tmp_path):
     model, _, path = parent("squeezenet1_1")
-    conditions = {"threads": 2, "latency_in": "onnxruntime"}
+    conditions = {"threads": 2, "latency_in": "onnxruntime", "tables": tmp_path}
     assert costs.checkpoint_cost("size", path, **conditions) == path.stat().st_size
     macs = costs.checkpoint_cost("macs", path, **conditions)
     assert macs == metrics.complexity(model, SIDE)["macs"]
     assert costs.checkpoint_cost("ram", path, **conditions) == 4 * memory.peak(model, SIDE).values
-    calls = []
 
-    def load(content, build, file, *, threads):
-        assert count_parameters(build()) == count_parameters(model) and not file.exists()
-        calls.append(("load", content["image_size"], threads))
-        return build()
 
-    def measure(measured, image_size, *, batch, threads, memory_format):
-        calls.append((count_parameters(measured), image_size, batch, threads))
-        return Latency(2.5, 3.0, batch)
-
-    monkeypatch.setattr(latency, "measure", measure)
-    monkeypatch.setattr(onnx_latency, "load", load)
-    for runtime in ("onnxruntime", "torch"):
-        assert costs.checkpoint_cost("latency", path, threads=2, latency_in=runtime) == 2.5
-    timed = (count_parameters(model), SIDE, 1, 2)
-    assert calls == [("load", SIDE, 2), timed, timed]
+def test_an_int8_checkpoint_has_the_latency_of_the_network_that_was_pruned(parent, counted, tmp_path):
+    model, content, path = parent("squeezenet1_1")
+    row = row_of(content, path, "pruned")
+    more = {"precision": "int8", "target": EMBEDDED, "tables": tmp_path}
+    budget = costs.make_budget("latency", "0.7", model, content, row, **more)
+    pruned = within(model, budget)
+    saved = save_quantized(pruned, save_pruned(pruned, content, row, budget, tmp_path), EMBEDDED, tmp_path)
+    conditions = {"threads": 1, "latency_in": "onnxruntime", "tables": tmp_path}
+    assert costs.checkpoint_cost("latency", saved, **conditions) == budget.cost(pruned)

@@ -91,7 +91,6 @@ class Results:
             students=list(students),
             sizes=list(sizes),
             epochs=epochs,
-            remembered=self.folder / "limits.json",
         )
 
 
@@ -457,7 +456,7 @@ def test_int8_is_tried_where_it_costs_less(results, kind, precisions):
     search = Search(
         source, source, kind, "0.5", alpha=0.9,
         stages=Stages(None, prune, results.quantize), budget=budget, cost=lambda path: 2 * LIMIT,
-        students=[], sizes=[SIDE], epochs=EPOCHS, remembered=results.folder / "limits.json",
+        students=[], sizes=[SIDE], epochs=EPOCHS,
     )  # fmt: skip
     with pytest.raises(UserError, match="nothing meets"):
         search.run()

@@ -35,11 +35,10 @@ def to_fraction(model, fraction, network):
     return within(model, costs.parameter_budget(model, fraction), network)
 
 
-@pytest.mark.parametrize(("kind", "multiple"), [("latency", None), ("parameters", 16)])
-def test_pruned_widths_are_multiples_of_16_for_a_latency_and_where_it_is_asked_for(kind, multiple):
+def test_pruned_widths_are_multiples_of_16_where_it_is_asked_for():
     model, network = built("resnet18")
-    budget = Budget(kind, 0.4, 1.0, lambda pruned: count_parameters(pruned) / count_parameters(model))
-    pruned = within(model, budget, network, multiple)
+    budget = Budget("macs", 0.4, 1.0, lambda pruned: count_parameters(pruned) / count_parameters(model))
+    pruned = within(model, budget, network, 16)
     narrowed = [
         after.out_channels
         for before, after in zip(model.modules(), pruned.modules(), strict=True)
@@ -137,42 +136,27 @@ def test_a_budget_of_macs_is_met_on_a_real_network():
         within(model, costs.make_budget("macs", "1K", model, {"image_size": 32}, {}), network)
 
 
-def test_a_model_that_exceeds_the_limit_when_it_is_measured_again_is_pruned_further():
-    model, network = built("resnet18")
-    limit = count_parameters(model) / 2
+def test_for_a_latency_a_wider_layer_that_is_faster_is_found_in_the_table():
+    # 24 channels take longer than 32: from 16, only the width after the next one fits
+    model, network = chain(32, 32, 16)
+    microseconds = {8: 1, 16: 4, 24: 9, 32: 6}
+    asked = []
 
-    def measured(too_low):
-        """The first `too_low` measurements give 10 % too little, the later ones are correct."""
-        measurements = []
+    def cost_of_widths(widths):
+        asked.append(widths)
+        return sum(microseconds[widths.get(layer, 32)] for layer in ("0", "3"))
 
-        def cost(pruned):
-            measurements.append(pruned)
-            return count_parameters(pruned) * (0.9 if len(measurements) <= too_low else 1)
+    def budget(limit):
+        return Budget("latency", limit, 12, lambda _: 12, cost_of_widths=cost_of_widths)
 
-        return Budget("latency", limit, 2 * limit, cost)
-
-    # one of the full network, one of the smallest, six to find one of 64 steps, one of the step before
-    assert count_parameters(within(model, measured(9), network)) <= limit
-    assert count_parameters(within(model, measured(1000), network)) > limit
-
-
-def test_one_latency_that_is_measured_too_high_does_not_prune_more():
-    model, network = built("resnet18")
-    limit, measurements = 0.5 * count_parameters(model), []
-
-    def measured(wrong):
-        measurements.clear()
-
-        def cost(pruned):
-            measurements.append(pruned)
-            return count_parameters(pruned) * (3 if len(measurements) == wrong else 1)
-
-        return Budget("latency", limit, 2 * limit, cost)
-
-    expected = count_parameters(within(model, measured(None), network))
-    assert 0.9 * limit < expected <= limit
-    # the first is of the full network, the second of the smallest, the third of the middle
-    assert count_parameters(within(model, measured(3), network)) == expected
+    quantiles = {"0": [0.1] * 24 + [0.9] * 8, "6": [0.99] * 16}
+    quantiles["3"] = [0.2] * 8 + [0.3] * 8 + [0.4] * 8 + [0.8] * 8
+    found = {limit: found_for(model, budget(limit), network, quantiles) for limit in (10, 7, 2)}
+    # the second layer, whose removed channels are the more important ones, is the first to get them back
+    assert [(each["0"], each["3"]) for each in found.values()] == [(16, 32), (8, 32), (8, 8)]
+    assert asked and all(each["0"] in microseconds for each in asked if each)
+    with pytest.raises(UserError, match=r"pruned to 1\.00 ms: 2\.00 ms is the least, 16\.7%"):
+        found_for(model, budget(1), network, quantiles)
 
 
 def ram(limit, start, precision="int8", image_size=8):

@@ -40,36 +40,6 @@ def test_p95_is_above_the_median_where_runs_differ(monkeypatch):
     assert (round(measured.p50, 6), round(measured.p95, 6)) == (1.0, 5.0)
 
 
-class Clock:
-    """A clock that only networks move, on a machine that is 10 times slower after 1.5 s."""
-
-    now = 0.0
-
-    def taking(self, seconds):
-        def forward(images):
-            self.now += seconds * (10 if self.now > 1.5 else 1)
-
-        network = nn.Identity()
-        network.forward = forward
-        return network
-
-
-def test_a_ratio_of_latencies_does_not_depend_on_the_speed_of_the_machine(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(latency.time, "perf_counter", lambda: clock.now)
-    slow, fast = clock.taking(0.012), clock.taking(0.004)
-    assert latency.ratio(slow, fast, 8, threads=1) == pytest.approx(3)
-    assert clock.now > 3  # it has become slower on the way
-
-
-def test_a_ratio_of_latencies_runs_both_models_warm_with_the_given_threads():
-    models = [Counting(), Counting()]
-    latency.ratio(*models, 32, threads=1)
-    for model in models:
-        assert model.batches == {(1, 3, 32, 32)} and model.threads == {1} and model.cores <= {1}
-        assert model.runs >= latency.WARMUP_RUNS + latency.TURNS * latency.TURN_RUNS
-
-
 def test_the_affinity_is_restored(monkeypatch):
     if not hasattr(os, "sched_getaffinity"):
         pytest.skip("this system has no affinity")

@@ -138,8 +138,20 @@ def test_a_pruning_target_out_of_reach_names_the_smallest_network(refused):
         (["--target-size", "1KB"], "cannot be pruned to 1,000 bytes"),
         (["--target-size", "1KB", "--target-precision", "int8"], "1,000 bytes (int8): "),
         (["--target-macs", "1000"], "MACs is the least"),
-        (["--target-latency", "1us"], "ms (fp32 ONNX Runtime on"),
-        (["--target-latency", "1us", "--latency-in", "torch"], "ms (fp32 on"),
+        (["--target-latency", "1us"], "ms (fp32 ONNX Runtime 1."),
+        (
+            ["--target-latency", "300M"],
+            "--target-latency in onnxruntime: '300M' is not a number with one of us",
+        ),
+        (
+            ["--target-latency", "5ms", "--latency-in", "instructions:cortex-m7"],
+            "in instructions:cortex-m7: '5ms' is not a number with one of K, M, G",
+        ),
+        (
+            ["--target-latency", "0.5", "--latency-in", "instructions:cortex-m7"],
+            "instructions:cortex-m7 counts int8 networks: --target-precision int8",
+        ),
+        (["--target-latency", "1ms", "--latency-in", "abacus"], "invalid choice: 'abacus'"),
         (["--target-ram", "1KB"], "cannot be pruned to 1,000 bytes of RAM (layer by layer): "),
         (
             ["--target-ram", "1KB", "--target-precision", "int8"],

@@ -5,7 +5,6 @@ import shutil
 import pytest
 from torch import nn
 
-from common.compression.target_devices import ENGINES
 from common.deployment import onnx_writer
 from common.evaluation import memory
 from common.models import architectures, checkpoint
@@ -81,17 +80,12 @@ def test_widths_are_multiples_of_what_is_asked_for(prune, target):
 @pytest.mark.parametrize(
     ("options", "conditions"),
     [
-        (("--threads", 2), "fp32 ONNX Runtime on "),
-        (("--target-precision", "int8"), "int8 ONNX Runtime on "),
-        (("--latency-in", "torch"), "fp32 on "),
-        (
-            ("--latency-in", "torch", "--target-precision", "int8"),
-            tuple(f"{engine} on " for engine in ENGINES),
-        ),
+        (("--threads", 2), "fp32 ONNX Runtime "),
+        (("--target-precision", "int8"), "int8 ONNX Runtime "),
     ],
 )
 def test_a_target_of_latency_is_measured_where_the_network_runs(prune, options, conditions):
-    result, content = prune("--target-latency", "30s", *options)  # no measurement is needed to meet it
+    result, content = prune("--target-latency", "30s", *options)
     assert result.code == 0, result.err
     target = content["metrics"]["target"]
     assert target["limit"] == 30_000 and 0 < target["achieved"] < 30_000

@@ -18,6 +18,8 @@ from common.system import units
         ("size", "1", (1, True)),
         ("size", "1.5", (1.5, False)),
         ("latency", "5ms", (5, False)),
+        ("instructions", "300M", (3e8, False)),
+        ("instructions", "0.5", (0.5, True)),
         ("latency", "0.005s", (5, False)),
         ("latency", "250us", (0.25, False)),
         ("latency", "5", (5, False)),
