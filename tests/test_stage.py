@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 
 import train_pruning
-from common.compression import reconstruction
+from common.compression import layerwise, reconstruction
 from common.compression.distillation import cross_entropy, kl_divergence
 from common.compression.reconstruction import Fit
 from common.evaluation.metrics import complexity, count_parameters
@@ -332,7 +332,7 @@ def test_a_network_that_cannot_be_reconstructed_is_pruned_with_a_note(new_stage,
     stage.begin(stage.model)
     model = copy.deepcopy(stage.model)
     capsys.readouterr()
-    monkeypatch.setattr(reconstruction.fx, "symbolic_trace", lambda model: model.missing)
+    monkeypatch.setattr(layerwise.fx, "symbolic_trace", lambda model: model.missing)
     stage.reconstruct(model, stage.model, {})
     (note,) = capsys.readouterr().out.splitlines()
     assert note.startswith("note: pruned without reconstruction: SqueezeNet cannot be traced")

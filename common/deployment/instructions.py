@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.deployment import c_writer
+from common.deployment import c_kernels, c_writer
 from common.integer.graph import Graph, Operator, Tensor
 from common.integer.rows import height
 from common.system.errors import UserError
@@ -96,7 +96,7 @@ def conditions(core: str) -> str:
     """
     digest = hashlib.sha256()
     for path in sorted(
-        [*c_writer.KERNELS.glob("*.c"), *c_writer.KERNELS.parent.glob("c_*.py"), FIRMWARE / "Makefile"]
+        [*c_kernels.KERNELS.glob("*.c"), *c_kernels.KERNELS.parent.glob("c_*.py"), FIRMWARE / "Makefile"]
     ):
         digest.update(path.read_bytes())
     return f"{core}, kernels {digest.hexdigest()[:8]}"

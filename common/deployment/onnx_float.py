@@ -16,7 +16,7 @@ def build(graph: Graph) -> onnx.ModelProto:
         graph: The network.
 
     Returns:
-        See `onnx_writer.model`.
+        A model of "images" float32 [N, 3, S, S] and "logits" float32 [N, C].
 
     Raises:
         UserError: An operator has no form in float32; the message names it.
@@ -26,7 +26,7 @@ def build(graph: Graph) -> onnx.ModelProto:
     for operator in graph.operators:
         writer.write(operator)
     writer.node("Identity", [graph.output.name], onnx_writer.OUTPUT)
-    return onnx_writer.model(writer, graph)
+    return onnx_writer._model(writer, graph)
 
 
 class _FloatWriter(onnx_writer._Writer):

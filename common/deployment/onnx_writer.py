@@ -48,19 +48,11 @@ def build(graph: Graph) -> onnx.ModelProto:
     for operator in graph.operators:
         writer.write(operator)
     writer.node("DequantizeLinear", [graph.output.name, *writer.grid(graph.output)], OUTPUT)
-    return model(writer, graph)
+    return _model(writer, graph)
 
 
-def model(writer: "_Writer", graph: Graph) -> onnx.ModelProto:
-    """The model of the operators that were written.
-
-    Args:
-        writer: What has written them.
-        graph: The network.
-
-    Returns:
-        A model of "images" float32 [N, 3, S, S] and "logits" float32 [N, C].
-    """
+def _model(writer: "_Writer", graph: Graph) -> onnx.ModelProto:
+    """The model of the operators that were written."""
     images, logits = (
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *tensor.shape])
         for name, tensor in ((INPUT, graph.input), (OUTPUT, graph.output))
@@ -193,11 +185,7 @@ class _Writer:
         ]
 
     def _weight(self, name: str, operator: ops.Convolution | ops.Linear) -> str:
-        """Adds an int8 weight. One of 4 bits is stored so, and cast.
-
-        ONNX Runtime casts constants when it opens a file, and has the same int8 kernels then. Behind a
-        DequantizeLinear of 4 bits it computes in float.
-        """
+        """Adds an int8 weight; one of 4 bits is cast: ONNX Runtime does so once, and has int8 kernels."""
         if operator.weight_bits == 8:
             return self.constant(name, operator.weight)
         packed, shape = nibbles.pack(operator.weight).tobytes(), operator.weight.shape

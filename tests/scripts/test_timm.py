@@ -46,7 +46,7 @@ def test_a_teacher_and_its_student_see_the_images_that_they_were_trained_on(stag
     own, others = (Normalize(each["mean"], each["std"])(pixels) for each in (teacher, taught))
     with torch.no_grad():
         expected = checkpoint.rebuild(teacher).eval()(own)
-        seen = Stage("kd", args, parent=args.teacher, arch=args.student).model.eval()(others)
+        seen = Stage("kd", args, parent=args.teacher[0], arch=args.student).model.eval()(others)
     assert torch.allclose(seen, expected, atol=1e-4)
 
     _, pruned = stage(
