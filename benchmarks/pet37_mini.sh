@@ -9,8 +9,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 run() { .venv/bin/python "$@"; }
 
-for recipe in teacher lite1 pruned quantized pruned_quantized 8th 8th_quantized 16th 16th_quantized student \
-    student_pruned student_quantized; do
+for recipe in teacher lite1 pruned quantized pruned_quantized 8th 8th_quantized 16th 16th_quantized 16th_4bit \
+    16th_4bit_quantized student student_pruned student_quantized; do
     read -r _ _ script options < "configs/pet37_mini_$recipe.yaml"
     run "$script" $options
 done

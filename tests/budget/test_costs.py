@@ -190,7 +190,9 @@ def test_a_latency_is_the_sum_over_the_layers_with_its_conditions(parent, counte
     assert again.limit == budget.limit and len(counted) == (count if precision == "fp32" else 2 * count)
 
 
-@pytest.mark.parametrize("arch", ["squeezenet1_1", "resnet18", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize(
+    "arch", ["squeezenet1_1", "resnet18", pytest.param("shufflenet_v2_x0_5", marks=pytest.mark.long)]
+)
 def test_a_latency_is_met_and_widths_cost_what_the_pruned_model_costs(parent, counted, tmp_path, arch):
     model, content, path = parent(arch)
     row = row_of(content, path, "pruned")
