@@ -18,7 +18,7 @@ from common.deployment import metadata
 from common.deployment.executorch_network import Network
 from common.integer import from_fx
 from common.integer.graph import Graph
-from common.system.errors import UserError
+from common.system.errors import UserError, in_one_line
 from common.system.files import CHECKSUM, atomic_write
 
 VERSION = "1.5.1"  # of executorch, with which this was tested
@@ -148,14 +148,8 @@ class ExecuTorchModel(nn.Module):
         with self._in_one_line():
             return torch.cat([self.method.execute([image.contiguous()])[0] for image in images.split(1)])
 
-    @contextlib.contextmanager
     def _in_one_line(self):
-        try:
-            yield
-        # what ExecuTorch raises has no common class that is public
-        except Exception as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{self.path} is not a file that ExecuTorch can run: {reason}") from None
+        return in_one_line(f"{self.path} is not a file that ExecuTorch can run")
 
 
 def _check(file: bytes, path: str | Path) -> None:

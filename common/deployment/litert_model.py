@@ -15,7 +15,7 @@ from common.integer import from_fx, reference
 from common.integer.graph import Graph
 from common.integer.graph import Tensor as GraphTensor
 from common.integer.memory import peak_bytes
-from common.system.errors import UserError
+from common.system.errors import UserError, in_one_line
 from common.system.files import CHECKSUM, atomic_write
 
 METADATA = "classification"  # the name of the JSON in the file
@@ -150,11 +150,5 @@ class LiteRtModel(nn.Module):
             logits = torch.from_numpy(self.interpreter.get_tensor(self.output["index"]))
             return reference.dequantize(logits, self.logits)
 
-    @contextlib.contextmanager
     def _in_one_line(self):
-        try:
-            yield
-        # damaged bytes make the readers raise errors of any kind
-        except Exception as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{self.path} is not a file that LiteRT can run: {reason}") from None
+        return in_one_line(f"{self.path} is not a file that LiteRT can run")

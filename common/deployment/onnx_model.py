@@ -17,7 +17,7 @@ from common.deployment.onnx_session import open_session
 from common.deployment.onnx_writer import INPUT, OUTPUT
 from common.integer import from_fx
 from common.integer.graph import Graph
-from common.system.errors import UserError, first_line
+from common.system.errors import UserError, first_line, in_one_line
 from common.system.files import atomic_write
 
 
@@ -225,11 +225,5 @@ class OnnxModel(nn.Module):
             (logits,) = self.session.run([OUTPUT], {INPUT: images.contiguous().numpy()})
             return torch.from_numpy(logits)
 
-    @contextlib.contextmanager
     def _in_one_line(self):
-        try:
-            yield
-        # ONNX Runtime's errors have no common class that is public
-        except Exception as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{self.path} is not an ONNX file that ONNX Runtime can run: {reason}") from None
+        return in_one_line(f"{self.path} is not an ONNX file that ONNX Runtime can run")

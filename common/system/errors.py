@@ -1,5 +1,6 @@
 """The exception for errors that the user can fix, and texts for its messages."""
 
+import contextlib
 import difflib
 from collections.abc import Iterable
 
@@ -35,3 +36,24 @@ def first_line(error: Exception) -> str:
         The first line of its message, or the name of its type.
     """
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+@contextlib.contextmanager
+def in_one_line(what: str):
+    """A context in which an error of any kind becomes a `UserError` of one line.
+
+    For libraries whose errors have no common class that is public: what damaged bytes raise is of any kind.
+
+    Args:
+        what: Comes before the reason.
+
+    Yields:
+        None.
+
+    Raises:
+        UserError: For each `Exception`; what is none, such as Ctrl-C, passes.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{what}: {' '.join(str(error).split())}") from None
