@@ -18,7 +18,7 @@ from common.integer.graph import HIGH, LOW, Graph, Operator, Tensor
 from common.system.errors import UserError
 
 INPUT, OUTPUT = "images", "logits"
-OPSET = 21  # has all operators, and integers of 4 bits; what needs less is relabelled
+OPSET, OPSET_OF_4_BITS = 20, 21  # have all operators; what needs less than 20 is relabelled
 FUNCTIONS = {  # the operator of a table, by its function
     "relu": ("Relu", {}),
     "sigmoid": ("Sigmoid", {}),
@@ -58,7 +58,9 @@ def _model(writer: "_Writer", graph: Graph) -> onnx.ModelProto:
         for name, tensor in ((INPUT, graph.input), (OUTPUT, graph.output))
     )
     body = helper.make_graph(writer.nodes, "network", [images], [logits], writer.constants)
-    return helper.make_model_gen_version(body, opset_imports=[helper.make_opsetid("", OPSET)])
+    bits = {getattr(operator, "weight_bits", 8) for operator in graph.operators}
+    opset = OPSET_OF_4_BITS if 4 in bits else OPSET
+    return helper.make_model_gen_version(body, opset_imports=[helper.make_opsetid("", opset)])
 
 
 class _Writer:

@@ -113,8 +113,9 @@ def test_files_have_two_weights_in_a_byte():
     assert len(model.buffers[tensor.buffer].data) == (step.weight.size + 1) // 2
 
 
-def test_an_onnx_file_has_the_oldest_versions_with_4_bits():
-    step = drawn(np.random.default_rng(3), "convolution")
+@pytest.mark.parametrize(("bits", "versions"), [(4, (21, 10)), (8, (13, 7))])
+def test_an_onnx_file_has_the_oldest_versions_that_its_weights_allow(bits, versions):
+    step = replace(drawn(np.random.default_rng(3), "convolution"), weight_bits=bits)
     proto = onnx_writer.build(Graph(step.source, (step,)))
     onnx_graph.lower_versions(proto)
-    assert (proto.opset_import[0].version, proto.ir_version) == (21, 10)
+    assert (proto.opset_import[0].version, proto.ir_version) == versions
